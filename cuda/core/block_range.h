@@ -1,0 +1,47 @@
+// Which key blocks a tile of query rows visits, and which of them need no mask.
+#pragma once
+
+#include <cstdint>
+
+#include "core/macros.h"
+#include "core/mask.h"
+
+namespace flash3::core {
+
+// Blocks [begin, end) hold every key that any row of the tile sees. Of these, [full_begin, full_end) are visible as a
+// whole to every row; the others need the mask. begin <= full_begin <= full_end <= end always; an empty range is
+// begin == end, and full_begin == full_end means that every block is masked.
+struct BlockRange {
+  int32_t begin;
+  int32_t end;
+  int32_t full_begin;
+  int32_t full_end;
+
+  FLASH3_HD int32_t count() const { return end - begin; }
+  FLASH3_HD bool is_full(int32_t n) const { return n >= full_begin && n < full_end; }
+};
+
+// For query rows [row_begin, row_end), row_end > row_begin, and blocks of block_n keys.
+FLASH3_HD BlockRange block_range(const Mask &mask, int32_t row_begin, int32_t row_end, int32_t block_n) {
+  // key_begin and key_end never decrease from row to row, so the first row has the leftmost window and the last row
+  // the rightmost one.
+  const int32_t key_begin = mask.key_begin(row_begin);
+  const int32_t key_end = mask.key_end(int64_t{row_end} - 1);
+  BlockRange r;
+  r.begin = key_begin / block_n;
+  r.end = key_end / block_n + (key_end % block_n != 0);
+  if (key_begin >= key_end) {
+    r.begin = r.end = r.full_begin = r.full_end = 0;
+    return r;
+  }
+  const int32_t seen_by_all_begin = mask.key_begin(int64_t{row_end} - 1);
+  const int32_t seen_by_all_end = mask.key_end(row_begin);
+  r.full_begin = seen_by_all_begin / block_n + (seen_by_all_begin % block_n != 0);
+  r.full_end = seen_by_all_end / block_n;
+  if (r.full_begin < r.begin) r.full_begin = r.begin;
+  if (r.full_begin > r.end) r.full_begin = r.end;
+  if (r.full_end < r.full_begin) r.full_end = r.full_begin;
+  return r;
+}
+
+}  // namespace flash3::core

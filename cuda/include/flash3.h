@@ -1,0 +1,170 @@
+/* libflash3: exact attention (FlashAttention-3 class) behind a plain C interface.
+ *
+ * One call computes, for every batch entry b, query head h and query row i,
+ *
+ *     s_ij  = softmax_scale * <q_i, k_j>
+ *     s_ij  = softcap * tanh(s_ij / softcap)                        if softcap > 0
+ *     s_ij -= alibi_slope_h * |i + seqlen_k - seqlen_q - j|         if alibi_slopes != NULL
+ *     j is visible to i  <=>  i + seqlen_k - seqlen_q - window_left <= j <= i + seqlen_k - seqlen_q + window_right
+ *     lse_i = log(sum over visible j of exp(s_ij)  [+ exp(sink_h)  if sinks != NULL])
+ *     o_i   = sum over visible j of exp(s_ij - lse_i) * v_j
+ *
+ * A row that sees no key gives o = 0 and lse = -inf (sink_h when sinks are given).
+ *
+ * The library never allocates device memory, never synchronises, never prints and never exits. Every function is
+ * thread-safe. "Stream" is a cudaStream_t passed as void *; NULL is the legacy default stream.
+ */
+#ifndef FLASH3_H_
+#define FLASH3_H_
+
+#include <stddef.h> /* size_t, for flash3_workspace_size only */
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define FLASH3_API __attribute__((visibility("default")))
+#else
+#define FLASH3_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define FLASH3_VERSION_MAJOR 0
+#define FLASH3_VERSION_MINOR 1
+#define FLASH3_VERSION_PATCH 0
+/* Grows whenever the meaning or the place of a field of flash3_params changes. */
+#define FLASH3_ABI_VERSION 1u
+
+typedef enum flash3_status {
+  FLASH3_OK = 0,
+  FLASH3_INVALID_ARGUMENT = 1, /* a field of params is wrong; flash3_last_error() names it */
+  FLASH3_UNSUPPORTED = 2,      /* valid, but this build has no code for it (dtype, head dim, architecture) */
+  FLASH3_NO_DEVICE = 3,        /* no CUDA driver or no such GPU */
+  FLASH3_BAD_WORKSPACE = 4,    /* workspace is NULL, misaligned or smaller than flash3_workspace_size says */
+  FLASH3_CUDA_ERROR = 5,       /* the CUDA runtime refused a launch */
+  FLASH3_ABI_MISMATCH = 6,     /* struct_size or abi_version are not this library's */
+  FLASH3_INTERNAL = 7          /* a defect of the library; please report it */
+} flash3_status;
+
+typedef enum flash3_backend {
+  FLASH3_BACKEND_HOST = 0, /* every pointer is host memory; runs on CPU threads before the call returns */
+  FLASH3_BACKEND_CUDA = 1  /* every pointer is memory of one CUDA device; enqueued on the stream */
+} flash3_backend;
+
+typedef enum flash3_dtype {
+  FLASH3_FLOAT16 = 0,
+  FLASH3_BFLOAT16 = 1,
+  FLASH3_FLOAT32 = 2 /* host backend only */
+} flash3_dtype;
+
+/* All strides count elements of the tensor, not bytes. The last dimension (head_dim) is always contiguous.
+ *
+ * "Dense" calls have cu_seqlens_q == cu_seqlens_k == NULL; q is (batch, seqlen_q, nheads, head_dim) and k, v are
+ * (batch, seqlen_k, nheads_k, ...). "Varlen" calls pack the sequences of a batch one behind the other: q is
+ * (total_q, nheads, head_dim) with cu_seqlens_q given, k and v are (total_k, nheads_k, ...) with cu_seqlens_k given.
+ * The two sides may differ: q packed and k dense, or the reverse.
+ */
+typedef struct flash3_params {
+  uint32_t struct_size; /* sizeof(flash3_params) */
+  uint32_t abi_version; /* FLASH3_ABI_VERSION */
+
+  int32_t backend; /* flash3_backend */
+  int32_t device;  /* CUDA ordinal of all device pointers; -1: the calling thread's current device. Host: ignored */
+  int32_t dtype;   /* flash3_dtype of q, k, v and out */
+  int32_t nheads;  /* query heads, a multiple of nheads_k */
+  int32_t nheads_k;
+  int32_t head_dim;   /* of q and k: a multiple of 8 */
+  int32_t head_dim_v; /* of v and out: a multiple of 8 */
+  int32_t batch;      /* number of sequences; 0 returns at once */
+
+  int64_t seqlen_q; /* dense q: rows of each batch entry; packed q: ignored */
+  int64_t seqlen_k; /* dense k, v: rows of each batch entry; packed k: ignored */
+  int64_t total_q;  /* packed q: rows of q; dense: ignored */
+  int64_t total_k;  /* packed k: rows of k and v; dense: ignored */
+
+  /* (batch, seqlen_q, nheads, head_dim) or (total_q, nheads, head_dim), of dtype. Not NULL unless it has no element. */
+  const void *q;
+  /* (batch, seqlen_k, nheads_k, head_dim) or (total_k, nheads_k, head_dim), of dtype. NULL only if it has no element. */
+  const void *k;
+  /* (batch, seqlen_k, nheads_k, head_dim_v) or (total_k, nheads_k, head_dim_v), of dtype. As k. */
+  const void *v;
+  /* (batch, seqlen_q, nheads, head_dim_v) or (total_q, nheads, head_dim_v), of dtype. As q. */
+  void *out;
+  /* (batch, nheads, seqlen_q) or (nheads, total_q), float32, rows contiguous, natural logarithm; NULL: not wanted */
+  float *lse;
+
+  /* Device pointers and strides must be multiples of 16 bytes on the CUDA backend. Batch strides of packed tensors are
+   * ignored. */
+  int64_t q_batch_stride, q_row_stride, q_head_stride;
+  int64_t k_batch_stride, k_row_stride, k_head_stride;
+  int64_t v_batch_stride, v_row_stride, v_head_stride;
+  int64_t out_batch_stride, out_row_stride, out_head_stride;
+  int64_t lse_batch_stride, lse_head_stride; /* packed q: the batch stride is ignored */
+
+  const int32_t *cu_seqlens_q; /* (batch + 1): first row of each sequence of q, then total_q; NULL: q is dense */
+  const int32_t *cu_seqlens_k; /* (batch + 1): first row of each sequence of k, then total_k; NULL: k is dense */
+  const int32_t *seqused_q;    /* (batch): rows of q in use, at most the sequence's own; NULL: all */
+  const int32_t *seqused_k;    /* (batch): rows of k in use, at most the sequence's own; NULL: all */
+  int64_t max_seqlen_q;        /* tuning hint for packed q; 0: unknown. Never changes a result */
+  int64_t max_seqlen_k;        /* tuning hint for packed k; 0: unknown. Never changes a result */
+
+  float softmax_scale;  /* finite; usually 1 / sqrt(head_dim) */
+  float softcap;        /* 0: off; otherwise finite and > 0 */
+  int64_t window_left;  /* keys visible to the left of the diagonal, inclusive; -1: all */
+  int64_t window_right; /* keys visible to the right of the diagonal, inclusive; -1: all; 0: causal */
+
+  const float *alibi_slopes;  /* (nheads) or (batch, nheads), float32; NULL: off */
+  int64_t alibi_batch_stride; /* 0 for (nheads), else the stride of batch */
+  const float *sinks;         /* (nheads), float32: logit of a key without a value; NULL: off */
+
+  int32_t num_splits;  /* 0: the library chooses, 1: one pass over the keys */
+  int32_t sm_margin;   /* CUDA: multiprocessors to leave to others, >= 0 */
+  int32_t num_threads; /* host: threads to use; 0: all cores. CUDA: ignored */
+  int32_t reserved;    /* 0 */
+
+  /* Scratch of at least flash3_workspace_size() bytes, aligned to 256, of the backend's memory. Its contents need no
+   * initialisation; calls in flight at the same time need one each. NULL only where the size is 0. */
+  void *workspace;
+  uint64_t workspace_bytes;
+} flash3_params;
+
+/* Name, offset and size in bytes of a field of flash3_params, for bindings that mirror the struct. */
+typedef struct flash3_field {
+  const char *name;
+  uint32_t offset;
+  uint32_t size;
+} flash3_field;
+
+/* Computes attention as params say. CUDA: everything is enqueued on the stream, and the call can be captured into a
+ * graph. Host: returns when out is written; stream is ignored. */
+FLASH3_API flash3_status run_mha_v3(const flash3_params *params, void *stream);
+
+/* Bytes of scratch that run_mha_v3 needs for these params. Depends on batch, heads and lengths, not on pointers other
+ * than which of them are NULL. workspace and workspace_bytes are not read. */
+FLASH3_API flash3_status flash3_workspace_size(const flash3_params *params, size_t *bytes);
+
+/* What the last failing call on this thread found wrong: the argument, its value, what is allowed. Never NULL; valid
+ * until the next call on this thread. */
+FLASH3_API const char *flash3_last_error(void);
+
+/* "major.minor.patch" */
+FLASH3_API const char *flash3_version(void);
+
+/* FLASH3_ABI_VERSION of the library. */
+FLASH3_API uint32_t flash3_abi_version(void);
+
+/* The fields of flash3_params in order; *count receives how many. */
+FLASH3_API const flash3_field *flash3_params_layout(uint32_t *count);
+
+/* What was built, one "key=value" per line: archs, dtypes, head_dims (empty without CUDA), cuda, compiler. */
+FLASH3_API const char *flash3_build_info(void);
+
+/* Whether this build can run on that CUDA device (-1: the current one): FLASH3_OK, FLASH3_NO_DEVICE, or
+ * FLASH3_UNSUPPORTED with a message that names the device's architecture and the ones built. */
+FLASH3_API flash3_status flash3_device_check(int32_t device);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* FLASH3_H_ */
