@@ -1,0 +1,41 @@
+// The result of a step that can fail: a code of flash3.h and one sentence for the user.
+#pragma once
+
+#include <string>
+#include <utility>
+
+#include "flash3.h"
+
+namespace flash3::core {
+
+struct Status {
+  flash3_status code = FLASH3_OK;
+  std::string message;
+
+  bool ok() const { return code == FLASH3_OK; }
+};
+
+namespace detail {
+inline std::string text(std::string s) { return s; }
+inline std::string text(const char *s) { return s; }
+template <class Number>
+std::string text(Number x) {
+  return std::to_string(x);
+}
+}  // namespace detail
+
+// Strings and numbers, one behind the other.
+template <class... Parts>
+std::string concat(Parts &&...parts) {
+  std::string out;
+  (out.append(detail::text(std::forward<Parts>(parts))), ...);
+  return out;
+}
+
+// error(FLASH3_INVALID_ARGUMENT, "batch is ", -1, "; it must be >= 0")
+template <class... Parts>
+Status error(flash3_status code, Parts &&...parts) {
+  return {code, concat(std::forward<Parts>(parts)...)};
+}
+
+}  // namespace flash3::core
