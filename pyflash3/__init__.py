@@ -1,0 +1,35 @@
+"""Exact attention (FlashAttention-3 class) for CuPy, NumPy and DLPack arrays, through the C library libflash3."""
+
+from __future__ import annotations
+
+from . import reference
+from ._abi import VERSION
+from ._errors import (
+    AbiMismatchError,
+    CudaError,
+    Flash3Error,
+    InternalError,
+    InvalidArgumentError,
+    LibraryNotFoundError,
+    NoDeviceError,
+    UnsupportedError,
+)
+from .attention import flash_attn_func, flash_attn_qkvpacked_func, flash_attn_varlen_func
+
+__version__ = VERSION
+
+__all__ = [
+    "AbiMismatchError",
+    "CudaError",
+    "Flash3Error",
+    "InternalError",
+    "InvalidArgumentError",
+    "LibraryNotFoundError",
+    "NoDeviceError",
+    "UnsupportedError",
+    "__version__",
+    "flash_attn_func",
+    "flash_attn_qkvpacked_func",
+    "flash_attn_varlen_func",
+    "reference",
+]

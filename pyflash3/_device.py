@@ -1,0 +1,119 @@
+"""CuPy: memory, streams and foreign arrays on CUDA devices. The only file that imports cupy, and only once needed."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import AbstractContextManager
+from typing import Any
+
+import cupy
+
+Array = cupy.ndarray
+
+_ALIGNMENT = 256  # of the workspace, as flash3.h asks for; CuPy's own blocks start on 512 bytes
+
+_current_device = cupy.cuda.runtime.getDevice
+_current_stream = cupy.cuda.get_current_stream
+_alloc = cupy.cuda.alloc
+
+# Workspaces that captured graphs will use at every replay. Nobody tells us when a graph ends, so they stay: a few KiB
+# per captured call with out=. Without out= the workspace lies behind the result and lives as long as it.
+_captured: list[Any] = []
+_captured_lock = threading.Lock()
+
+
+def device_of(x: Any) -> int:
+    """CUDA ordinal of a CuPy array."""
+    ordinal: int = x.data.device_id
+    return ordinal
+
+
+def pointer(x: Any) -> int:
+    """Address of the first element of a CuPy array."""
+    address: int = x.data.ptr
+    return address
+
+
+def pointers(arrays: list[Any]) -> list[int | None]:
+    """Addresses of CuPy arrays, None for None."""
+    return [None if x is None else x.data.ptr for x in arrays]
+
+
+def on_device(ordinal: int) -> AbstractContextManager[Any] | None:
+    """A context that makes the device current; None when it is already."""
+    if _current_device() == ordinal:
+        return None
+    context: AbstractContextManager[Any] = cupy.cuda.Device(ordinal)
+    return context
+
+
+def stream() -> int:
+    """CuPy's current stream on the current device, as a cudaStream_t."""
+    handle: int = _current_stream().ptr
+    return handle
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> Any:
+    """An uninitialised array on the current device."""
+    return cupy.empty(shape, dtype)
+
+
+def empty_with_scratch(shape: tuple[int, ...], dtype: Any, size: int, scratch: int) -> tuple[Any, int]:
+    """An uninitialised array of size bytes, and the address of scratch bytes behind it.
+
+    One block for both costs one allocation less, and keeps the scratch alive as long as the array: a captured graph
+    that writes the array again also uses the scratch again.
+    """
+    offset = -(-size // _ALIGNMENT) * _ALIGNMENT
+    block = _alloc(offset + scratch)
+    return cupy.ndarray(shape, dtype, block), block.ptr + offset
+
+
+def scratch(size: int) -> tuple[Any, int]:
+    """Owner and address of size bytes that the current stream may use. CuPy reuses them in stream order."""
+    block = _alloc(size)
+    current = _current_stream()
+    if current.ptr and current.is_capturing():  # the legacy stream cannot be captured
+        with _captured_lock:
+            _captured.append(block)
+    return block, block.ptr
+
+
+def from_dlpack(name: str, x: Any) -> Any:
+    """A CuPy array over the memory of a CUDA object with __dlpack__, ordered after its producer's work.
+
+    cupy.from_dlpack hands CuPy's current stream to x.__dlpack__, so the producer makes its own stream wait in front.
+    """
+    if getattr(x, "requires_grad", False):
+        raise TypeError(f"{name} is a tensor that requires a gradient, which is not computed; pass {name}.detach()")
+    try:
+        return cupy.from_dlpack(x)
+    except (BufferError, TypeError, ValueError) as error:
+        kind = f"{type(x).__module__}.{type(x).__qualname__}"
+        raise TypeError(f"{name} is a {kind} that CuPy cannot take through DLPack: {error}") from error
+
+
+def to_numpy(x: Any) -> Any:
+    """A copy on the host, after all work on the current stream."""
+    return cupy.asnumpy(x)
+
+
+def device_count() -> int:
+    """Number of CUDA devices; 0 where there is no driver."""
+    try:
+        count: int = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError:
+        return 0
+    return count
+
+
+def device_name(ordinal: int) -> str:
+    """Name and compute capability, e.g. 'NVIDIA H200 (sm_90)'."""
+    properties = cupy.cuda.runtime.getDeviceProperties(ordinal)
+    return f"{properties['name'].decode()} (sm_{properties['major']}{properties['minor']})"
+
+
+def version() -> str:
+    """CuPy's version."""
+    text: str = cupy.__version__
+    return text
