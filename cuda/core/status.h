@@ -1,7 +1,9 @@
 // The result of a step that can fail: a code of flash3.h and one sentence for the user.
 #pragma once
 
+#include <charconv>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "flash3.h"
@@ -18,9 +20,12 @@ struct Status {
 namespace detail {
 inline std::string text(std::string s) { return s; }
 inline std::string text(const char *s) { return s; }
-template <class Number>
+// Shortest decimal form that reads back as x; to_chars, since it knows no locale.
+template <class Number, class = std::enable_if_t<std::is_arithmetic_v<Number>>>
 std::string text(Number x) {
-  return std::to_string(x);
+  char buffer[32];
+  const std::to_chars_result end = std::to_chars(buffer, buffer + sizeof(buffer), x);
+  return std::string(buffer, end.ptr);
 }
 }  // namespace detail
 

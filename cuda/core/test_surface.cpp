@@ -1,0 +1,129 @@
+// The integer logic behind C functions, for tests/core. Built into libflash3_core only, never into libflash3.
+#include <cstdint>
+#include <cstring>
+
+#include "core/block_range.h"
+#include "core/mask.h"
+#include "core/seqlen.h"
+#include "core/tile_config.h"
+#include "core/tile_scheduler.h"
+#include "core/validate.h"
+#include "core/workspace.h"
+#include "flash3.h"
+
+namespace {
+
+using namespace flash3::core;  // this file is nothing but a window onto it
+
+Mask make_mask(int64_t left, int64_t right, int32_t seqlen_q, int32_t seqlen_k) {
+  return {Window::make(left, right), seqlen_q, seqlen_k};
+}
+
+struct CountLeading {
+  template <class Probe>
+  int32_t operator()(Probe probe) const {
+    int32_t lanes = 0;
+    while (lanes < 32 && probe(lanes)) ++lanes;
+    return lanes;
+  }
+};
+
+void put(const Tile &tile, int32_t *out) {
+  out[0] = tile.m_block;
+  out[1] = tile.head;
+  out[2] = tile.batch;
+}
+
+}  // namespace
+
+extern "C" {
+
+// keys: (seqlen_q, 2): key_begin and key_end of every row.
+FLASH3_API void flash3_test_mask_keys(int64_t left, int64_t right, int32_t seqlen_q, int32_t seqlen_k, int32_t *keys) {
+  const Mask mask = make_mask(left, right, seqlen_q, seqlen_k);
+  for (int32_t i = 0; i < seqlen_q; ++i) {
+    keys[2 * i] = mask.key_begin(i);
+    keys[2 * i + 1] = mask.key_end(i);
+  }
+}
+
+FLASH3_API int32_t flash3_test_mask_visible(int64_t left, int64_t right, int32_t seqlen_q, int32_t seqlen_k, int64_t i,
+                                            int64_t j) {
+  return make_mask(left, right, seqlen_q, seqlen_k).visible(i, j);
+}
+
+// range: begin, end, full_begin, full_end
+FLASH3_API void flash3_test_block_range(int64_t left, int64_t right, int32_t seqlen_q, int32_t seqlen_k,
+                                        int32_t row_begin, int32_t row_end, int32_t block_n, int32_t *range) {
+  const BlockRange r = block_range(make_mask(left, right, seqlen_q, seqlen_k), row_begin, row_end, block_n);
+  range[0] = r.begin;
+  range[1] = r.end;
+  range[2] = r.full_begin;
+  range[3] = r.full_end;
+}
+
+// start and len of sequence b
+FLASH3_API void flash3_test_seq_span(const int32_t *cu_seqlens, const int32_t *seqused, int64_t rows, int32_t b,
+                                     int64_t *start, int32_t *len) {
+  const SeqSpan span = SeqSide{cu_seqlens, seqused, rows}.span(b);
+  *start = span.start;
+  *len = span.len;
+}
+
+FLASH3_API int32_t flash3_test_heads_in_flight(int64_t kv_bytes_per_kv_head, int32_t group) {
+  return heads_in_flight(kv_bytes_per_kv_head, group);
+}
+
+FLASH3_API int64_t flash3_test_dense_num_tiles(int32_t num_m_blocks, int32_t nheads, int32_t batch) {
+  return DenseSchedule{num_m_blocks, nheads, batch, 1}.num_tiles();
+}
+
+// tile: m_block, head, batch
+FLASH3_API void flash3_test_dense_tile(int32_t num_m_blocks, int32_t nheads, int32_t batch, int32_t section, int32_t t,
+                                       int32_t *tile) {
+  put(DenseSchedule{num_m_blocks, nheads, batch, section}.tile(t), tile);
+}
+
+FLASH3_API int32_t flash3_test_find_sequence(const int32_t *first, int32_t n, int32_t x) {
+  return find_sequence(first, n, x, CountLeading{});
+}
+
+FLASH3_API int64_t flash3_test_varlen_num_tiles(const int32_t *first_m_block, int32_t nheads, int32_t batch) {
+  return VarlenSchedule{first_m_block, nheads, batch}.num_tiles();
+}
+
+// sections: (batch), heads_in_flight of each sequence. tile: m_block, head, batch
+FLASH3_API void flash3_test_varlen_tile(const int32_t *first_m_block, int32_t nheads, int32_t batch,
+                                        const int32_t *sections, int32_t t, int32_t *tile) {
+  const VarlenSchedule schedule = {first_m_block, nheads, batch};
+  put(schedule.tile(t, CountLeading{}, [=](int32_t b) { return sections[b]; }), tile);
+}
+
+// config: head_dim, block_m, block_n, stages. Returns 0 where no class holds the head dims.
+FLASH3_API int32_t flash3_test_tile_config(int32_t head_dim, int32_t head_dim_v, int32_t *config) {
+  const TileConfig *found = tile_config(head_dim, head_dim_v);
+  if (found == nullptr) return 0;
+  config[0] = found->head_dim;
+  config[1] = found->block_m;
+  config[2] = found->block_n;
+  config[3] = found->stages;
+  return 1;
+}
+
+// layout: tile_counter, first_m_block, bytes
+FLASH3_API void flash3_test_workspace_layout(const flash3_params *params, uint64_t *layout) {
+  const WorkspaceLayout w = workspace_layout(*params);
+  layout[0] = w.tile_counter;
+  layout[1] = w.first_m_block;
+  layout[2] = w.bytes;
+}
+
+// The status of validate(); its message, cut to `capacity` bytes with the final 0, goes to `message`.
+FLASH3_API int32_t flash3_test_validate(const flash3_params *params, char *message, int32_t capacity) {
+  const Status status = validate(*params);
+  std::strncpy(message, status.message.c_str(), capacity - 1);
+  message[capacity - 1] = '\0';
+  return status.code;
+}
+
+}  // extern "C"

@@ -1,0 +1,23 @@
+// Where things lie in the workspace that the caller provides.
+#pragma once
+
+#include <cstdint>
+
+#include "flash3.h"
+
+namespace flash3::core {
+
+inline constexpr uint64_t kWorkspaceAlignment = 256;
+
+// Byte offsets from params.workspace, each a multiple of kWorkspaceAlignment. A part that a call has no use for has
+// the offset of the part behind it.
+struct WorkspaceLayout {
+  uint64_t tile_counter;   // int32: next tile of the persistent grid
+  uint64_t first_m_block;  // int32 (batch + 1), only with cu_seqlens_q: see VarlenSchedule
+  uint64_t bytes;          // all of it
+};
+
+// params have passed validate_problem. The host backend needs no workspace.
+WorkspaceLayout workspace_layout(const flash3_params &params);
+
+}  // namespace flash3::core

@@ -1,0 +1,115 @@
+#include "host/engine.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <limits>
+#include <memory>
+#include <thread>
+#include <vector>
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+#include "core/tile_scheduler.h"
+#include "host/kernels.h"
+#include "host/tile.h"
+
+namespace flash3::host {
+namespace {
+
+// Below this many multiplications, starting a thread costs more than it gains.
+constexpr double kWorkPerThread = 1e6;
+
+int32_t available_cores() {
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return CPU_COUNT(&set);
+#endif
+  const unsigned count = std::thread::hardware_concurrency();
+  return count > 0 ? static_cast<int32_t>(count) : 1;
+}
+
+// first_m_block of VarlenSchedule, and the multiplications of the call to the nearest power of ten or so.
+struct Plan {
+  std::vector<int32_t> first_m_block;
+  double work = 0;
+};
+
+core::Status make_plan(const flash3_params &params, int32_t block_m, Plan *plan) {
+  const core::SeqSide q = q_side(params);
+  const core::SeqSide k = k_side(params);
+  int64_t m_blocks = 0;
+  plan->first_m_block.reserve(static_cast<size_t>(params.batch) + 1);
+  plan->first_m_block.push_back(0);
+  for (int32_t b = 0; b < params.batch; ++b) {
+    const int32_t rows = q.span(b).len;
+    m_blocks += core::ceil_div(rows, block_m);
+    if (m_blocks * params.nheads > std::numeric_limits<int32_t>::max()) {
+      return core::error(FLASH3_UNSUPPORTED, "batch is ", params.batch,
+                         "; it must be so small that all heads have at most ", std::numeric_limits<int32_t>::max(),
+                         " tiles of ", block_m, " query rows");
+    }
+    plan->first_m_block.push_back(static_cast<int32_t>(m_blocks));
+    plan->work += double(rows) * k.span(b).len * params.nheads * (params.head_dim + params.head_dim_v);
+  }
+  return {};
+}
+
+// Takes tiles off the common counter until there are no more. Which thread computes a tile does not matter to it.
+void work_through(const core::VarlenSchedule &schedule, int32_t num_tiles, int32_t section, std::atomic<int32_t> *next,
+                  TileWorker *worker) {
+  const auto count_leading = [](auto probe) {
+    int32_t i = 0;
+    while (i < 32 && probe(i)) ++i;
+    return i;
+  };
+  const auto section_of = [section](int32_t) { return section; };
+  for (;;) {
+    const int32_t t = next->fetch_add(1, std::memory_order_relaxed);
+    if (t >= num_tiles) return;
+    worker->run(schedule.tile(t, count_leading, section_of));
+  }
+}
+
+int32_t threads_to_use(const flash3_params &params, double work, int32_t num_tiles) {
+  const int32_t wanted = params.num_threads > 0 ? params.num_threads : available_cores();
+  const double useful = std::min<double>(work / kWorkPerThread + 1, num_tiles);
+  return std::max(1, static_cast<int32_t>(std::min<double>(wanted, useful)));
+}
+
+}  // namespace
+
+core::Status forward(const flash3_params &params) {
+  const Kernels *kernels = nullptr;
+  core::Status status = select_kernels(&kernels);
+  if (!status.ok()) return status;
+  Plan plan;
+  status = make_plan(params, tile_rows(*kernels), &plan);
+  if (!status.ok()) return status;
+
+  const core::VarlenSchedule schedule = {plan.first_m_block.data(), params.nheads, params.batch};
+  const auto num_tiles = static_cast<int32_t>(schedule.num_tiles());
+  if (num_tiles == 0) return {};
+  const int32_t section = params.nheads / params.nheads_k;  // heads that share K and V run side by side
+  const int32_t num_threads = threads_to_use(params, plan.work, num_tiles);
+  std::vector<std::unique_ptr<TileWorker>> workers;
+  for (int32_t i = 0; i < num_threads; ++i) workers.push_back(std::make_unique<TileWorker>(params, *kernels));
+
+  std::atomic<int32_t> next{0};
+  std::vector<std::thread> threads;
+  threads.reserve(num_threads - 1);
+  try {
+    for (int32_t i = 1; i < num_threads; ++i) {
+      threads.emplace_back(work_through, schedule, num_tiles, section, &next, workers[i].get());
+    }
+  } catch (const std::exception &) {
+    // The system grants no more threads: those that run do all the work, with the same result.
+  }
+  work_through(schedule, num_tiles, section, &next, workers[0].get());
+  for (std::thread &thread : threads) thread.join();
+  return {};
+}
+
+}  // namespace flash3::host

@@ -1,0 +1,187 @@
+#include "host/tile.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "host/convert.h"
+
+namespace flash3::host {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+template <class Element>
+void store_column(const float *column, int64_t column_stride, int32_t count, float factor, char *dst) {
+  auto *out = reinterpret_cast<Element *>(dst);
+  for (int32_t j = 0; j < count; ++j) from_float(column[j * column_stride] * factor, &out[j]);
+}
+
+}  // namespace
+
+TileWorker::TileWorker(const flash3_params &params, const Kernels &kernels)
+    : params_(params),
+      kernels_(kernels),
+      q_side_(q_side(params)),
+      k_side_(k_side(params)),
+      element_bytes_(params.dtype == FLASH3_FLOAT32 ? 4 : 2),
+      options_{params.head_dim, params.head_dim_v, params.softmax_scale, params.softcap, 0.0f} {
+  const int64_t rows = kernels.group_rows;
+  const int64_t q_floats = rows * params.head_dim;
+  const int64_t out_floats = rows * params.head_dim_v;
+  const int64_t k_floats = int64_t{kBlockN} * params.head_dim;
+  const int64_t v_floats = int64_t{kBlockN} * params.head_dim_v;
+  // Every part is a multiple of 8 * 4 floats, hence of kBufferAlignment: head dims and kBlockN are multiples of 8, and
+  // group_rows is one of 4.
+  const int64_t floats = kGroupsPerTile * (q_floats + out_floats) + k_floats + 2 * v_floats + kBlockN * rows + q_floats;
+  memory_.reset(static_cast<float *>(::operator new(floats * sizeof(float), std::align_val_t{kBufferAlignment})));
+  float *next = memory_.get();
+  const auto take = [&next](int64_t count) {
+    float *part = next;
+    next += count;
+    return part;
+  };
+  for (GroupState &group : groups_) {
+    group.q = take(q_floats);
+    group.out = take(out_floats);
+  }
+  k_ = take(k_floats);
+  v_ = take(v_floats);
+  finite_v_ = take(v_floats);
+  probabilities_ = take(kBlockN * rows);
+  rows_ = take(q_floats);
+  // Rows of k_ behind the last key of a sequence enter products whose results are dropped; they only must be readable.
+  std::fill_n(k_, k_floats, 0.0f);
+  special_keys_.reserve(kBlockN);
+}
+
+TileWorker::HeadRows TileWorker::head_rows(const void *data, int64_t batch_stride, int64_t row_stride,
+                                           int64_t head_stride, bool packed, int64_t start, int32_t head) const {
+  const int64_t batch_offset = packed ? 0 : tile_.batch * batch_stride;
+  const int64_t elements = batch_offset + start * row_stride + head * head_stride;
+  return {static_cast<const char *>(data) + elements * element_bytes_, row_stride};
+}
+
+Group TileWorker::view(GroupState &group) const {
+  return {group.q,         group.out,     group.row_max,  group.row_sum,
+          group.key_begin, group.key_end, group.diagonal, probabilities_};
+}
+
+void TileWorker::run(const core::Tile &tile) {
+  tile_ = tile;
+  q_span_ = q_side_.span(tile.batch);
+  const core::SeqSpan k_span = k_side_.span(tile.batch);
+  mask_ = {core::Window::make(params_.window_left, params_.window_right), q_span_.len, k_span.len};
+  const int32_t head_k = tile.head / (params_.nheads / params_.nheads_k);
+  const bool packed_k = params_.cu_seqlens_k != nullptr;
+  k_rows_ = head_rows(params_.k, params_.k_batch_stride, params_.k_row_stride, params_.k_head_stride, packed_k,
+                      k_span.start, head_k);
+  v_rows_ = head_rows(params_.v, params_.v_batch_stride, params_.v_row_stride, params_.v_head_stride, packed_k,
+                      k_span.start, head_k);
+  options_.alibi_slope = params_.alibi_slopes == nullptr
+                             ? 0.0f
+                             : params_.alibi_slopes[tile.batch * params_.alibi_batch_stride + tile.head];
+
+  const int64_t tile_begin = int64_t{tile.m_block} * tile_rows(kernels_);
+  const auto group_row = [&](int32_t g) {
+    return static_cast<int32_t>(std::min<int64_t>(tile_begin + g * kernels_.group_rows, q_span_.len));
+  };
+  for (int32_t g = 0; g < kGroupsPerTile; ++g) load_group(groups_[g], group_row(g), group_row(g + 1));
+  const core::BlockRange blocks = core::block_range(mask_, group_row(0), group_row(kGroupsPerTile), kBlockN);
+  for (int32_t n_block = blocks.begin; n_block < blocks.end; ++n_block) visit_block(n_block);
+  for (int32_t g = 0; g < kGroupsPerTile; ++g) store_group(groups_[g], group_row(g));
+}
+
+void TileWorker::load_group(GroupState &group, int32_t row_begin, int32_t row_end) {
+  const int32_t width = kernels_.group_rows;
+  group.rows = row_end - row_begin;
+  group.blocks = {0, 0, 0, 0};
+  if (group.rows == 0) return;
+  group.blocks = core::block_range(mask_, row_begin, row_end, kBlockN);
+
+  const HeadRows q = head_rows(params_.q, params_.q_batch_stride, params_.q_row_stride, params_.q_head_stride,
+                               params_.cu_seqlens_q != nullptr, q_span_.start, tile_.head);
+  kernels_.load_rows(params_.dtype, row(q, row_begin), q.row_stride, group.rows, params_.head_dim, rows_);
+  std::fill_n(group.q, int64_t{width} * params_.head_dim, 0.0f);
+  for (int32_t m = 0; m < group.rows; ++m) {
+    for (int32_t d = 0; d < params_.head_dim; ++d) group.q[d * width + m] = rows_[m * params_.head_dim + d];
+  }
+  std::fill_n(group.out, int64_t{width} * params_.head_dim_v, 0.0f);
+
+  // A sink is a key that is always visible and has no value.
+  const float sink = params_.sinks != nullptr ? params_.sinks[tile_.head] : -kInfinity;
+  for (int32_t m = 0; m < width; ++m) {
+    const int64_t i = int64_t{row_begin} + m;
+    const bool exists = m < group.rows;
+    group.row_max[m] = sink;
+    group.row_sum[m] = sink == -kInfinity ? 0.0f : 1.0f;
+    group.key_begin[m] = exists ? mask_.key_begin(i) : 0;
+    group.key_end[m] = exists ? mask_.key_end(i) : 0;
+    group.diagonal[m] = exists ? static_cast<int32_t>(mask_.diagonal(i)) : 0;
+  }
+}
+
+void TileWorker::visit_block(int32_t n_block) {
+  const int32_t first_key = n_block * kBlockN;
+  const int32_t keys = std::min(kBlockN, mask_.seqlen_k - first_key);
+  kernels_.load_rows(params_.dtype, row(k_rows_, first_key), k_rows_.row_stride, keys, params_.head_dim, k_);
+  const bool finite =
+      kernels_.load_rows(params_.dtype, row(v_rows_, first_key), v_rows_.row_stride, keys, params_.head_dim_v, v_);
+  special_keys_.clear();
+  if (!finite) take_out_special_values(keys);
+  for (GroupState &group : groups_) {
+    if (n_block < group.blocks.begin || n_block >= group.blocks.end) continue;
+    const bool masked = !group.blocks.is_full(n_block);
+    const bool special = masked && !special_keys_.empty();
+    kernels_.update(view(group), {k_, special ? finite_v_ : v_, first_key, keys, masked}, options_);
+    if (special) add_special_values(group, first_key);
+  }
+}
+
+// An invisible key has probability 0, and 0 * NaN or 0 * Inf would be NaN. So where a block is masked, rows of V with
+// such values stay out of the matrix product and are added to the rows that see them.
+void TileWorker::take_out_special_values(int32_t keys) {
+  const int32_t columns = params_.head_dim_v;
+  std::copy_n(v_, int64_t{keys} * columns, finite_v_);
+  for (int32_t n = 0; n < keys; ++n) {
+    float *values = finite_v_ + int64_t{n} * columns;
+    if (std::all_of(values, values + columns, is_finite)) continue;
+    std::fill_n(values, columns, 0.0f);
+    special_keys_.push_back(n);
+  }
+}
+
+void TileWorker::add_special_values(GroupState &group, int32_t first_key) {
+  const int32_t width = kernels_.group_rows;
+  for (const int32_t n : special_keys_) {
+    for (int32_t m = 0; m < group.rows; ++m) {
+      const int32_t key = first_key + n;
+      if (key < group.key_begin[m] || key >= group.key_end[m]) continue;
+      const float p = probabilities_[n * width + m];
+      for (int32_t j = 0; j < params_.head_dim_v; ++j) group.out[j * width + m] += p * v_[n * params_.head_dim_v + j];
+    }
+  }
+}
+
+void TileWorker::store_group(const GroupState &group, int32_t row_begin) {
+  const int32_t width = kernels_.group_rows;
+  const bool packed = params_.cu_seqlens_q != nullptr;
+  const HeadRows out = head_rows(params_.out, params_.out_batch_stride, params_.out_row_stride, params_.out_head_stride,
+                                 packed, q_span_.start, tile_.head);
+  const int64_t lse_offset = (packed ? q_span_.start : tile_.batch * params_.lse_batch_stride) +
+                             tile_.head * params_.lse_head_stride + row_begin;
+  for (int32_t m = 0; m < group.rows; ++m) {
+    const float sum = group.row_sum[m];
+    const float factor = sum == 0.0f ? 0.0f : 1.0f / sum;
+    char *dst = const_cast<char *>(row(out, int64_t{row_begin} + m));
+    const float *column = group.out + m;
+    if (params_.dtype == FLASH3_FLOAT16) store_column<Float16>(column, width, params_.head_dim_v, factor, dst);
+    if (params_.dtype == FLASH3_BFLOAT16) store_column<BFloat16>(column, width, params_.head_dim_v, factor, dst);
+    if (params_.dtype == FLASH3_FLOAT32) store_column<float>(column, width, params_.head_dim_v, factor, dst);
+    if (params_.lse != nullptr) {
+      params_.lse[lse_offset + m] = sum == 0.0f ? -kInfinity : group.row_max[m] + std::log(sum);
+    }
+  }
+}
+
+}  // namespace flash3::host

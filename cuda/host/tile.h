@@ -1,0 +1,98 @@
+// One tile of the output: the rows of one m_block of one head of one sequence, over all keys that they see.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "core/block_range.h"
+#include "core/mask.h"
+#include "core/seqlen.h"
+#include "core/tile_scheduler.h"
+#include "flash3.h"
+#include "host/kernels.h"
+
+namespace flash3::host {
+
+// Groups of query rows in a tile: what a block of K and V costs to convert is shared by that many groups.
+inline constexpr int32_t kGroupsPerTile = 4;
+inline constexpr int32_t kMaxGroupRows = 32;
+
+inline int32_t tile_rows(const Kernels &kernels) { return kernels.group_rows * kGroupsPerTile; }
+
+inline core::SeqSide q_side(const flash3_params &p) {
+  return {p.cu_seqlens_q, p.seqused_q, p.cu_seqlens_q != nullptr ? p.total_q : p.seqlen_q};
+}
+inline core::SeqSide k_side(const flash3_params &p) {
+  return {p.cu_seqlens_k, p.seqused_k, p.cu_seqlens_k != nullptr ? p.total_k : p.seqlen_k};
+}
+
+// The scratch of one thread, and what it does with a tile. Only the constructor allocates.
+class TileWorker {
+ public:
+  TileWorker(const flash3_params &params, const Kernels &kernels);
+  TileWorker(const TileWorker &) = delete;
+  TileWorker &operator=(const TileWorker &) = delete;
+
+  void run(const core::Tile &tile);
+
+ private:
+  struct FreeAligned {
+    void operator()(void *p) const { ::operator delete(p, std::align_val_t{kBufferAlignment}); }
+  };
+  // The rows of one head of one sequence; row_stride counts elements.
+  struct HeadRows {
+    const char *first_row;
+    int64_t row_stride;
+  };
+  struct alignas(kBufferAlignment) GroupState {
+    float row_max[kMaxGroupRows];
+    float row_sum[kMaxGroupRows];
+    int32_t key_begin[kMaxGroupRows];
+    int32_t key_end[kMaxGroupRows];
+    int32_t diagonal[kMaxGroupRows];
+    float *q;
+    float *out;
+    int32_t rows;  // that exist
+    core::BlockRange blocks;
+  };
+
+  HeadRows head_rows(const void *data, int64_t batch_stride, int64_t row_stride, int64_t head_stride, bool packed,
+                     int64_t start, int32_t head) const;
+  const char *row(const HeadRows &rows, int64_t i) const {
+    return rows.first_row + i * rows.row_stride * element_bytes_;
+  }
+  Group view(GroupState &group) const;
+
+  void load_group(GroupState &group, int32_t row_begin, int32_t row_end);
+  void visit_block(int32_t n_block);
+  void take_out_special_values(int32_t keys);
+  void add_special_values(GroupState &group, int32_t first_key);
+  void store_group(const GroupState &group, int32_t row_begin);
+
+  const flash3_params &params_;
+  const Kernels &kernels_;
+  const core::SeqSide q_side_;
+  const core::SeqSide k_side_;
+  const int64_t element_bytes_;
+  ScoreOptions options_;
+
+  std::unique_ptr<float[], FreeAligned> memory_;
+  GroupState groups_[kGroupsPerTile];
+  float *k_;              // (kBlockN, head_dim)
+  float *v_;              // (kBlockN, head_dim_v)
+  float *finite_v_;       // v_ without the rows in special_keys_, which are 0 here
+  float *probabilities_;  // (kBlockN, group_rows)
+  float *rows_;           // (group_rows, head_dim): query rows before their transposition
+  std::vector<int32_t> special_keys_;
+
+  // Of the tile at hand.
+  core::Tile tile_;
+  core::Mask mask_;
+  core::SeqSpan q_span_;
+  HeadRows k_rows_;
+  HeadRows v_rows_;
+};
+
+}  // namespace flash3::host
