@@ -117,3 +117,13 @@ def version() -> str:
     """CuPy's version."""
     text: str = cupy.__version__
     return text
+
+
+def from_numpy(x: Any) -> Any:
+    """A copy on the current device."""
+    return cupy.asarray(x)
+
+
+def synchronize() -> None:
+    """Waits for the current stream."""
+    _current_stream().synchronize()

@@ -122,9 +122,9 @@ def _logsumexp(s: Float64, sink: float) -> Float64:
 
 def _weighted_sum(p: Float64, visible: npt.NDArray[np.bool_], v: Float64) -> Float64:
     """Row i: sum over visible j of p_ij * v_j. A matrix product would add 0 * NaN for hidden keys."""
-    finite = np.isfinite(v).all(axis=1)
+    finite: npt.NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(v), axis=1)
     out: Float64 = p @ np.where(finite[:, None], v, 0.0)
-    for i in np.flatnonzero(visible[:, ~finite].any(axis=1)):
+    for i in np.flatnonzero(np.logical_or.reduce(visible & ~finite, axis=1)):
         out[i] = p[i, visible[i]] @ v[visible[i]]
     return out
 

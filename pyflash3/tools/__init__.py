@@ -1,0 +1,1 @@
+"""What `python -m pyflash3` runs: info, selftest and demo."""
