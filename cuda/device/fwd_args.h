@@ -1,0 +1,42 @@
+// What the forward kernel receives: flash3_params reduced to what the device reads, and the four tensor maps.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "core/mask.h"
+#include "core/seqlen.h"
+
+namespace flash3::device {
+
+struct FwdArgs {
+  // (col, row, end, head, batch); see launch/tensor_map.h for what the third coordinate does.
+  CUtensorMap q_map, k_map, v_map, out_map;
+
+  core::SeqSide q_side, k_side;
+  core::Window window;
+
+  char *out;                                                    // element pointer; strides in elements
+  int64_t out_batch_stride, out_row_stride, out_head_stride;
+  float *lse;                                                   // may be NULL
+  int64_t lse_batch_stride, lse_head_stride;
+
+  int32_t batch, nheads, group;  // group: query heads per KV head
+  int32_t head_dim_v;
+  int32_t num_m_blocks;  // dense q: of every sequence
+  int64_t kv_bytes_per_key;  // of K and V of one KV head, for the tile order
+
+  float scale;       // softmax_scale
+  float scale_log2;  // softmax_scale * log2(e)
+  float softcap;     // 0: off
+  bool score_mod;    // softcap, ALiBi or a scale that is not positive: scores are transformed before the softmax
+  const float *alibi_slopes;  // may be NULL
+  int64_t alibi_batch_stride;
+  const float *sinks;  // may be NULL
+
+  int32_t *tile_counter;         // zero at launch
+  const int32_t *first_m_block;  // packed q: (batch + 1)
+};
+
+}  // namespace flash3::device

@@ -1,0 +1,163 @@
+// The consumer warpgroups' main loop: O += softmax(Q * K^T) * V over the key blocks of one tile.
+//
+// Inside a warpgroup the product Q * K^T of one block and P * V of the block before are in flight together, and the
+// softmax runs while P * V does. Between warpgroups a ring of named barriers hands the tensor cores on, so that one
+// warpgroup's softmax runs under the products of the others.
+#pragma once
+
+#include <cstdint>
+
+#include "device/fwd_args.h"
+#include "device/gmma.cuh"
+#include "device/producer_sm90.cuh"
+#include "device/ptx.cuh"
+#include "device/scores.cuh"
+#include "device/softmax.cuh"
+#include "device/tile_traits.cuh"
+
+namespace flash3::device {
+
+// Named barriers; CUTLASS keeps the hardware's first eight to itself.
+template <class Traits>
+struct NamedBarriers {
+  static __device__ __forceinline__ uint32_t turn(int warpgroup) { return warpgroup; }
+  static __device__ __forceinline__ uint32_t epilogue(int warpgroup) { return Traits::kConsumers + warpgroup; }
+};
+
+template <class Traits>
+struct Mainloop {
+  using Element = typename Traits::Element;
+  using SharedStorage = typename Traits::SharedStorage;
+  using Descriptor = SmemDescriptor<Traits::kSwizzleBytes>;
+  static constexpr int kBlockN = Traits::kBlockN;
+  static constexpr int kScores = kBlockN / 2;            // scores a thread holds
+  static constexpr int kOutputs = Traits::kHeadDim / 2;  // outputs a thread holds
+
+  const FwdArgs &args;
+  SharedStorage &smem;
+  const int warpgroup;  // among the consumers
+  RingState<1> q_state{0};
+  RingState<Traits::kStages> k_state{0}, v_state{0};
+
+  __device__ __forceinline__ Mainloop(const FwdArgs &a, SharedStorage &s, int wg) : args(a), smem(s), warpgroup(wg) {}
+
+  // The ring of turns starts with the first warpgroup: the last one gives it its first turn, once in a kernel.
+  __device__ __forceinline__ void begin_turns() const {
+    if (warpgroup == Traits::kConsumers - 1) pass_turn();
+  }
+  // The first warpgroup takes the turn that is left over.
+  __device__ __forceinline__ void end_turns() const {
+    if (warpgroup == 0) take_turn();
+  }
+
+  // Leaves the unscaled output in `o` and the row statistics in `softmax`. The tile must have a key block.
+  __device__ __forceinline__ void run(const WorkTile &tile, const RowScores &rows, float (&o)[kOutputs],
+                                      OnlineSoftmax &softmax) {
+    float s[kScores];
+    uint32_t p[kScores / 2];
+    float correction[2];
+#pragma unroll
+    for (int i = 0; i < kOutputs; ++i) o[i] = 0.f;
+
+    int32_t n = tile.n_end - 1;
+    const bool has_left = args.window.left >= 0;
+    const int lane = threadIdx.x % 32;
+    auto prepare = [&](int32_t block) {
+      if (args.score_mod) rows.modify(s, args, block * kBlockN, lane);
+      if (block < tile.full_begin || block >= tile.full_end) rows.mask(s, has_left, block * kBlockN, lane);
+    };
+
+    // First block.
+    ptx::mbarrier_wait(&smem.q_full, q_state.parity);
+    q_state.advance();
+    ptx::mbarrier_wait(&smem.k_full[k_state.index], k_state.parity);
+    take_turn();
+    issue_qk(s);
+    pass_turn();
+    wgmma_wait_group<0>();
+    fence_accumulators(s);
+    release(smem.k_empty, k_state);
+    prepare(n);
+    softmax.update(s, correction);
+    pack_probabilities<Element>(s, p);
+    --n;
+
+    // Blocks cut by the right edge, whole blocks, blocks cut by the left edge. The loop in the middle is the one that
+    // counts: without score modifications it holds neither mask nor branch.
+    const int32_t plain_end = args.score_mod ? tile.full_begin : tile.full_end;
+    for (; n >= plain_end && n >= tile.n_begin; --n) step<true>(s, p, o, softmax, [&] { prepare(n); });
+    for (; n >= tile.full_begin; --n) step<false>(s, p, o, softmax, [] {});
+    for (; n >= tile.n_begin; --n) step<true>(s, p, o, softmax, [&] { prepare(n); });
+
+    // Q is not needed any more; where the output is staged in its place, the epilogue gives it back.
+    if constexpr (!Traits::kOutAliasesQ) release_q();
+
+    ptx::mbarrier_wait(&smem.v_full[v_state.index], v_state.parity);
+    issue_pv(p, o);
+    wgmma_wait_group<0>();
+    fence_accumulators(o);
+    release(smem.v_empty, v_state);
+  }
+
+  __device__ __forceinline__ void release_q() const {
+    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&smem.q_empty);
+  }
+
+ private:
+  // One key block: s = Q * K^T of this block while o += P * V of the block before; then p = softmax of s.
+  template <bool kPrepare, class Prepare>
+  __device__ __forceinline__ void step(float (&s)[kScores], uint32_t (&p)[kScores / 2], float (&o)[kOutputs],
+                                       OnlineSoftmax &softmax, Prepare prepare) {
+    float correction[2];
+    ptx::mbarrier_wait(&smem.k_full[k_state.index], k_state.parity);
+    take_turn();
+    issue_qk(s);
+    ptx::mbarrier_wait(&smem.v_full[v_state.index], v_state.parity);
+    issue_pv(p, o);
+    pass_turn();
+    wgmma_wait_group<1>();
+    fence_accumulators(s);
+    release(smem.k_empty, k_state);
+    if constexpr (kPrepare) prepare();
+    softmax.update(s, correction);
+    wgmma_wait_group<0>();
+    fence_accumulators(o);
+    release(smem.v_empty, v_state);
+    pack_probabilities<Element>(s, p);
+    rescale(o, correction);
+  }
+
+  __device__ __forceinline__ void issue_qk(float (&s)[kScores]) const {
+    const uint64_t q = Descriptor::k_major(smem.q + warpgroup * 64 * Traits::kBoxCols);
+    const uint64_t k = Descriptor::k_major(smem.k[k_state.index]);
+    gemm_ss<Element, kBlockN, Traits::kHeadDim, Traits::kSwizzleBytes, Traits::kBlockM, kBlockN>(q, k, s);
+  }
+
+  __device__ __forceinline__ void issue_pv(const uint32_t (&p)[kScores / 2], float (&o)[kOutputs]) const {
+    const uint64_t v = Descriptor::template mn_major<kBlockN>(smem.v[v_state.index]);
+    gemm_rs<Element, Traits::kHeadDim, kBlockN, Traits::kSwizzleBytes>(p, v, o);
+  }
+
+  // Row maxima settle after a few blocks; from then on the factor is 1 nearly always.
+  __device__ __forceinline__ static void rescale(float (&o)[kOutputs], const float (&correction)[2]) {
+    if (__all_sync(0xffffffffu, correction[0] == 1.f && correction[1] == 1.f)) return;
+#pragma unroll
+    for (int i = 0; i < kOutputs; ++i) o[i] *= correction[(i / 2) % 2];
+  }
+
+  // One arrival a warp, once the whole warp has read the buffer.
+  template <int kStages>
+  __device__ __forceinline__ static void release(uint64_t (&empty)[kStages], RingState<kStages> &state) {
+    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&empty[state.index]);
+    state.advance();
+  }
+
+  __device__ __forceinline__ void take_turn() const {
+    ptx::bar_sync(NamedBarriers<Traits>::turn(warpgroup), 256);
+  }
+  __device__ __forceinline__ void pass_turn() const {
+    ptx::bar_arrive(NamedBarriers<Traits>::turn((warpgroup + 1) % Traits::kConsumers), 256);
+  }
+};
+
+}  // namespace flash3::device

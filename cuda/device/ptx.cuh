@@ -1,0 +1,96 @@
+// The Hopper instructions that the kernels use, one per function and named after it. Atoms and barriers come from
+// CUTLASS's architecture layer; what it lacks is written here.
+#pragma once
+
+#include <cstdint>
+
+#include <cute/arch/copy_sm90.hpp>
+#include <cute/arch/copy_sm90_desc.hpp>
+#include <cute/arch/copy_sm90_tma.hpp>
+#include <cutlass/arch/barrier.h>
+#include <cutlass/arch/reg_reconfig.h>
+
+namespace flash3::device::ptx {
+
+using Barrier = cutlass::arch::ClusterTransactionBarrier;
+
+__device__ __forceinline__ void mbarrier_init(uint64_t *bar, uint32_t arrivals) { Barrier::init(bar, arrivals); }
+
+// Returns once the phase of the given parity has completed.
+__device__ __forceinline__ void mbarrier_wait(const uint64_t *bar, uint32_t parity) { Barrier::wait(bar, parity); }
+
+__device__ __forceinline__ void mbarrier_arrive(const uint64_t *bar) { Barrier::arrive(bar); }
+
+__device__ __forceinline__ void mbarrier_arrive_expect_tx(const uint64_t *bar, uint32_t bytes) {
+  Barrier::arrive_and_expect_tx(bar, bytes);
+}
+
+// Makes mbarrier initialisations visible to the copy engine.
+__device__ __forceinline__ void fence_mbarrier_init() { cutlass::arch::fence_barrier_init(); }
+
+// Orders this thread's ordinary shared-memory accesses before later ones of the copy engine and the tensor cores.
+__device__ __forceinline__ void fence_proxy_async_shared() { cute::tma_store_fence(); }
+
+__device__ __forceinline__ void bar_sync(uint32_t id, uint32_t threads) {
+  cutlass::arch::NamedBarrier::sync(threads, id);
+}
+
+__device__ __forceinline__ void bar_arrive(uint32_t id, uint32_t threads) {
+  cutlass::arch::NamedBarrier::arrive(threads, id);
+}
+
+template <uint32_t kRegisters>
+__device__ __forceinline__ void setmaxnreg_inc() {
+  cutlass::arch::warpgroup_reg_alloc<kRegisters>();
+}
+
+template <uint32_t kRegisters>
+__device__ __forceinline__ void setmaxnreg_dec() {
+  cutlass::arch::warpgroup_reg_dealloc<kRegisters>();
+}
+
+struct TmaCoord {
+  int32_t col, row, end, head, batch;
+};
+
+enum class L2Hint : uint64_t {
+  kEvictNormal = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL),
+  kEvictFirst = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_FIRST),
+  kEvictLast = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_LAST),
+};
+
+__device__ __forceinline__ void tma_load(void *smem, const void *map, uint64_t *bar, L2Hint hint, TmaCoord c) {
+  cute::SM90_TMA_LOAD_5D::copy(map, bar, static_cast<uint64_t>(hint), smem, c.col, c.row, c.end, c.head, c.batch);
+}
+
+__device__ __forceinline__ void tma_store(const void *map, const void *smem, TmaCoord c) {
+  cute::SM90_TMA_STORE_5D::copy(map, smem, c.col, c.row, c.end, c.head, c.batch);
+}
+
+__device__ __forceinline__ void tma_store_commit_group() { cute::tma_store_arrive(); }
+
+// Waits until the shared memory of this thread's committed stores has been read.
+__device__ __forceinline__ void tma_store_wait_read() { cute::tma_store_wait<0>(); }
+
+__device__ __forceinline__ void prefetch_tensormap(const void *map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+// Four 8x8 matrices of 16-bit values from registers; each lane names the shared-memory address of one row.
+__device__ __forceinline__ void stmatrix_x4(void *row, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t r3) {
+  cute::SM90_U32x4_STSM_N::copy(r0, r1, r2, r3, *static_cast<cute::uint128_t *>(row));
+}
+
+__device__ __forceinline__ float ex2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float rcp(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+}  // namespace flash3::device::ptx

@@ -1,0 +1,100 @@
+// What happens to scores between the product Q * K^T and the softmax: softcap, ALiBi and the mask. See softmax.cuh for
+// the layout of a thread's scores.
+#pragma once
+
+#include <cstdint>
+
+#include "core/mask.h"
+#include "device/fwd_args.h"
+#include "device/ptx.cuh"
+#include "device/tile_traits.cuh"
+
+namespace flash3::device {
+
+inline constexpr float kLog2e = 1.44269504088896341f;
+
+// tanh through exp2, with an absolute error near 1e-7: tanh.approx (2^-11) would show in float16 results.
+__device__ __forceinline__ float tanh_accurate(float x) {
+  return 1.f - 2.f * ptx::rcp(1.f + ptx::ex2(x * (2.f * kLog2e)));
+}
+
+// The two rows of one thread: their mask as key ranges, and what the score modifications need.
+struct RowScores {
+  int32_t key_begin[2], key_end[2];  // visible keys of each row
+  float diagonal[2];                 // key under the diagonal; ALiBi measures distances from it
+  float alibi_slope_log2;
+
+  __device__ __forceinline__ RowScores(const FwdArgs &args, const WorkTile &tile, int first_row, int lane) {
+    const core::Mask mask{args.window, tile.seqlen_q, tile.seqlen_k};
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = first_row + lane / 4 + 8 * r;
+      key_begin[r] = mask.key_begin(row);
+      key_end[r] = mask.key_end(row);
+      diagonal[r] = static_cast<float>(mask.diagonal(row));
+    }
+    alibi_slope_log2 = 0.f;
+    if (args.alibi_slopes != nullptr) {
+      alibi_slope_log2 = args.alibi_slopes[tile.batch * args.alibi_batch_stride + tile.head] * kLog2e;
+    }
+  }
+
+  // Softcap and ALiBi on the scores of the block that starts at key `first_key`; the result is in units of log2.
+  template <int kS>
+  __device__ __forceinline__ void modify(float (&s)[kS], const FwdArgs &args, int first_key, int lane) const {
+    if (args.softcap > 0.f) {
+      const float inner = args.scale / args.softcap;
+      const float outer = args.softcap * kLog2e;
+#pragma unroll
+      for (int i = 0; i < kS; ++i) s[i] = outer * tanh_accurate(s[i] * inner);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kS; ++i) s[i] *= args.scale_log2;
+    }
+    if (args.alibi_slopes != nullptr) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float distance = diagonal[r] - static_cast<float>(first_key + 2 * (lane % 4));
+#pragma unroll
+        for (int j = 0; j < kS / 4; ++j) {
+#pragma unroll
+          for (int c = 0; c < 2; ++c) {
+            float &x = s[4 * j + 2 * r + c];
+            x = fmaf(-alibi_slope_log2, fabsf(distance - static_cast<float>(8 * j + c)), x);
+          }
+        }
+      }
+    }
+  }
+
+  // -inf for every invisible key of the block that starts at key `first_key`.
+  template <int kS>
+  __device__ __forceinline__ void mask(float (&s)[kS], bool has_left, int first_key, int lane) const {
+    const int first = first_key + 2 * (lane % 4);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int end = key_end[r] - first;
+#pragma unroll
+      for (int j = 0; j < kS / 4; ++j) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          if (8 * j + c >= end) s[4 * j + 2 * r + c] = -INFINITY;
+        }
+      }
+    }
+    if (!has_left) return;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int begin = key_begin[r] - first;
+#pragma unroll
+      for (int j = 0; j < kS / 4; ++j) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          if (8 * j + c < begin) s[4 * j + 2 * r + c] = -INFINITY;
+        }
+      }
+    }
+  }
+};
+
+}  // namespace flash3::device

@@ -1,0 +1,67 @@
+// Everything that follows from the element type and the tile configuration of one kernel instantiation, and the shared
+// memory it needs.
+#pragma once
+
+#include <cstdint>
+
+#include "core/tile_config.h"
+
+namespace flash3::device {
+
+// A tile as the producer hands it to the consumers. 48 bytes: three 16-byte reads.
+struct alignas(16) WorkTile {
+  int32_t m_block, head, batch, valid;
+  int32_t n_begin, n_end, full_begin, full_end;  // core::BlockRange
+  int32_t seqlen_q, seqlen_k;
+  int32_t q_start, q_end;  // first row of the sequence in q and out, and the row behind its last
+};
+
+template <class Element_, int kHeadDim_>
+struct TileTraits {
+  using Element = Element_;
+  static constexpr int kHeadDim = kHeadDim_;
+  static constexpr core::TileConfig kConfig = *core::tile_config(kHeadDim, kHeadDim);
+  static_assert(kConfig.head_dim == kHeadDim, "instantiate the head dims of kTileConfigs only");
+  static_assert(sizeof(Element) == 2, "16-bit inputs");
+
+  static constexpr int kBlockM = kConfig.block_m;
+  static constexpr int kBlockN = kConfig.block_n;
+  static constexpr int kStages = kConfig.stages;
+  static constexpr bool kOutAliasesQ = kConfig.out_aliases_q;
+  static_assert(kBlockM % 64 == 0, "a consumer warpgroup owns 64 rows");
+  static_assert(kBlockN % 16 == 0 && kBlockN <= 256, "P * V takes 16 keys a step, Q * K^T at most 256 keys");
+
+  static constexpr int kConsumers = kBlockM / 64;
+  static constexpr int kThreads = 128 * (kConsumers + 1);
+  // 64 K registers, handed from the producer to the consumers in steps of 8.
+  static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 32;
+  static constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : 160;
+  static_assert(kConsumers == 2 || kConsumers == 3, "register budgets exist for 2 and 3 consumer warpgroups");
+
+  // Columns of one TMA box and of one swizzle pattern.
+  static constexpr int kSwizzleBytes = kHeadDim % 64 == 0 ? 128 : 64;
+  static constexpr int kBoxCols = kSwizzleBytes / 2;
+  static constexpr int kColBlocks = kHeadDim / kBoxCols;
+  static_assert(kHeadDim % kBoxCols == 0, "whole column blocks");
+
+  static constexpr uint32_t kQBytes = kBlockM * kHeadDim * 2;
+  static constexpr uint32_t kKBytes = kBlockN * kHeadDim * 2;
+  static constexpr uint32_t kVBytes = kBlockN * kHeadDim * 2;
+
+  struct SharedStorage {
+    alignas(1024) Element q[kBlockM * kHeadDim];
+    alignas(1024) Element k[kStages][kBlockN * kHeadDim];
+    alignas(1024) Element v[kStages][kBlockN * kHeadDim];
+    alignas(1024) Element out_[kOutAliasesQ ? 1 : kBlockM * kHeadDim];
+    uint64_t q_full, q_empty;
+    uint64_t k_full[kStages], k_empty[kStages];
+    uint64_t v_full[kStages], v_empty[kStages];
+    uint64_t tile_full[2], tile_empty[2];
+    WorkTile tile[2];
+
+    __device__ __forceinline__ Element *out() { return kOutAliasesQ ? q : out_; }
+  };
+  static_assert(sizeof(SharedStorage) <= 232448, "a block has 227 KB of shared memory");
+};
+
+}  // namespace flash3::device

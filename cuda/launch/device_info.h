@@ -1,0 +1,39 @@
+// Facts about CUDA devices, and the switch to one for the length of a call.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "core/status.h"
+
+namespace flash3::launch {
+
+core::Status cuda_error(const char *what, cudaError_t error);
+
+struct DeviceInfo {
+  int32_t ordinal;
+  int32_t multiprocessors;
+  int32_t capability;  // 10 * major + minor
+};
+
+// -1: the current device. FLASH3_NO_DEVICE without a driver or such a device.
+core::Status device_info(int32_t device, DeviceInfo *info);
+
+// Makes a device current and the old one again at the end. Nothing happens if it is current already.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int32_t device);
+  ~DeviceGuard();
+  DeviceGuard(const DeviceGuard &) = delete;
+  DeviceGuard &operator=(const DeviceGuard &) = delete;
+
+  cudaError_t error() const { return error_; }
+
+ private:
+  int before_ = -1;
+  bool switched_ = false;
+  cudaError_t error_;
+};
+
+}  // namespace flash3::launch

@@ -1,0 +1,151 @@
+// params -> kernel arguments -> launches.
+#include <cuda_runtime_api.h>
+
+#include <atomic>
+
+#include "core/tile_scheduler.h"
+#include "core/workspace.h"
+#include "device/fwd_args.h"
+#include "launch/device_info.h"
+#include "launch/fwd.h"
+#include "launch/kernel_table.h"
+#include "launch/prepare.h"
+#include "launch/tensor_map.h"
+
+namespace flash3::launch {
+namespace {
+
+constexpr float kLog2e = 1.44269504088896341f;
+constexpr int64_t kMostTiles = (int64_t{1} << 31) - (int64_t{1} << 16);  // tile numbers and tickets are 32-bit
+
+core::SeqSide q_side(const flash3_params &p) {
+  return {p.cu_seqlens_q, p.seqused_q, p.cu_seqlens_q != nullptr ? p.total_q : p.seqlen_q};
+}
+
+core::SeqSide k_side(const flash3_params &p) {
+  return {p.cu_seqlens_k, p.seqused_k, p.cu_seqlens_k != nullptr ? p.total_k : p.seqlen_k};
+}
+
+core::Status encode_maps(const flash3_params &p, const FwdKernel &kernel, device::FwdArgs *args) {
+  const bool bf16 = p.dtype == FLASH3_BFLOAT16;
+  const int64_t batch_q = p.cu_seqlens_q != nullptr ? 1 : p.batch;
+  const int64_t batch_k = p.cu_seqlens_k != nullptr ? 1 : p.batch;
+  const int64_t rows_q = args->q_side.rows;
+  const int64_t rows_k = args->k_side.rows;
+  const TensorView q{"q", p.q, p.head_dim, rows_q, p.nheads, batch_q, p.q_row_stride, p.q_head_stride, p.q_batch_stride};
+  const TensorView k{"k",  p.k, p.head_dim, rows_k, p.nheads_k, batch_k, p.k_row_stride, p.k_head_stride, p.k_batch_stride};
+  const TensorView v{"v", p.v, p.head_dim_v, rows_k, p.nheads_k, batch_k, p.v_row_stride, p.v_head_stride, p.v_batch_stride};
+  const TensorView out{"out", p.out, p.head_dim_v, rows_q, p.nheads, batch_q, p.out_row_stride, p.out_head_stride, p.out_batch_stride};
+  const BoxShape q_box{kernel.box_cols, kernel.block_m, kernel.swizzle_bytes};
+  const BoxShape kv_box{kernel.box_cols, kernel.block_n, kernel.swizzle_bytes};
+  const BoxShape out_box{kernel.box_cols, 64, kernel.swizzle_bytes};
+  core::Status status = encode_tensor_map(q, bf16, q_box, &args->q_map);
+  if (status.ok()) status = encode_tensor_map(out, bf16, out_box, &args->out_map);
+  if (rows_k == 0) {
+    // Nothing will be loaded, but the kernel prefetches the maps.
+    args->k_map = args->v_map = args->q_map;
+    return status;
+  }
+  if (status.ok()) status = encode_tensor_map(k, bf16, kv_box, &args->k_map);
+  if (status.ok()) status = encode_tensor_map(v, bf16, kv_box, &args->v_map);
+  return status;
+}
+
+core::Status make_args(const flash3_params &p, const FwdKernel &kernel, device::FwdArgs *args) {
+  args->q_side = q_side(p);
+  args->k_side = k_side(p);
+  args->window = core::Window::make(p.window_left, p.window_right);
+  args->out = static_cast<char *>(p.out);
+  args->out_batch_stride = p.out_batch_stride;
+  args->out_row_stride = p.out_row_stride;
+  args->out_head_stride = p.out_head_stride;
+  args->lse = p.lse;
+  args->lse_batch_stride = p.lse_batch_stride;
+  args->lse_head_stride = p.lse_head_stride;
+  args->batch = p.batch;
+  args->nheads = p.nheads;
+  args->group = p.nheads / p.nheads_k;
+  args->head_dim_v = p.head_dim_v;
+  args->num_m_blocks = core::ceil_div(static_cast<int32_t>(args->q_side.rows), kernel.block_m);
+  args->kv_bytes_per_key = 2 * (int64_t{p.head_dim} + p.head_dim_v);
+  args->scale = p.softmax_scale;
+  args->scale_log2 = p.softmax_scale * kLog2e;
+  args->softcap = p.softcap;
+  args->score_mod = p.softcap > 0.f || p.alibi_slopes != nullptr || !(p.softmax_scale > 0.f);
+  args->alibi_slopes = p.alibi_slopes;
+  args->alibi_batch_stride = p.alibi_batch_stride;
+  args->sinks = p.sinks;
+  const core::WorkspaceLayout layout = core::workspace_layout(p);
+  char *workspace = static_cast<char *>(p.workspace);
+  args->tile_counter = reinterpret_cast<int32_t *>(workspace + layout.tile_counter);
+  args->first_m_block =
+      p.cu_seqlens_q != nullptr ? reinterpret_cast<int32_t *>(workspace + layout.first_m_block) : nullptr;
+  return encode_maps(p, kernel, args);
+}
+
+// Upper bound: the lengths of a packed call are only known on the device.
+int64_t most_tiles(const flash3_params &p, const FwdKernel &kernel) {
+  if (p.cu_seqlens_q == nullptr) return (p.seqlen_q + kernel.block_m - 1) / kernel.block_m * p.nheads * p.batch;
+  return (p.total_q / kernel.block_m + p.batch) * p.nheads;
+}
+
+// A block may use more than 48 KB of shared memory only after this, once a kernel and device.
+cudaError_t allow_shared_memory(const FwdKernel &kernel, int32_t device) {
+  static std::atomic<const void *> allowed[64][16];
+  std::atomic<const void *> *row = device < 64 ? allowed[device] : nullptr;
+  for (int i = 0; row != nullptr && i < 16; ++i) {
+    if (row[i].load(std::memory_order_acquire) == kernel.function) return cudaSuccess;
+  }
+  const cudaError_t error = cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                 static_cast<int>(kernel.shared_bytes));
+  for (int i = 0; error == cudaSuccess && row != nullptr && i < 16; ++i) {
+    const void *none = nullptr;
+    if (row[i].compare_exchange_strong(none, kernel.function)) break;
+  }
+  return error;
+}
+
+cudaError_t enqueue(const flash3_params &p, const FwdKernel &kernel, device::FwdArgs *args, int64_t tiles,
+                    const DeviceInfo &device, cudaStream_t stream) {
+  cudaError_t error = allow_shared_memory(kernel, device.ordinal);
+  if (error != cudaSuccess) return error;
+  if (p.cu_seqlens_q != nullptr) {
+    error = launch_varlen_prepare(args->q_side, p.batch, kernel.block_m, static_cast<int32_t>(kMostTiles / p.nheads),
+                                  const_cast<int32_t *>(args->first_m_block), args->tile_counter, stream);
+  } else {
+    error = cudaMemsetAsync(args->tile_counter, 0, sizeof(int32_t), stream);
+  }
+  if (error != cudaSuccess) return error;
+  const int64_t blocks = device.multiprocessors > p.sm_margin ? device.multiprocessors - p.sm_margin : 1;
+  const dim3 grid(static_cast<unsigned>(tiles < blocks ? tiles : blocks));
+  void *arguments[] = {args};
+  return cudaLaunchKernel(kernel.function, grid, dim3(kernel.threads), arguments, kernel.shared_bytes, stream);
+}
+
+}  // namespace
+
+core::Status forward(const flash3_params &params, void *stream) {
+  core::Status status = device_check(params.device);
+  if (!status.ok()) return status;
+  DeviceInfo device;
+  status = device_info(params.device, &device);
+  if (!status.ok()) return status;
+  const FwdKernel *kernel = nullptr;
+  status = find_kernel(params, &kernel);
+  if (!status.ok()) return status;
+  const int64_t tiles = most_tiles(params, *kernel);
+  if (tiles > kMostTiles) {
+    return core::error(FLASH3_UNSUPPORTED, "batch ", params.batch, " with nheads ", params.nheads, " makes ", tiles,
+                       " tiles; at most ", kMostTiles, " fit one call");
+  }
+  const DeviceGuard guard(device.ordinal);
+  if (guard.error() != cudaSuccess) return cuda_error("cudaSetDevice", guard.error());
+  device::FwdArgs args;
+  status = make_args(params, *kernel, &args);
+  if (!status.ok()) return status;
+  const cudaError_t error = enqueue(params, *kernel, &args, tiles, device, static_cast<cudaStream_t>(stream));
+  if (error != cudaSuccess) return cuda_error("launching the forward kernel", error);
+  return {};
+}
+
+}  // namespace flash3::launch

@@ -1,0 +1,27 @@
+// Implements fwd_kernel.h; included by the instantiations only.
+#pragma once
+
+#include <type_traits>
+
+#include "device/fwd_kernel_sm90.cuh"
+#include "launch/fwd_kernel.h"
+
+namespace flash3::launch {
+
+template <flash3_dtype kDtype, int kHeadDim>
+FwdKernel fwd_kernel() {
+  static_assert(kDtype == FLASH3_FLOAT16 || kDtype == FLASH3_BFLOAT16, "16-bit inputs");
+  using Element = std::conditional_t<kDtype == FLASH3_FLOAT16, cutlass::half_t, cutlass::bfloat16_t>;
+  using Traits = device::TileTraits<Element, kHeadDim>;
+  FwdKernel kernel;
+  kernel.function = reinterpret_cast<const void *>(&device::fwd_kernel_sm90<Traits>);
+  kernel.shared_bytes = sizeof(typename Traits::SharedStorage);
+  kernel.threads = Traits::kThreads;
+  kernel.block_m = Traits::kBlockM;
+  kernel.block_n = Traits::kBlockN;
+  kernel.box_cols = Traits::kBoxCols;
+  kernel.swizzle_bytes = Traits::kSwizzleBytes;
+  return kernel;
+}
+
+}  // namespace flash3::launch

@@ -1,0 +1,22 @@
+// The forward kernels as the host code sees them.
+#pragma once
+
+#include <cstdint>
+
+#include "flash3.h"
+
+namespace flash3::launch {
+
+struct FwdKernel {
+  const void *function;  // __global__ void(device::FwdArgs)
+  uint32_t shared_bytes;
+  int32_t threads;
+  int32_t block_m, block_n;
+  int32_t box_cols, swizzle_bytes;
+};
+
+// One instantiation; defined in cuda/instantiations.
+template <flash3_dtype kDtype, int kHeadDim>
+FwdKernel fwd_kernel();
+
+}  // namespace flash3::launch

@@ -1,0 +1,33 @@
+// Tensor maps for the copy engine (TMA).
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "core/status.h"
+
+namespace flash3::launch {
+
+// One tensor as the kernels address it: (col, row, end, head, batch).
+//
+// "row" and "end" both step through the rows. Row r of a sequence of length len, whose last row is followed by tensor
+// row `end`, has the coordinates row = rows - len + r, end = end: their sum minus `rows` is its place in the tensor,
+// and since the bound of "row" is `rows`, everything behind the sequence is out of bounds: read as zero, never written.
+// So the copy engine itself keeps packed sequences apart. (The idea of a second dimension over the same rows is that of
+// Triton's ragged tensor descriptors.)
+struct TensorView {
+  const char *name;  // for messages
+  const void *data;
+  int64_t cols, rows, heads, batch;
+  int64_t row_stride, head_stride, batch_stride;  // elements
+};
+
+struct BoxShape {
+  int32_t cols, rows;
+  int32_t swizzle_bytes;  // 128 or 64: the bytes of `cols`
+};
+
+core::Status encode_tensor_map(const TensorView &tensor, bool bfloat16, const BoxShape &box, CUtensorMap *map);
+
+}  // namespace flash3::launch
