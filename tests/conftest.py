@@ -1,0 +1,38 @@
+"""Which library the tests load, and when GPU tests run.
+
+The library is FLASH3_BUILD_DIR/libflash3.so, by default build/ of the repository; PYFLASH3_LIBRARY overrules both.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+BUILD = Path(os.environ.get("FLASH3_BUILD_DIR", REPO / "build")).resolve()
+
+# Before pyflash3 looks for it, also in subprocesses.
+os.environ.setdefault("PYFLASH3_LIBRARY", str(BUILD / "libflash3.so"))
+
+
+@functools.cache
+def _gpu_obstacle() -> str | None:
+    from pyflash3.tools.backend import cuda_obstacle
+
+    return cuda_obstacle()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips gpu tests where none can run, saying why."""
+    if item.get_closest_marker("gpu") is not None and (obstacle := _gpu_obstacle()) is not None:
+        pytest.skip(f"no usable GPU: {obstacle}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything under tests/gpu needs a GPU."""
+    for item in items:
+        if "gpu" in item.path.relative_to(REPO / "tests").parts:
+            item.add_marker(pytest.mark.gpu)
