@@ -1,0 +1,146 @@
+"""The C functions of libflash3_core (cuda/core/test_surface.cpp) with Python types."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from ctypes import POINTER, byref, c_char_p, c_int32, c_int64, c_uint64, c_void_p
+from dataclasses import dataclass
+from typing import Any
+
+from pyflash3._abi import Params
+from tests.build_dir import load_library
+
+_int32_p = POINTER(c_int32)
+
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "mask_keys": (None, [c_int64, c_int64, c_int32, c_int32, _int32_p]),
+    "mask_visible": (c_int32, [c_int64, c_int64, c_int32, c_int32, c_int64, c_int64]),
+    "block_range": (None, [c_int64, c_int64, *[c_int32] * 5, _int32_p]),
+    "seq_span": (None, [c_void_p, c_void_p, c_int64, c_int32, POINTER(c_int64), _int32_p]),
+    "heads_in_flight": (c_int32, [c_int64, c_int32]),
+    "dense_num_tiles": (c_int64, [c_int32] * 3),
+    "dense_tile": (None, [c_int32] * 5 + [_int32_p]),
+    "find_sequence": (c_int32, [c_void_p, c_int32, c_int32]),
+    "varlen_num_tiles": (c_int64, [c_void_p, c_int32, c_int32]),
+    "varlen_tile": (None, [c_void_p, c_int32, c_int32, c_void_p, c_int32, _int32_p]),
+    "tile_config": (c_int32, [c_int32, c_int32, _int32_p]),
+    "workspace_layout": (None, [POINTER(Params), POINTER(c_uint64)]),
+    "validate": (c_int32, [POINTER(Params), c_char_p, c_int32]),
+}
+
+
+@functools.cache
+def _function(name: str) -> Any:
+    function = getattr(load_library("libflash3_core.so"), f"flash3_test_{name}")
+    function.restype, function.argtypes = _SIGNATURES[name]
+    return function
+
+
+def int32_array(values: Sequence[int]) -> ctypes.Array[c_int32]:
+    return (c_int32 * max(1, len(values)))(*values)
+
+
+def _int32s(count: int, name: str, *args: object) -> list[int]:
+    """The last `count` results, which the function writes behind its other arguments."""
+    out = (c_int32 * count)()
+    _function(name)(*args, out)
+    return list(out)
+
+
+@dataclass(frozen=True)
+class MaskCase:
+    """A window (-1: unlimited) and the lengths of one sequence."""
+
+    left: int
+    right: int
+    seqlen_q: int
+    seqlen_k: int
+
+    def sees(self, i: int, j: int) -> bool:
+        """The definition, in SPEC's words."""
+        diagonal = i + self.seqlen_k - self.seqlen_q
+        return (
+            0 <= j < self.seqlen_k
+            and (self.left < 0 or j >= diagonal - self.left)
+            and (self.right < 0 or j <= diagonal + self.right)
+        )
+
+    def _args(self) -> tuple[int, int, int, int]:
+        return self.left, self.right, self.seqlen_q, self.seqlen_k
+
+    def keys(self) -> list[tuple[int, int]]:
+        """[key_begin, key_end) of every row."""
+        flat = _int32s(2 * self.seqlen_q, "mask_keys", *self._args())
+        return list(zip(flat[::2], flat[1::2], strict=True))
+
+    def visible(self, i: int, j: int) -> bool:
+        return bool(_function("mask_visible")(*self._args(), i, j))
+
+    def block_range(self, row_begin: int, row_end: int, block_n: int) -> tuple[int, int, int, int]:
+        """begin, end, full_begin, full_end"""
+        begin, end, full_begin, full_end = _int32s(4, "block_range", *self._args(), row_begin, row_end, block_n)
+        return begin, end, full_begin, full_end
+
+
+def seq_span(cu_seqlens: Sequence[int] | None, seqused: Sequence[int] | None, rows: int, b: int) -> tuple[int, int]:
+    """Start and length of sequence b."""
+    start, length = c_int64(), c_int32()
+    cu = None if cu_seqlens is None else int32_array(cu_seqlens)
+    used = None if seqused is None else int32_array(seqused)
+    _function("seq_span")(cu, used, rows, b, byref(start), byref(length))
+    return start.value, length.value
+
+
+def heads_in_flight(kv_bytes_per_kv_head: int, group: int) -> int:
+    return int(_function("heads_in_flight")(kv_bytes_per_kv_head, group))
+
+
+Tile = tuple[int, int, int]
+
+
+def dense_tiles(num_m_blocks: int, nheads: int, batch: int, section: int) -> list[Tile]:
+    """(m_block, head, batch) of every tile number, in order."""
+    count = _function("dense_num_tiles")(num_m_blocks, nheads, batch)
+    return [dense_tile(num_m_blocks, nheads, batch, section, t) for t in range(count)]
+
+
+def dense_tile(num_m_blocks: int, nheads: int, batch: int, section: int, t: int) -> Tile:
+    m_block, head, entry = _int32s(3, "dense_tile", num_m_blocks, nheads, batch, section, t)
+    return m_block, head, entry
+
+
+def find_sequence(first: Sequence[int], x: int) -> int:
+    return int(_function("find_sequence")(int32_array(first), len(first) - 1, x))
+
+
+def varlen_tiles(first_m_block: Sequence[int], nheads: int, sections: Sequence[int]) -> list[Tile]:
+    """(m_block, head, batch) of every tile number, in order."""
+    first, batch = int32_array(first_m_block), len(first_m_block) - 1
+    count = _function("varlen_num_tiles")(first, nheads, batch)
+    section_array = int32_array(sections)
+    tiles = [_int32s(3, "varlen_tile", first, nheads, batch, section_array, t) for t in range(count)]
+    return [(m_block, head, entry) for m_block, head, entry in tiles]
+
+
+def tile_config(head_dim: int, head_dim_v: int) -> tuple[int, int, int, int] | None:
+    """head_dim, block_m, block_n and stages of the class; None where none holds the head dims."""
+    config = (c_int32 * 4)()
+    if not _function("tile_config")(head_dim, head_dim_v, config):
+        return None
+    return config[0], config[1], config[2], config[3]
+
+
+def workspace_layout(params: Params) -> tuple[int, int, int]:
+    """tile_counter, first_m_block, bytes"""
+    layout = (c_uint64 * 3)()
+    _function("workspace_layout")(byref(params), layout)
+    return layout[0], layout[1], layout[2]
+
+
+def validate(params: Params) -> tuple[int, str]:
+    """Status and message."""
+    message = ctypes.create_string_buffer(1024)
+    status = _function("validate")(byref(params), message, len(message))
+    return status, message.value.decode()

@@ -1,0 +1,55 @@
+"""block_range.h against brute force over every pair of a tile."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.core.surface import MaskCase
+
+sides = st.one_of(st.just(-1), st.integers(0, 30), st.just(2**40))
+lengths = st.integers(0, 48)
+
+
+@given(sides, sides, st.integers(1, 48), lengths, st.integers(1, 16), st.integers(1, 16))
+def test_ranges(left: int, right: int, seqlen_q: int, seqlen_k: int, block_m: int, block_n: int) -> None:
+    case = MaskCase(left, right, seqlen_q, seqlen_k)
+    for row_begin in range(0, seqlen_q, block_m):
+        check_tile(case, row_begin, min(seqlen_q, row_begin + block_m), block_n)
+
+
+def check_tile(case: MaskCase, row_begin: int, row_end: int, block_n: int) -> None:
+    begin, end, full_begin, full_end = case.block_range(row_begin, row_end, block_n)
+    assert 0 <= begin <= full_begin <= full_end <= end
+    rows = range(row_begin, row_end)
+    num_blocks = -(-case.seqlen_k // block_n)
+    assert end <= num_blocks
+
+    def keys(n: int) -> range:
+        return range(n * block_n, (n + 1) * block_n)  # of a whole block: keys past the end are invisible
+
+    used = [n for n in range(num_blocks) if any(case.sees(i, j) for i in rows for j in keys(n))]
+    full = [n for n in range(num_blocks) if all(case.sees(i, j) for i in rows for j in keys(n))]
+    assert set(used) <= set(range(begin, end)), "a visible key lies outside the range"
+    assert set(range(full_begin, full_end)) == set(full), "full blocks are exactly those without an invisible pair"
+    if used:
+        assert (begin, end) == (used[0], used[-1] + 1), "the range is tight"
+    else:
+        assert begin == end
+
+
+@given(st.integers(1, 60), st.integers(0, 60), st.integers(1, 20), st.integers(1, 20))
+def test_causal_needs_no_key_behind_the_diagonal(seqlen_q: int, seqlen_k: int, block_m: int, block_n: int) -> None:
+    case = MaskCase(-1, 0, seqlen_q, seqlen_k)
+    for row_begin in range(0, seqlen_q, block_m):
+        row_end = min(seqlen_q, row_begin + block_m)
+        last_seen = row_end - 1 + seqlen_k - seqlen_q
+        _, end, _, _ = case.block_range(row_begin, row_end, block_n)
+        assert end == max(0, -(-min(seqlen_k, last_seen + 1) // block_n))
+
+
+def test_largest_lengths() -> None:
+    longest = 2**31 - 1
+    begin, end, full_begin, full_end = MaskCase(-1, 0, longest, longest).block_range(longest - 64, longest, 128)
+    assert (begin, end) == (0, 2**24)
+    assert (full_begin, full_end) == (0, (longest - 63) // 128)

@@ -1,0 +1,49 @@
+"""mask.h against the definition, pair by pair, and at the ends of the number range."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.core.surface import MaskCase
+
+MAX_ROWS = 2**31 - 1
+
+lengths = st.integers(0, 40)
+sides = st.one_of(st.just(-1), st.integers(0, 50), st.integers(2**31 - 2, 2**63 - 1))
+
+
+@given(sides, sides, lengths, lengths)
+def test_keys_of_every_row(left: int, right: int, seqlen_q: int, seqlen_k: int) -> None:
+    case = MaskCase(left, right, seqlen_q, seqlen_k)
+    for i, (begin, end) in enumerate(case.keys()):
+        seen = [j for j in range(seqlen_k) if case.sees(i, j)]
+        assert list(range(begin, end)) == seen
+        assert 0 <= begin <= seqlen_k
+        assert 0 <= end <= seqlen_k
+
+
+@given(sides, sides, lengths, lengths, st.integers(0, 60), st.integers(0, 60))
+def test_visible(left: int, right: int, seqlen_q: int, seqlen_k: int, i: int, j: int) -> None:
+    case = MaskCase(left, right, seqlen_q, seqlen_k)
+    assert case.visible(i, j) == case.sees(i, j)
+
+
+big_lengths = st.integers(MAX_ROWS - 3, MAX_ROWS) | st.integers(1, 5) | st.integers(2**30 - 2, 2**30 + 2)
+big_sides = st.one_of(
+    st.integers(-1, 3),
+    st.integers(2**31 - 4, 2**31 + 4),
+    st.integers(2**32 - 4, 2**32 + 4),
+    st.integers(2**63 - 4, 2**63 - 1),
+)
+
+
+@given(big_sides, big_sides, big_lengths, big_lengths, st.data())
+def test_no_overflow(left: int, right: int, seqlen_q: int, seqlen_k: int, data: st.DataObject) -> None:
+    """Sums of rows, lengths and windows pass 2^31 and, for windows, 2^63."""
+    case = MaskCase(left, right, seqlen_q, seqlen_k)
+    i = data.draw(st.sampled_from(sorted({0, seqlen_q // 2, seqlen_q - 1})))
+    near = {0, seqlen_k // 2, seqlen_k - 1, i + seqlen_k - seqlen_q - left, i + seqlen_k - seqlen_q + right}
+    for j in {x + step for x in near for step in (-1, 0, 1)}:
+        if -(2**62) < j < 2**62:
+            assert case.visible(i, j) == case.sees(i, j)
