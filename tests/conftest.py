@@ -10,12 +10,12 @@ import os
 from pathlib import Path
 
 import pytest
+from build_dir import BUILD_DIR
 
-REPO = Path(__file__).resolve().parent.parent
-BUILD = Path(os.environ.get("FLASH3_BUILD_DIR", REPO / "build")).resolve()
+TESTS = Path(__file__).resolve().parent
 
 # Before pyflash3 looks for it, also in subprocesses.
-os.environ.setdefault("PYFLASH3_LIBRARY", str(BUILD / "libflash3.so"))
+os.environ.setdefault("PYFLASH3_LIBRARY", str(BUILD_DIR / "libflash3.so"))
 
 
 @functools.cache
@@ -34,5 +34,5 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Everything under tests/gpu needs a GPU."""
     for item in items:
-        if "gpu" in item.path.relative_to(REPO / "tests").parts:
+        if "gpu" in item.path.relative_to(TESTS).parts:
             item.add_marker(pytest.mark.gpu)

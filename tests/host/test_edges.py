@@ -182,8 +182,8 @@ def test_hints_change_nothing() -> None:
     q, k, v = (normal(40, 2, 64, seed=s) for s in range(3))
     cu = ints(0, 15, 40)
     want = flash_attn_varlen_func(q, k, v, cu, cu, 25, 25, causal=True)
-    for hints in ((1, 1), (0, 0), (10**6, 3), (None, None)):
-        equal(flash_attn_varlen_func(q, k, v, cu, cu, *hints, causal=True), want)
+    for max_q, max_k in ((1, 1), (0, 0), (10**6, 3), (None, None)):
+        equal(flash_attn_varlen_func(q, k, v, cu, cu, max_q, max_k, causal=True), want)
     equal(flash_attn_varlen_func(q, k, v, cu, cu, causal=True, pack_gqa=True, num_splits=1, sm_margin=3), want)
 
 
