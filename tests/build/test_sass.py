@@ -1,0 +1,87 @@
+"""The machine code of the built kernels: tensor-core and TMA instructions are there, spilled registers are not."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+from tests.build_dir import built_file
+
+from pyflash3._lib import library
+
+# The stack frame holds everything that ptxas spilled, so it bounds the spills of a thread from above. A few registers
+# saved once per tile are cheap; an accumulator (hundreds of bytes) that goes through memory in every block is not.
+MAX_STACK_BYTES = 128
+
+FORWARD = "fwd_kernel_sm90"
+
+
+def tool(name: str) -> str:
+    """Path of a CUDA binary tool: on PATH, in the toolkit, or from the PyPI package of its name."""
+    wheel = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin"
+    found = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), str(wheel), "/usr/local/cuda/bin"]))
+    if found is None:
+        pytest.skip(f"{name} is not installed (pip install nvidia-cuda-{name})")
+    return found
+
+
+def cuobjdump(option: str) -> str:
+    cuda = library().build_info().get("cuda")
+    if not cuda:
+        pytest.skip("the library was built without CUDA")
+    # cuobjdump runs nvdisasm from PATH.
+    path = os.pathsep.join([str(Path(tool("nvdisasm")).parent), os.environ.get("PATH", "")])
+    command = [tool("cuobjdump"), option, str(built_file("libflash3.so"))]
+    return subprocess.run(command, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def sass() -> dict[str, str]:
+    """Machine code by mangled kernel name."""
+    parts = re.split(r"^\s*Function : (\S+)$", cuobjdump("--dump-sass"), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.fixture(scope="module")
+def resources() -> dict[str, dict[str, int]]:
+    """REG, STACK, SHARED, LOCAL by mangled kernel name."""
+    rows = re.findall(r"Function (\S+):\s+(REG:.*)", cuobjdump("--dump-resource-usage"))
+    return {name: {key: int(n) for key, n in re.findall(r"(\w+):(\d+)", row)} for name, row in rows}
+
+
+def test_every_built_kernel_is_there(sass: dict[str, str]) -> None:
+    info = library().build_info()
+    dtypes, head_dims = (info[key].replace(";", ",").split(",") for key in ("dtypes", "head_dims"))
+    forward = [name for name in sass if FORWARD in name]
+    for dtype in dtypes:
+        for head_dim in head_dims:
+            marks = ({"fp16": "half_t", "bf16": "bfloat16_t"}[dtype], f"Li{head_dim}E")
+            assert any(all(mark in name for mark in marks) for name in forward), (dtype, head_dim)
+
+
+USES = {
+    "HGMMA": "wgmma",
+    "UTMALDG": "TMA load",
+    "UTMASTG": "TMA store",
+    "SYNCS": "mbarrier",
+    "USETMAXREG": "setmaxnreg",
+}
+
+
+@pytest.mark.parametrize("instruction", USES)
+def test_forward_kernels_use(sass: dict[str, str], instruction: str) -> None:
+    forward = {name: code for name, code in sass.items() if FORWARD in name}
+    assert forward
+    missing = [name for name, code in forward.items() if instruction not in code]
+    assert missing == [], f"no {USES[instruction]}"
+
+
+def test_spills_stay_under_the_limit(resources: dict[str, dict[str, int]]) -> None:
+    assert any(FORWARD in name for name in resources)
+    spilling = {name: row for name, row in resources.items() if row["STACK"] + row["LOCAL"] > MAX_STACK_BYTES}
+    assert spilling == {}
