@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from tests.build_dir import BUILD_DIR
 
 TESTS = Path(__file__).resolve().parent

@@ -10,9 +10,9 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from tests.build_dir import built_file
 
 from pyflash3._lib import library
+from tests.build_dir import built_file
 
 # The stack frame holds everything that ptxas spilled, so it bounds the spills of a thread from above. A few registers
 # saved once per tile are cheap; an accumulator (hundreds of bytes) that goes through memory in every block is not.
