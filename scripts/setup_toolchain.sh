@@ -67,5 +67,5 @@ setup_cuda() {
 
 case $mode in host | cuda) ;; *) fail "the argument is '$mode'; it must be host or cuda" ;; esac
 make_venv
-printf 'export PATH=%q:$PATH\n' "$PWD/.venv/bin" > .venv/toolchain.sh
+echo "export PATH=$(printf %q "$PWD/.venv/bin"):\$PATH" > .venv/toolchain.sh
 if [ "$mode" = cuda ]; then setup_cuda; fi
