@@ -44,28 +44,29 @@ core::Status make_plan(const flash3_params &params, int32_t block_m, Plan *plan)
   plan->first_m_block.reserve(static_cast<size_t>(params.batch) + 1);
   plan->first_m_block.push_back(0);
   for (int32_t b = 0; b < params.batch; ++b) {
-    const int32_t rows = q.span(b).len;
-    m_blocks += core::ceil_div(rows, block_m);
-    if (m_blocks * params.nheads > std::numeric_limits<int32_t>::max()) {
+    const int64_t rows = int64_t{q.span(b).len} * (params.nheads / params.nheads_k);
+    m_blocks += rows / block_m + (rows % block_m != 0);
+    if (m_blocks * params.nheads_k > std::numeric_limits<int32_t>::max()) {
       return core::error(FLASH3_UNSUPPORTED, "batch is ", params.batch,
                          "; it must be so small that all heads have at most ", std::numeric_limits<int32_t>::max(),
                          " tiles of ", block_m, " query rows");
     }
     plan->first_m_block.push_back(static_cast<int32_t>(m_blocks));
-    plan->work += double(rows) * k.span(b).len * params.nheads * (params.head_dim + params.head_dim_v);
+    plan->work += double(rows) * k.span(b).len * params.nheads_k * (params.head_dim + params.head_dim_v);
   }
   return {};
 }
 
 // Takes tiles off the common counter until there are no more. Which thread computes a tile does not matter to it.
-void work_through(const core::VarlenSchedule &schedule, int32_t num_tiles, int32_t section, std::atomic<int32_t> *next,
+void work_through(const core::VarlenSchedule &schedule, int32_t num_tiles, std::atomic<int32_t> *next,
                   TileWorker *worker) {
   const auto count_leading = [](auto probe) {
     int32_t i = 0;
     while (i < 32 && probe(i)) ++i;
     return i;
   };
-  const auto section_of = [section](int32_t) { return section; };
+  // One head after the other, so that its K and V stay in the cache that the threads share.
+  const auto section_of = [](int32_t) { return 1; };
   for (;;) {
     const int32_t t = next->fetch_add(1, std::memory_order_relaxed);
     if (t >= num_tiles) return;
@@ -89,10 +90,9 @@ core::Status forward(const flash3_params &params) {
   status = make_plan(params, tile_rows(*kernels), &plan);
   if (!status.ok()) return status;
 
-  const core::VarlenSchedule schedule = {plan.first_m_block.data(), params.nheads, params.batch};
+  const core::VarlenSchedule schedule = {plan.first_m_block.data(), params.nheads_k, params.batch};
   const auto num_tiles = static_cast<int32_t>(schedule.num_tiles());
   if (num_tiles == 0) return {};
-  const int32_t section = params.nheads / params.nheads_k;  // heads that share K and V run side by side
   const int32_t num_threads = threads_to_use(params, plan.work, num_tiles);
   std::vector<std::unique_ptr<TileWorker>> workers;
   for (int32_t i = 0; i < num_threads; ++i) workers.push_back(std::make_unique<TileWorker>(params, *kernels));
@@ -102,12 +102,12 @@ core::Status forward(const flash3_params &params) {
   threads.reserve(num_threads - 1);
   try {
     for (int32_t i = 1; i < num_threads; ++i) {
-      threads.emplace_back(work_through, schedule, num_tiles, section, &next, workers[i].get());
+      threads.emplace_back(work_through, schedule, num_tiles, &next, workers[i].get());
     }
   } catch (const std::exception &) {
     // The system grants no more threads: those that run do all the work, with the same result.
   }
-  work_through(schedule, num_tiles, section, &next, workers[0].get());
+  work_through(schedule, num_tiles, &next, workers[0].get());
   for (std::thread &thread : threads) thread.join();
   return {};
 }

@@ -14,10 +14,13 @@ struct Choice {
 }  // namespace
 
 core::Status select_kernels(const Kernels **kernels) {
+#if defined(__x86_64__)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#endif
   const Choice choices[] = {
 #if defined(__x86_64__)
-      {&kAvx512Kernels, __builtin_cpu_supports("avx512f") != 0},
-      {&kAvx2Kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+      {&kAvx512Kernels, avx2 && __builtin_cpu_supports("avx512f")},
+      {&kAvx2Kernels, avx2},
 #endif
       {&kBaselineKernels, true},
   };

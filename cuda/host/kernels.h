@@ -25,6 +25,7 @@ struct Group {
   int32_t *key_begin;    // (rows): keys [key_begin, key_end) of the sequence are visible
   int32_t *key_end;      // (rows)
   int32_t *diagonal;     // (rows): key under the diagonal
+  float *alibi_slope;    // (rows), read only if options.alibi
   float *probabilities;  // (kBlockN, rows): scratch; after update(), exp(s - row_max) of the block
 };
 
@@ -41,8 +42,8 @@ struct ScoreOptions {
   int32_t head_dim;
   int32_t head_dim_v;
   float scale;
-  float softcap;      // 0: off
-  float alibi_slope;  // 0: off
+  float softcap;  // 0: off
+  bool alibi;
 };
 
 struct Kernels {

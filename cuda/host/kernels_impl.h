@@ -7,6 +7,9 @@
 #pragma once
 
 #include <cstdint>
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
 
 #include "flash3.h"
 #include "host/convert.h"
@@ -107,13 +110,14 @@ inline void finish_scores(const Group &group, const KeyBlock &block, const Score
   const auto *key_begin = reinterpret_cast<const vint *>(group.key_begin);
   const auto *key_end = reinterpret_cast<const vint *>(group.key_end);
   const auto *diagonal = reinterpret_cast<const vint *>(group.diagonal);
+  const auto *slope = reinterpret_cast<const vfloat *>(group.alibi_slope);
   for (int32_t n = 0; n < block.keys; ++n) {
     const int32_t key = block.first_key + n;
     for (int32_t v = 0; v < kVectors; ++v) {
       vfloat x = s[n * kVectors + v] * options.scale;
       if (kBiased && options.softcap > 0.0f) x = options.softcap * tanh(x / options.softcap);
-      if (kBiased && options.alibi_slope != 0.0f) {
-        x -= options.alibi_slope * absolute(__builtin_convertvector(diagonal[v] - key, vfloat));
+      if (kBiased && options.alibi) {
+        x -= slope[v] * absolute(__builtin_convertvector(diagonal[v] - key, vfloat));
       }
       // A choice, not arithmetic: an invisible key may hold NaN.
       if (kMasked) x = ((key_begin[v] <= key) & (key < key_end[v])) != 0 ? x : splat(-kInfinity);
@@ -154,7 +158,7 @@ void update(const Group &group, const KeyBlock &block, const ScoreOptions &optio
                   nullptr, s);
   vfloat new_max[kVectors];
   for (int32_t v = 0; v < kVectors; ++v) new_max[v] = row_max[v];
-  const bool biased = options.softcap > 0.0f || options.alibi_slope != 0.0f;
+  const bool biased = options.softcap > 0.0f || options.alibi;
   const auto finish = biased ? (block.masked ? finish_scores<true, true> : finish_scores<false, true>)
                              : (block.masked ? finish_scores<true, false> : finish_scores<false, false>);
   finish(group, block, options, s, new_max);
@@ -164,16 +168,28 @@ void update(const Group &group, const KeyBlock &block, const ScoreOptions &optio
                  reinterpret_cast<vfloat *>(group.out));
 }
 
+// Eight float16 at once where there is an instruction for it.
+inline void to_floats(const Float16 *from, float *to) {
+#if defined(__F16C__)
+  _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from))));
+#else
+  for (int32_t j = 0; j < 8; ++j) to[j] = to_float(from[j]);
+#endif
+}
+
+template <class Element>
+inline void to_floats(const Element *from, float *to) {
+  for (int32_t j = 0; j < 8; ++j) to[j] = to_float(from[j]);
+}
+
 template <class Element>
 bool load(const void *src, int64_t row_stride, int32_t rows, int32_t columns, float *dst) {
-  const auto *from = static_cast<const Element *>(src);
   uint32_t special = 0;
   for (int32_t i = 0; i < rows; ++i) {
-    for (int32_t j = 0; j < columns; ++j) {
-      const float x = to_float(from[i * row_stride + j]);
-      dst[int64_t{i} * columns + j] = x;
-      special |= is_finite(x) ? 0u : 1u;
-    }
+    const Element *from = static_cast<const Element *>(src) + i * row_stride;
+    float *to = dst + int64_t{i} * columns;
+    for (int32_t j = 0; j < columns; j += 8) to_floats(from + j, to + j);  // head dims are multiples of 8
+    for (int32_t j = 0; j < columns; ++j) special |= is_finite(to[j]) ? 0u : 1u;
   }
   return special == 0;
 }

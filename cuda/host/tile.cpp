@@ -17,6 +17,17 @@ void store_column(const float *column, int64_t column_stride, int32_t count, flo
   for (int32_t j = 0; j < count; ++j) from_float(column[j * column_stride] * factor, &out[j]);
 }
 
+void store_column(int32_t dtype, const float *column, int64_t column_stride, int32_t count, float factor, char *dst) {
+  switch (dtype) {
+    case FLASH3_FLOAT16:
+      return store_column<Float16>(column, column_stride, count, factor, dst);
+    case FLASH3_BFLOAT16:
+      return store_column<BFloat16>(column, column_stride, count, factor, dst);
+    default:
+      return store_column<float>(column, column_stride, count, factor, dst);
+  }
+}
+
 }  // namespace
 
 TileWorker::TileWorker(const flash3_params &params, const Kernels &kernels)
@@ -24,8 +35,10 @@ TileWorker::TileWorker(const flash3_params &params, const Kernels &kernels)
       kernels_(kernels),
       q_side_(q_side(params)),
       k_side_(k_side(params)),
+      heads_per_kv_head_(params.nheads / params.nheads_k),
       element_bytes_(params.dtype == FLASH3_FLOAT32 ? 4 : 2),
-      options_{params.head_dim, params.head_dim_v, params.softmax_scale, params.softcap, 0.0f} {
+      options_{params.head_dim, params.head_dim_v, params.softmax_scale, params.softcap,
+               params.alibi_slopes != nullptr} {
   const int64_t rows = kernels.group_rows;
   const int64_t q_floats = rows * params.head_dim;
   const int64_t out_floats = rows * params.head_dim_v;
@@ -33,7 +46,8 @@ TileWorker::TileWorker(const flash3_params &params, const Kernels &kernels)
   const int64_t v_floats = int64_t{kBlockN} * params.head_dim_v;
   // Every part is a multiple of 8 * 4 floats, hence of kBufferAlignment: head dims and kBlockN are multiples of 8, and
   // group_rows is one of 4.
-  const int64_t floats = kGroupsPerTile * (q_floats + out_floats) + k_floats + 2 * v_floats + kBlockN * rows + q_floats;
+  const int64_t floats =
+      kGroupsPerTile * (q_floats + out_floats) + k_floats + 2 * v_floats + kBlockN * rows + params.head_dim;
   memory_.reset(static_cast<float *>(::operator new(floats * sizeof(float), std::align_val_t{kBufferAlignment})));
   float *next = memory_.get();
   const auto take = [&next](int64_t count) {
@@ -49,7 +63,7 @@ TileWorker::TileWorker(const flash3_params &params, const Kernels &kernels)
   v_ = take(v_floats);
   finite_v_ = take(v_floats);
   probabilities_ = take(kBlockN * rows);
-  rows_ = take(q_floats);
+  row_ = take(params.head_dim);
   // Rows of k_ behind the last key of a sequence enter products whose results are dropped; they only must be readable.
   std::fill_n(k_, k_floats, 0.0f);
   special_keys_.reserve(kBlockN);
@@ -63,62 +77,67 @@ TileWorker::HeadRows TileWorker::head_rows(const void *data, int64_t batch_strid
 }
 
 Group TileWorker::view(GroupState &group) const {
-  return {group.q,         group.out,     group.row_max,  group.row_sum,
-          group.key_begin, group.key_end, group.diagonal, probabilities_};
+  return {group.q,       group.out,      group.row_max,     group.row_sum, group.key_begin,
+          group.key_end, group.diagonal, group.alibi_slope, probabilities_};
 }
 
 void TileWorker::run(const core::Tile &tile) {
-  tile_ = tile;
+  tile_ = tile;  // its head is a KV head
   q_span_ = q_side_.span(tile.batch);
   const core::SeqSpan k_span = k_side_.span(tile.batch);
   mask_ = {core::Window::make(params_.window_left, params_.window_right), q_span_.len, k_span.len};
-  const int32_t head_k = tile.head / (params_.nheads / params_.nheads_k);
   const bool packed_k = params_.cu_seqlens_k != nullptr;
   k_rows_ = head_rows(params_.k, params_.k_batch_stride, params_.k_row_stride, params_.k_head_stride, packed_k,
-                      k_span.start, head_k);
+                      k_span.start, tile.head);
   v_rows_ = head_rows(params_.v, params_.v_batch_stride, params_.v_row_stride, params_.v_head_stride, packed_k,
-                      k_span.start, head_k);
-  options_.alibi_slope = params_.alibi_slopes == nullptr
-                             ? 0.0f
-                             : params_.alibi_slopes[tile.batch * params_.alibi_batch_stride + tile.head];
+                      k_span.start, tile.head);
 
+  const int64_t rows = int64_t{q_span_.len} * heads_per_kv_head_;
   const int64_t tile_begin = int64_t{tile.m_block} * tile_rows(kernels_);
-  const auto group_row = [&](int32_t g) {
-    return static_cast<int32_t>(std::min<int64_t>(tile_begin + g * kernels_.group_rows, q_span_.len));
-  };
-  for (int32_t g = 0; g < kGroupsPerTile; ++g) load_group(groups_[g], group_row(g), group_row(g + 1));
-  const core::BlockRange blocks = core::block_range(mask_, group_row(0), group_row(kGroupsPerTile), kBlockN);
+  const auto group_row = [&](int32_t g) { return std::min(tile_begin + g * kernels_.group_rows, rows); };
+  core::BlockRange blocks = {std::numeric_limits<int32_t>::max(), 0, 0, 0};
+  for (int32_t g = 0; g < kGroupsPerTile; ++g) {
+    load_group(groups_[g], group_row(g), group_row(g + 1));
+    if (groups_[g].blocks.count() == 0) continue;
+    blocks.begin = std::min(blocks.begin, groups_[g].blocks.begin);
+    blocks.end = std::max(blocks.end, groups_[g].blocks.end);
+  }
   for (int32_t n_block = blocks.begin; n_block < blocks.end; ++n_block) visit_block(n_block);
-  for (int32_t g = 0; g < kGroupsPerTile; ++g) store_group(groups_[g], group_row(g));
+  for (const GroupState &group : groups_) store_group(group);
 }
 
-void TileWorker::load_group(GroupState &group, int32_t row_begin, int32_t row_end) {
+void TileWorker::load_group(GroupState &group, int64_t row_begin, int64_t row_end) {
   const int32_t width = kernels_.group_rows;
-  group.rows = row_end - row_begin;
+  group.row_begin = row_begin;
+  group.rows = static_cast<int32_t>(row_end - row_begin);
   group.blocks = {0, 0, 0, 0};
   if (group.rows == 0) return;
-  group.blocks = core::block_range(mask_, row_begin, row_end, kBlockN);
-
-  const HeadRows q = head_rows(params_.q, params_.q_batch_stride, params_.q_row_stride, params_.q_head_stride,
-                               params_.cu_seqlens_q != nullptr, q_span_.start, tile_.head);
-  kernels_.load_rows(params_.dtype, row(q, row_begin), q.row_stride, group.rows, params_.head_dim, rows_);
+  group.blocks = core::block_range(mask_, static_cast<int32_t>(query_row(row_begin)),
+                                   static_cast<int32_t>(query_row(row_end - 1) + 1), kBlockN);
+  for (int32_t m = 0; m < width; ++m) begin_row(group, m);
+  std::fill_n(group.out, int64_t{width} * params_.head_dim_v, 0.0f);
   std::fill_n(group.q, int64_t{width} * params_.head_dim, 0.0f);
   for (int32_t m = 0; m < group.rows; ++m) {
-    for (int32_t d = 0; d < params_.head_dim; ++d) group.q[d * width + m] = rows_[m * params_.head_dim + d];
+    const HeadRows q = head_rows(params_.q, params_.q_batch_stride, params_.q_row_stride, params_.q_head_stride,
+                                 params_.cu_seqlens_q != nullptr, q_span_.start, query_head(row_begin + m));
+    kernels_.load_rows(params_.dtype, row(q, query_row(row_begin + m)), q.row_stride, 1, params_.head_dim, row_);
+    for (int32_t d = 0; d < params_.head_dim; ++d) group.q[d * width + m] = row_[d];
   }
-  std::fill_n(group.out, int64_t{width} * params_.head_dim_v, 0.0f);
+}
 
-  // A sink is a key that is always visible and has no value.
-  const float sink = params_.sinks != nullptr ? params_.sinks[tile_.head] : -kInfinity;
-  for (int32_t m = 0; m < width; ++m) {
-    const int64_t i = int64_t{row_begin} + m;
-    const bool exists = m < group.rows;
-    group.row_max[m] = sink;
-    group.row_sum[m] = sink == -kInfinity ? 0.0f : 1.0f;
-    group.key_begin[m] = exists ? mask_.key_begin(i) : 0;
-    group.key_end[m] = exists ? mask_.key_end(i) : 0;
-    group.diagonal[m] = exists ? static_cast<int32_t>(mask_.diagonal(i)) : 0;
-  }
+// What row m sees and starts from. A sink is a key that is always visible and has no value.
+void TileWorker::begin_row(GroupState &group, int32_t m) {
+  const bool exists = m < group.rows;
+  const int64_t i = query_row(group.row_begin + m);
+  const int32_t head = exists ? query_head(group.row_begin + m) : 0;
+  const float sink = exists && params_.sinks != nullptr ? params_.sinks[head] : -kInfinity;
+  group.row_max[m] = sink;
+  group.row_sum[m] = sink == -kInfinity ? 0.0f : 1.0f;
+  group.key_begin[m] = exists ? mask_.key_begin(i) : 0;
+  group.key_end[m] = exists ? mask_.key_end(i) : 0;
+  group.diagonal[m] = exists ? static_cast<int32_t>(mask_.diagonal(i)) : 0;
+  group.alibi_slope[m] =
+      exists && options_.alibi ? params_.alibi_slopes[tile_.batch * params_.alibi_batch_stride + head] : 0.0f;
 }
 
 void TileWorker::visit_block(int32_t n_block) {
@@ -163,24 +182,21 @@ void TileWorker::add_special_values(GroupState &group, int32_t first_key) {
   }
 }
 
-void TileWorker::store_group(const GroupState &group, int32_t row_begin) {
-  const int32_t width = kernels_.group_rows;
+void TileWorker::store_group(const GroupState &group) {
   const bool packed = params_.cu_seqlens_q != nullptr;
-  const HeadRows out = head_rows(params_.out, params_.out_batch_stride, params_.out_row_stride, params_.out_head_stride,
-                                 packed, q_span_.start, tile_.head);
-  const int64_t lse_offset = (packed ? q_span_.start : tile_.batch * params_.lse_batch_stride) +
-                             tile_.head * params_.lse_head_stride + row_begin;
   for (int32_t m = 0; m < group.rows; ++m) {
+    const int64_t i = query_row(group.row_begin + m);
+    const int32_t head = query_head(group.row_begin + m);
+    const HeadRows out = head_rows(params_.out, params_.out_batch_stride, params_.out_row_stride,
+                                   params_.out_head_stride, packed, q_span_.start, head);
     const float sum = group.row_sum[m];
     const float factor = sum == 0.0f ? 0.0f : 1.0f / sum;
-    char *dst = const_cast<char *>(row(out, int64_t{row_begin} + m));
-    const float *column = group.out + m;
-    if (params_.dtype == FLASH3_FLOAT16) store_column<Float16>(column, width, params_.head_dim_v, factor, dst);
-    if (params_.dtype == FLASH3_BFLOAT16) store_column<BFloat16>(column, width, params_.head_dim_v, factor, dst);
-    if (params_.dtype == FLASH3_FLOAT32) store_column<float>(column, width, params_.head_dim_v, factor, dst);
-    if (params_.lse != nullptr) {
-      params_.lse[lse_offset + m] = sum == 0.0f ? -kInfinity : group.row_max[m] + std::log(sum);
-    }
+    store_column(params_.dtype, group.out + m, kernels_.group_rows, params_.head_dim_v, factor,
+                 const_cast<char *>(row(out, i)));
+    if (params_.lse == nullptr) continue;
+    const int64_t batch_offset = packed ? q_span_.start : tile_.batch * params_.lse_batch_stride;
+    params_.lse[batch_offset + head * params_.lse_head_stride + i] =
+        sum == 0.0f ? -kInfinity : group.row_max[m] + std::log(sum);
   }
 }
 

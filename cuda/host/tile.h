@@ -1,4 +1,7 @@
-// One tile of the output: the rows of one m_block of one head of one sequence, over all keys that they see.
+// One tile of the output: the rows of one m_block of one KV head of one sequence, over all keys that they see.
+//
+// The query heads that share a KV head are packed: row r of a tile is query row r / group of head r % group, so that
+// their K and V are converted once, and a single query row still fills a vector.
 #pragma once
 
 #include <cstdint>
@@ -52,9 +55,11 @@ class TileWorker {
     int32_t key_begin[kMaxGroupRows];
     int32_t key_end[kMaxGroupRows];
     int32_t diagonal[kMaxGroupRows];
+    float alibi_slope[kMaxGroupRows];
     float *q;
     float *out;
-    int32_t rows;  // that exist
+    int64_t row_begin;  // packed
+    int32_t rows;       // that exist
     core::BlockRange blocks;
   };
 
@@ -63,18 +68,25 @@ class TileWorker {
   const char *row(const HeadRows &rows, int64_t i) const {
     return rows.first_row + i * rows.row_stride * element_bytes_;
   }
+  // Query row and query head of a packed row.
+  int64_t query_row(int64_t r) const { return r / heads_per_kv_head_; }
+  int32_t query_head(int64_t r) const {
+    return tile_.head * heads_per_kv_head_ + static_cast<int32_t>(r % heads_per_kv_head_);
+  }
   Group view(GroupState &group) const;
 
-  void load_group(GroupState &group, int32_t row_begin, int32_t row_end);
+  void load_group(GroupState &group, int64_t row_begin, int64_t row_end);
+  void begin_row(GroupState &group, int32_t m);
   void visit_block(int32_t n_block);
   void take_out_special_values(int32_t keys);
   void add_special_values(GroupState &group, int32_t first_key);
-  void store_group(const GroupState &group, int32_t row_begin);
+  void store_group(const GroupState &group);
 
   const flash3_params &params_;
   const Kernels &kernels_;
   const core::SeqSide q_side_;
   const core::SeqSide k_side_;
+  const int32_t heads_per_kv_head_;
   const int64_t element_bytes_;
   ScoreOptions options_;
 
@@ -84,7 +96,7 @@ class TileWorker {
   float *v_;              // (kBlockN, head_dim_v)
   float *finite_v_;       // v_ without the rows in special_keys_, which are 0 here
   float *probabilities_;  // (kBlockN, group_rows)
-  float *rows_;           // (group_rows, head_dim): query rows before their transposition
+  float *row_;            // (head_dim): one query row
   std::vector<int32_t> special_keys_;
 
   // Of the tile at hand.
