@@ -95,7 +95,7 @@ def _native(name: str, x: Any) -> Any:
     except ImportError as error:
         raise NoDeviceError(
             f"{name} is of type {type(x).__name__}, but arrays on a GPU need CuPy, which cannot be imported ({error}); "
-            "install it with: pip install 'pyflash3[cuda13]'"
+            "install it with: pip install 'cupy-cuda13x[ctk]'"
         ) from None
     if isinstance(x, device.Array):
         return x

@@ -20,7 +20,7 @@ scripts/setup_toolchain.sh "$mode"
 . .venv/toolchain.sh
 # One nvcc needs up to 5 GB.
 jobs=$(awk -v cores="$(nproc)" '/MemAvailable/ {n = int($2 / 5e6); print (n < 1) ? 1 : (n < cores) ? n : cores}' /proc/meminfo)
-cmake -S . -B build -G Ninja -DFLASH3_CUDA=$cuda -DPython3_EXECUTABLE="$PWD/.venv/bin/python" > /dev/null
+cmake -S . -B build -G Ninja -DFLASH3_CUDA=$cuda -DPython3_EXECUTABLE="$PWD/.venv/bin/python" --no-warn-unused-cli > /dev/null
 cmake --build build --target flash3 -j "$jobs"
 
 if [ "$mode" = cuda ]; then

@@ -51,7 +51,7 @@ def cuda_obstacle() -> str | None:
     try:
         device = device_module()
     except ImportError as error:
-        return f"CuPy cannot be imported ({error}); pip install 'pyflash3[cuda13]'"
+        return f"CuPy cannot be imported ({error}); pip install 'cupy-cuda13x[ctk]'"
     if device.device_count() == 0:
         return "CuPy sees no CUDA device"
     try:

@@ -54,7 +54,7 @@ def test_gpu_arrays_without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError("No module named 'cupy'")
 
     monkeypatch.setattr(_call, "device_module", missing)
-    with pytest.raises(RuntimeError, match=r"q is of type Foreign, .* need CuPy, .*pip install 'pyflash3\[cuda13\]'"):
+    with pytest.raises(RuntimeError, match=r"q is of type Foreign, .* need CuPy, .*pip install 'cupy-cuda13x\[ctk\]'"):
         host_call(q=Foreign(device_type=2))
 
 
