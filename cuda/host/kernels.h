@@ -13,6 +13,8 @@ namespace flash3::host {
 
 // Buffers are aligned to this, and hold whole vectors of every instruction set.
 inline constexpr int32_t kBufferAlignment = 64;
+// Rows of the widest Group.
+inline constexpr int32_t kMaxGroupRows = 32;
 // Keys of a block. K and V buffers hold this many rows.
 inline constexpr int32_t kBlockN = 64;
 

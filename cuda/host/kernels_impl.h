@@ -27,6 +27,7 @@ constexpr int32_t kVectors = FLASH3_GROUP_VECTORS;
 constexpr int32_t kRegisterRows = FLASH3_REGISTER_ROWS;
 constexpr int32_t kGroupRows = kLanes * kVectors;
 static_assert(8 % kRegisterRows == 0, "head dims are multiples of 8 and must be whole register blocks");
+static_assert(kGroupRows <= kMaxGroupRows, "the row state of a group is an array of kMaxGroupRows");
 static_assert(kBlockN % kRegisterRows == 0, "a block of keys must be whole register blocks");
 
 constexpr float kInfinity = __builtin_inff();

@@ -20,7 +20,6 @@ namespace flash3::host {
 
 // Groups of query rows in a tile: what a block of K and V costs to convert is shared by that many groups.
 inline constexpr int32_t kGroupsPerTile = 4;
-inline constexpr int32_t kMaxGroupRows = 32;
 
 inline int32_t tile_rows(const Kernels &kernels) { return kernels.group_rows * kGroupsPerTile; }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,3 +48,13 @@ def test_no_overflow(left: int, right: int, seqlen_q: int, seqlen_k: int, data: 
     for j in {x + step for x in near for step in (-1, 0, 1)}:
         if -(2**62) < j < 2**62:
             assert case.visible(i, j) == case.sees(i, j)
+
+
+@pytest.mark.parametrize("side", [2**32, 2**62, 2**63 - 1])
+@pytest.mark.parametrize(("seqlen_q", "seqlen_k"), [(MAX_ROWS, 1), (1, MAX_ROWS), (MAX_ROWS, MAX_ROWS)])
+def test_widest_windows_hide_nothing(side: int, seqlen_q: int, seqlen_k: int) -> None:
+    case = MaskCase(side, side, seqlen_q, seqlen_k)
+    for i in (0, seqlen_q - 1):
+        assert case.visible(i, 0)
+        assert case.visible(i, seqlen_k - 1)
+        assert not case.visible(i, seqlen_k)
