@@ -29,7 +29,7 @@ Status missing() {
 }
 Status forward(const flash3_params &, void *) { return missing(); }
 Status device_check(int32_t) { return missing(); }
-const char *built_kernels() { return "dtypes=\nhead_dims=\narchs=\ncuda=\n"; }
+const char *built_kernels() { return "archs=\ndtypes=\nhead_dims=\ncuda="; }
 }  // namespace cuda
 #endif
 
@@ -104,7 +104,7 @@ const char *flash3_version(void) {
 uint32_t flash3_abi_version(void) { return FLASH3_ABI_VERSION; }
 
 const char *flash3_build_info(void) {
-  static const std::string info = std::string(cuda::built_kernels()) + "compiler=" __VERSION__ "\n";
+  static const std::string info = std::string(cuda::built_kernels()) + "\ncompiler=" __VERSION__ "\n";
   return info.c_str();
 }
 

@@ -14,7 +14,7 @@ core::Status forward(const flash3_params &params, void *stream);
 // Whether a kernel of this build runs on that device; -1: the current one.
 core::Status device_check(int32_t device);
 
-// Lines "dtypes=..", "head_dims=..", "archs=..", "cuda=.."
+// Lines "archs=..", "dtypes=..", "head_dims=..", "cuda=..", without a newline at the end.
 const char *built_kernels();
 
 }  // namespace flash3::launch

@@ -187,7 +187,12 @@ static void check_tables(void) {
   snprintf(version, sizeof version, "%d.%d.%d", FLASH3_VERSION_MAJOR, FLASH3_VERSION_MINOR, FLASH3_VERSION_PATCH);
   check(strcmp(flash3_version(), version) == 0, "version");
   const char *keys[] = {"archs=", "dtypes=", "head_dims=", "cuda=", "compiler="};
-  for (size_t i = 0; i < sizeof keys / sizeof *keys; ++i) check(strstr(flash3_build_info(), keys[i]) != NULL, keys[i]);
+  const char *line = flash3_build_info();
+  for (size_t i = 0; i < sizeof keys / sizeof *keys; ++i) {
+    check(line != NULL && strncmp(line, keys[i], strlen(keys[i])) == 0, keys[i]);
+    line = line != NULL && strchr(line, '\n') != NULL ? strchr(line, '\n') + 1 : NULL;
+  }
+  check(line != NULL && *line == '\0', "one line for each key");
 }
 
 int main(void) {
