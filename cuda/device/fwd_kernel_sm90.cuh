@@ -42,12 +42,12 @@ __device__ __forceinline__ void consume(const FwdArgs &args, typename Traits::Sh
   mainloop.begin_turns();
   for (;;) {
     ptx::mbarrier_wait(&smem.tile_full[tile_state.index], tile_state.parity);
-    const WorkTile tile = smem.tile[tile_state.index];
-    __syncwarp();
+    WorkTile tile = smem.tile[tile_state.index];
+    tile.make_uniform();  // also: the whole warp has read it
     if (lane == 0) ptx::mbarrier_arrive(&smem.tile_empty[tile_state.index]);
     tile_state.advance();
-    if (!tile.valid) break;
-    if (tile.n_begin == tile.n_end) {
+    if (!ptx::uniform(tile.valid != 0)) break;
+    if (ptx::uniform(tile.n_begin == tile.n_end)) {
       epilogue.store_empty(tile);
       continue;
     }
@@ -64,8 +64,7 @@ template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, 1) fwd_kernel_sm90(const __grid_constant__ FwdArgs args) {
   extern __shared__ __align__(1024) unsigned char shared_memory[];
   auto &smem = *reinterpret_cast<typename Traits::SharedStorage *>(shared_memory);
-  // The same value in every lane, and known to be: branches on it are uniform.
-  const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
+  const int warpgroup = ptx::uniform(threadIdx.x / 128);
   if (threadIdx.x == 0) {
     init_barriers<Traits>(smem);
     ptx::prefetch_tensormap(&args.q_map);

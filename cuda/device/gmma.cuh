@@ -47,28 +47,27 @@ FLASH3_GMMA(192);
 FLASH3_GMMA(256);
 #undef FLASH3_GMMA
 
-// Shared-memory matrix descriptors, PTX ISA "Matrix descriptor format": address, leading and stride byte offsets in
-// units of 16 bytes, swizzle mode in the top two bits. All bases must lie on a multiple of 8 rows' bytes.
+// Shared-memory matrix descriptors, PTX ISA "Matrix descriptor format": address and leading byte offset in the low
+// word, stride byte offset and swizzle mode in the high word, all offsets in units of 16 bytes. The high word is a
+// constant and stepping through a tile never carries into it, so only the low word is kept, as a 32-bit value that is
+// the same in every lane: that lets the compiler hold it in a uniform register.
 template <int kSwizzleBytes>
 struct SmemDescriptor {
   static_assert(kSwizzleBytes == 128 || kSwizzleBytes == 64, "tiles are written with 128- or 64-byte swizzle");
-  static constexpr uint64_t kMode = (kSwizzleBytes == 128 ? uint64_t{1} : uint64_t{2}) << 62;
-  static constexpr uint64_t kStride8Rows = uint64_t{8 * kSwizzleBytes / 16} << 32;
+  static constexpr uint32_t kMode = (kSwizzleBytes == 128 ? 1u : 2u) << 30;
+  static constexpr uint32_t kHigh = kMode | (8 * kSwizzleBytes / 16);  // stride: 8 rows
 
-  // Rows run along M or N, columns along K.
-  static __device__ __forceinline__ uint64_t k_major(const void *smem) {
-    return kMode | kStride8Rows | (uint64_t{1} << 16) | address(smem);
-  }
+  // Low word for a tile at shared-memory address `smem`, a multiple of the bytes of 8 rows. K-major: rows run along M
+  // or N, columns along K; the leading offset is not used.
+  static __device__ __forceinline__ uint32_t k_major(uint32_t smem) { return (smem >> 4) | (1u << 16); }
 
-  // Rows run along K, columns along N: kRows is the number of rows of a column block.
+  // MN-major: rows run along K, columns along N. kRows is the number of rows of a column block.
   template <int kRows>
-  static __device__ __forceinline__ uint64_t mn_major(const void *smem) {
-    return kMode | kStride8Rows | (uint64_t{kRows * kSwizzleBytes / 16} << 16) | address(smem);
+  static __device__ __forceinline__ uint32_t mn_major(uint32_t smem) {
+    return (smem >> 4) | (uint32_t{kRows * kSwizzleBytes / 16} << 16);
   }
 
-  static __device__ __forceinline__ uint64_t address(const void *smem) {
-    return cute::cast_smem_ptr_to_uint(smem) >> 4;
-  }
+  static __device__ __forceinline__ uint64_t at(uint32_t low) { return (uint64_t{kHigh} << 32) | low; }
 };
 
 namespace detail {
@@ -101,9 +100,11 @@ __device__ __forceinline__ void wgmma_wait_group() {
 }
 
 // C(64 x kN) = A(64 x kK) * B(kN x kK)^T, both in shared memory, columns along K; issued and committed, not awaited.
-// kRowsA and kRowsB are the rows of a column block of the tiles that A and B are part of.
+// a and b are low words of descriptors; kRowsA and kRowsB are the rows of a column block of the tiles that A and B are
+// part of.
 template <class Element, int kN, int kK, int kSwizzleBytes, int kRowsA, int kRowsB>
-__device__ __forceinline__ void gemm_ss(uint64_t a, uint64_t b, float (&c)[kN / 2]) {
+__device__ __forceinline__ void gemm_ss(uint32_t a, uint32_t b, float (&c)[kN / 2]) {
+  using Descriptor = SmemDescriptor<kSwizzleBytes>;
   using Atom = typename Gmma<Element, kN, Major::K>::Ss;
   constexpr int kStepsPerBlock = kSwizzleBytes / 32;  // a step of 16 values is 32 bytes
   fence_accumulators(c);
@@ -112,8 +113,8 @@ __device__ __forceinline__ void gemm_ss(uint64_t a, uint64_t b, float (&c)[kN / 
   for (int k = 0; k < kK / 16; ++k) {
     const int block = k / kStepsPerBlock;
     const int inside = (k % kStepsPerBlock) * 2;
-    detail::wgmma_ss<Atom>(a + block * (kRowsA * kSwizzleBytes / 16) + inside,
-                           b + block * (kRowsB * kSwizzleBytes / 16) + inside, c,
+    detail::wgmma_ss<Atom>(Descriptor::at(a + block * (kRowsA * kSwizzleBytes / 16) + inside),
+                           Descriptor::at(b + block * (kRowsB * kSwizzleBytes / 16) + inside), c,
                            k == 0 ? ScaleOut::Zero : ScaleOut::One, std::make_index_sequence<kN / 2>{});
   }
   wgmma_commit_group();
@@ -121,13 +122,13 @@ __device__ __forceinline__ void gemm_ss(uint64_t a, uint64_t b, float (&c)[kN / 
 
 // C(64 x kN) += A(64 x kK) * B(kK x kN): A in registers, B in shared memory, rows along K; issued and committed.
 template <class Element, int kN, int kK, int kSwizzleBytes>
-__device__ __forceinline__ void gemm_rs(const uint32_t (&a)[kK / 4], uint64_t b, float (&c)[kN / 2]) {
+__device__ __forceinline__ void gemm_rs(const uint32_t (&a)[kK / 4], uint32_t b, float (&c)[kN / 2]) {
   using Atom = typename Gmma<Element, kN, Major::MN>::Rs;
   fence_accumulators(c);
   wgmma_fence();
 #pragma unroll
   for (int k = 0; k < kK / 16; ++k) {
-    detail::wgmma_rs<Atom>(a + 4 * k, b + k * kSwizzleBytes, c, std::make_index_sequence<kN / 2>{});
+    detail::wgmma_rs<Atom>(a + 4 * k, SmemDescriptor<kSwizzleBytes>::at(b + k * kSwizzleBytes), c, std::make_index_sequence<kN / 2>{});
   }
   wgmma_commit_group();
 }

@@ -36,10 +36,18 @@ struct Mainloop {
   const FwdArgs &args;
   SharedStorage &smem;
   const int warpgroup;  // among the consumers
+  // Low words of the descriptors of this warpgroup's rows of Q, and of the first stage of K and V.
+  const uint32_t q_low, k_low, v_low;
   RingState<1> q_state{0};
   RingState<Traits::kStages> k_state{0}, v_state{0};
 
-  __device__ __forceinline__ Mainloop(const FwdArgs &a, SharedStorage &s, int wg) : args(a), smem(s), warpgroup(wg) {}
+  __device__ __forceinline__ Mainloop(const FwdArgs &a, SharedStorage &s, int wg)
+      : args(a),
+        smem(s),
+        warpgroup(wg),
+        q_low(ptx::uniform(Descriptor::k_major(ptx::shared_address(s.q + wg * 64 * Traits::kBoxCols)))),
+        k_low(ptx::uniform(Descriptor::k_major(ptx::shared_address(s.k)))),
+        v_low(ptx::uniform(Descriptor::template mn_major<kBlockN>(ptx::shared_address(s.v)))) {}
 
   // The ring of turns starts with the first warpgroup: the last one gives it its first turn, once in a kernel.
   __device__ __forceinline__ void begin_turns() const {
@@ -84,10 +92,10 @@ struct Mainloop {
 
     // Blocks cut by the right edge, whole blocks, blocks cut by the left edge. The loop in the middle is the one that
     // counts: without score modifications it holds neither mask nor branch.
-    const int32_t plain_end = args.score_mod ? tile.full_begin : tile.full_end;
-    for (; n >= plain_end && n >= tile.n_begin; --n) step<true>(s, p, o, softmax, [&] { prepare(n); });
-    for (; n >= tile.full_begin; --n) step<false>(s, p, o, softmax, [] {});
-    for (; n >= tile.n_begin; --n) step<true>(s, p, o, softmax, [&] { prepare(n); });
+    const int32_t plain_end = max(args.score_mod ? tile.full_begin : tile.full_end, tile.n_begin);
+    for (; ptx::uniform(n >= plain_end); --n) step<true>(s, p, o, softmax, [&] { prepare(n); });
+    for (; ptx::uniform(n >= tile.full_begin); --n) step<false>(s, p, o, softmax, [] {});
+    for (; ptx::uniform(n >= tile.n_begin); --n) step<true>(s, p, o, softmax, [&] { prepare(n); });
 
     // Q is not needed any more; where the output is staged in its place, the epilogue gives it back.
     if constexpr (!Traits::kOutAliasesQ) release_q();
@@ -120,6 +128,7 @@ struct Mainloop {
     release(smem.k_empty, k_state);
     if constexpr (kPrepare) prepare();
     softmax.update(s, correction);
+    fence_accumulators(s);  // the exponentials belong before the wait, under P * V; the compiler would sink them
     wgmma_wait_group<0>();
     fence_accumulators(o);
     release(smem.v_empty, v_state);
@@ -128,14 +137,13 @@ struct Mainloop {
   }
 
   __device__ __forceinline__ void issue_qk(float (&s)[kScores]) const {
-    const uint64_t q = Descriptor::k_major(smem.q + warpgroup * 64 * Traits::kBoxCols);
-    const uint64_t k = Descriptor::k_major(smem.k[k_state.index]);
-    gemm_ss<Element, kBlockN, Traits::kHeadDim, Traits::kSwizzleBytes, Traits::kBlockM, kBlockN>(q, k, s);
+    gemm_ss<Element, kBlockN, Traits::kHeadDim, Traits::kSwizzleBytes, Traits::kBlockM, kBlockN>(
+        q_low, k_low + k_state.index * (Traits::kKBytes / 16), s);
   }
 
   __device__ __forceinline__ void issue_pv(const uint32_t (&p)[kScores / 2], float (&o)[kOutputs]) const {
-    const uint64_t v = Descriptor::template mn_major<kBlockN>(smem.v[v_state.index]);
-    gemm_rs<Element, Traits::kHeadDim, kBlockN, Traits::kSwizzleBytes>(p, v, o);
+    gemm_rs<Element, Traits::kHeadDim, kBlockN, Traits::kSwizzleBytes>(
+        p, v_low + v_state.index * (Traits::kVBytes / 16), o);
   }
 
   // Row maxima settle after a few blocks; from then on the factor is 1 nearly always.

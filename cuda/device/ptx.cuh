@@ -7,10 +7,23 @@
 #include <cute/arch/copy_sm90.hpp>
 #include <cute/arch/copy_sm90_desc.hpp>
 #include <cute/arch/copy_sm90_tma.hpp>
+#include <cute/arch/util.hpp>
 #include <cutlass/arch/barrier.h>
 #include <cutlass/arch/reg_reconfig.h>
 
 namespace flash3::device::ptx {
+
+// A value that is the same in every lane, made known as such: a shuffle's result can live in uniform registers, steer
+// uniform branches, and is not computed again wherever it is used.
+template <class T>
+__device__ __forceinline__ T uniform(T x) {
+  return __shfl_sync(0xffffffffu, x, 0);
+}
+
+// A condition that is the same in every lane, made known as such, for branches.
+__device__ __forceinline__ bool uniform(bool condition) { return __any_sync(0xffffffffu, condition); }
+
+__device__ __forceinline__ uint32_t shared_address(const void *smem) { return cute::cast_smem_ptr_to_uint(smem); }
 
 using Barrier = cutlass::arch::ClusterTransactionBarrier;
 

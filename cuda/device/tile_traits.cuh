@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/tile_config.h"
+#include "device/ptx.cuh"
 
 namespace flash3::device {
 
@@ -14,6 +15,15 @@ struct alignas(16) WorkTile {
   int32_t n_begin, n_end, full_begin, full_end;  // core::BlockRange
   int32_t seqlen_q, seqlen_k;
   int32_t q_start, q_end;  // first row of the sequence in q and out, and the row behind its last
+
+  // For what steers the main loop; see ptx::uniform.
+  __device__ __forceinline__ void make_uniform() {
+    valid = ptx::uniform(valid);
+    n_begin = ptx::uniform(n_begin);
+    n_end = ptx::uniform(n_end);
+    full_begin = ptx::uniform(full_begin);
+    full_end = ptx::uniform(full_end);
+  }
 };
 
 template <class Element_, int kHeadDim_>
