@@ -86,7 +86,7 @@ def device_module() -> Any:
 
 def _native(name: str, x: Any) -> Any:
     """x as a NumPy or CuPy array over the same memory."""
-    if isinstance(x, np.ndarray):
+    if isinstance(x, np.ndarray) or _is_cupy(x):
         return x
     if not hasattr(x, "__dlpack__"):
         raise TypeError(f"{name} is of type {type(x).__name__}; it must be a NumPy, CuPy or CUDA DLPack array")
@@ -97,11 +97,16 @@ def _native(name: str, x: Any) -> Any:
             f"{name} is of type {type(x).__name__}, but arrays on a GPU need CuPy, which cannot be imported ({error}); "
             "install it with: pip install 'cupy-cuda13x[ctk]'"
         ) from None
-    if isinstance(x, device.Array):
-        return x
     if x.__dlpack_device__()[0] not in _DLPACK_CUDA:
         raise TypeError(f"{name} is of type {type(x).__name__} on the host; on the host it must be a NumPy array")
     return device.from_dlpack(name, x)
+
+
+def _is_cupy(x: Any) -> bool:
+    try:
+        return isinstance(x, device_module().Array)
+    except ImportError:
+        return False
 
 
 def _length_arrays(lengths: Lengths) -> list[Any]:

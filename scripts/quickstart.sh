@@ -23,9 +23,6 @@ jobs=$(awk -v cores="$(nproc)" '/MemAvailable/ {n = int($2 / 5e6); print (n < 1)
 cmake -S . -B build -G Ninja -DFLASH3_CUDA=$cuda -DPython3_EXECUTABLE="$PWD/.venv/bin/python" --no-warn-unused-cli > /dev/null
 cmake --build build --target flash3 -j "$jobs"
 
-if [ "$mode" = cuda ]; then
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -c scripts/requirements-nvcc.txt 'cupy-cuda13x[ctk]==14.2.0'
-fi
 # .venv finds this checkout from every folder.
 .venv/bin/python -c 'import sys, sysconfig; print(sys.argv[1], file=open(sysconfig.get_path("purelib") + "/pyflash3_checkout.pth", "w"))' "$PWD"
 

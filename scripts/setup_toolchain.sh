@@ -2,7 +2,7 @@
 # scripts/setup_toolchain.sh [host|cuda]
 #
 # Makes .venv with the pinned build tools; for cuda (the default) also finds nvcc 12.8 or later, or installs it from
-# PyPI into .venv. Writes .venv/toolchain.sh, which puts it all on PATH; source that before calling CMake.
+# PyPI into .venv, and installs CuPy where there is a GPU. Writes .venv/toolchain.sh, which puts it all on PATH; source that before calling CMake.
 # Needs Python 3.10 or later (set PYTHON to choose one), g++ and git. Nothing outside .venv is touched.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -60,6 +60,10 @@ setup_cuda() {
     nvcc=$cuda/bin/nvcc
     flags=-L$cuda/lib
     usable_nvcc "$nvcc" > /dev/null || fail "$nvcc, installed from PyPI, does not run"
+  fi
+  # CuPy brings the CUDA libraries that it needs; they must be of the compiler's release where that lies beside them.
+  if command -v nvidia-smi > /dev/null && nvidia-smi -L > /dev/null 2>&1; then
+    pip_install -c scripts/requirements-nvcc.txt -r scripts/requirements-gpu.txt
   fi
   echo "setup_toolchain.sh: nvcc $(usable_nvcc "$nvcc") at $nvcc" >&2
   printf 'export CUDACXX=%q\nexport CUDAFLAGS=%q\n' "$nvcc" "$flags" >> .venv/toolchain.sh
