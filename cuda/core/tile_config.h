@@ -8,10 +8,10 @@
 namespace flash3::core {
 
 struct TileConfig {
-  int32_t head_dim;  // columns the kernel is instantiated for; smaller head dims run in it with zero-filled columns
-  int32_t block_m;   // query rows of a tile, 64 per consumer warpgroup
-  int32_t block_n;   // keys of a block
-  int32_t stages;    // K and V blocks in flight, each
+  int32_t head_dim;    // columns the kernel is instantiated for; smaller head dims run in it with zero-filled columns
+  int32_t block_m;     // query rows of a tile, 64 per consumer warpgroup
+  int32_t block_n;     // keys of a block
+  int32_t stages;      // K and V blocks in flight, each
   bool out_aliases_q;  // the output tile is staged in Q's shared memory, for want of room beside it
 };
 

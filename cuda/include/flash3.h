@@ -85,7 +85,8 @@ typedef struct flash3_params {
 
   /* (batch, seqlen_q, nheads, head_dim) or (total_q, nheads, head_dim), of dtype. Not NULL unless it has no element. */
   const void *q;
-  /* (batch, seqlen_k, nheads_k, head_dim) or (total_k, nheads_k, head_dim), of dtype. NULL only if it has no element. */
+  /* (batch, seqlen_k, nheads_k, head_dim) or (total_k, nheads_k, head_dim), of dtype. NULL only if it has no element.
+   */
   const void *k;
   /* (batch, seqlen_k, nheads_k, head_dim_v) or (total_k, nheads_k, head_dim_v), of dtype. As k. */
   const void *v;
