@@ -48,7 +48,11 @@ def _gpu(cupy: Any) -> dict[str, Any]:
     properties = runtime.getDeviceProperties(ordinal)
     # Power limit and clock explain most of the difference between two machines.
     query = _output(
-        "nvidia-smi", "-i", str(ordinal), "--format=csv,noheader", "--query-gpu=driver_version,power.limit,clocks.max.sm"
+        "nvidia-smi",
+        "-i",
+        str(ordinal),
+        "--format=csv,noheader",
+        "--query-gpu=driver_version,power.limit,clocks.max.sm",
     )
     driver, power, clock = (x.strip() for x in query.split(",")) if query else ("unknown", "unknown", "unknown")
     return {

@@ -55,7 +55,9 @@ def attention(q: Any, k: Any, v: Any, lens_q: Any, lens_k: Any, how: Scores, low
     heads_last = (0, 3, 1, 2, 4)
     split = (batch, nheads_k, group, rows, dim_v)
     outs = [
-        xp.where(inside[:, :, None, None], x.reshape(split).transpose(heads_last).reshape(batch, rows, nheads, dim_v), 0)
+        xp.where(
+            inside[:, :, None, None], x.reshape(split).transpose(heads_last).reshape(batch, rows, nheads, dim_v), 0
+        )
         for x in (out, rounded)
     ]
     lse = xp.where(inside[:, None, :], lse.reshape(batch, nheads, rows), 0)

@@ -5,6 +5,7 @@ FLASH3_TEST_BACKEND=host chooses the latter, on fewer and smaller shapes. Everyt
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -22,10 +23,8 @@ HOST = os.environ.get("FLASH3_TEST_BACKEND") == "host"
 
 xp: Any = np
 if not HOST:
-    try:
+    with contextlib.suppress(ImportError):  # the tests are skipped then, but can still be collected
         import cupy as xp  # type: ignore[no-redef]
-    except ImportError:  # the tests are skipped then, but can still be collected
-        pass
 
 DTYPES: dict[str, Any] = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 NAN_BITS = 0x7FFF  # NaN in float16 and in bfloat16

@@ -148,20 +148,19 @@ def padded(x: Any, lengths: Lengths, side: int, rows: Lengths) -> Any:
     return xp.where(put(inside)[:, :, None, None], x.astype(np.float64)[put(where)], 0.0)
 
 
-def expected(inputs: Inputs) -> formula.Result:
+def expected(inputs: Inputs, softmax_scale: float | None = None) -> formula.Result:
     """The formula's answer, in padded form."""
     p = inputs.problem
-    tensors = [inputs.q, inputs.k, inputs.v]
+    q, k, v = inputs.q, inputs.k, inputs.v
     if p.packed:
-        tensors = [padded(x, p.lengths, side, p.rows) for x, side in zip(tensors, (0, 1, 1), strict=True)]
+        q, k, v = (padded(x, p.lengths, side, p.rows) for x, side in ((q, 0), (k, 1), (v, 1)))
     elif p.lengths[0][1] == 0:
-        tensors[1:] = [xp.zeros((x.shape[0], 1, *x.shape[2:])) for x in tensors[1:]]
+        k, v = (xp.zeros((x.shape[0], 1, *x.shape[2:])) for x in (k, v))
     slopes = None if inputs.slopes is None else np.broadcast_to(inputs.slopes, (len(p.lengths), p.nheads))
-    how = formula.Scores(
-        1.0 / math.sqrt(p.head_dim), (p.window[0], 0) if p.causal else p.window, p.softcap, slopes, inputs.sinks
-    )
+    scale = 1.0 / math.sqrt(p.head_dim) if softmax_scale is None else softmax_scale
+    how = formula.Scores(scale, (p.window[0], 0) if p.causal else p.window, p.softcap, slopes, inputs.sinks)
     lens_q, lens_k = [np.array([pair[side] for pair in p.rows]) for side in (0, 1)]
-    return formula.attention(*tensors, lens_q, lens_k, how, DTYPES[p.dtype])
+    return formula.attention(q, k, v, lens_q, lens_k, how, DTYPES[p.dtype])
 
 
 def in_padded_form(p: Problem, out: Any, lse: Any) -> tuple[Any, Any]:
@@ -188,7 +187,9 @@ def judge(p: Problem, out: Any, lse: Any, want: formula.Result) -> dict[str, flo
     out, lse = in_padded_form(p, out, lse)
     scaled = lse.astype(np.float64), want.lse
     weight = 1.0 / (LSE_ABSOLUTE + LSE_RELATIVE * xp.where(xp.isfinite(want.lse), xp.abs(want.lse), 0.0))
-    figures = xp.stack([error(out, want.out), error(want.lowp, want.out), error(scaled[0] * weight, scaled[1] * weight)])
+    figures = xp.stack(
+        [error(out, want.out), error(want.lowp, want.out), error(scaled[0] * weight, scaled[1] * weight)]
+    )
     worst, lowp, lse_worst = (float(x) for x in get(figures))
     allowed = 2.0 * lowp + OUT_ABSOLUTE
     if worst > allowed:
@@ -213,7 +214,9 @@ def assert_untouched_tails(p: Problem, out: Any) -> None:
     """Rows of out behind seqused_q still hold the poison."""
     assert p.used is not None
     begin = starts(p.lengths, 0)
-    tail = np.concatenate([
-        np.arange(begin[b] + p.used[b][0], begin[b + 1]) for b in range(len(p.lengths))
-    ]).astype(np.int64)
-    assert bool((bits(out)[put(tail)] == bits(poisoned((1,), p.dtype))[0]).all()), f"{p}: a row behind seqused is written"
+    tail = np.concatenate([np.arange(begin[b] + p.used[b][0], begin[b + 1]) for b in range(len(p.lengths))]).astype(
+        np.int64
+    )
+    assert bool((bits(out)[put(tail)] == bits(poisoned((1,), p.dtype))[0]).all()), (
+        f"{p}: a row behind seqused is written"
+    )

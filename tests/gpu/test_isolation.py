@@ -230,7 +230,8 @@ def test_the_tail_of_the_tensors() -> None:
         store[name][:rows] = normal((rows, 6, dim), "bfloat16", i)
     problem = Problem(lengths=((rows, rows),), packed=True, head_dim=dim, causal=True)
     cu_seqlens = {"cu_seqlens_q": int32([0, rows]), "cu_seqlens_k": int32([0, rows])}
-    inputs = Inputs(problem, *(store[name][:rows] for name in "qkv"), cu_seqlens)
+    q, k, v = (store[name][:rows] for name in "qkv")
+    inputs = Inputs(problem, q, k, v, cu_seqlens)
     out, lse = inputs.call()
     wait()
     judge(problem, out, lse, expected(inputs))

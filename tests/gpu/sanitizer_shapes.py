@@ -1,0 +1,71 @@
+"""Tiny calls for compute-sanitizer: every kernel, and every way through one. `python -m tests.gpu.sanitizer_shapes`
+
+Nothing but copies and pyflash3's own kernels runs on the GPU, so that every report is about them.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import cupy
+import ml_dtypes
+import numpy as np
+
+import pyflash3
+from pyflash3.tools.compare import bound, mismatch
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+HALF = np.dtype(np.float16)
+
+# dtype, (seqlen_q, seqlen_k) per sequence, (heads, KV heads), head dims, packed, options
+Case = tuple[Any, list[tuple[int, int]], tuple[int, int], tuple[int, int], bool, dict[str, Any]]
+CASES: list[Case] = [
+    (BF16, [(200, 300)], (2, 1), (64, 64), False, {"causal": True}),
+    (HALF, [(130, 140)] * 2, (2, 2), (96, 96), False, {}),
+    (BF16, [(130, 300)], (4, 2), (128, 128), False, {"window_size": (40, 20)}),
+    (HALF, [(140, 200)], (2, 1), (192, 128), False, {"causal": True, "softcap": 5.0}),
+    (BF16, [(140, 200)], (2, 2), (256, 256), False, {"causal": True}),
+    (HALF, [(70, 90)], (1, 1), (72, 40), False, {}),
+    (BF16, [(3, 0)] * 2, (2, 1), (64, 64), False, {}),
+    (HALF, [(100, 150), (0, 5), (1, 70), (200, 0), (33, 33)], (4, 2), (64, 64), True, {"causal": True}),
+    (BF16, [(100, 150), (7, 5), (150, 260)], (2, 1), (128, 128), True, {"causal": True, "window_size": (64, 0)}),
+    (BF16, [(100, 50), (129, 129)], (2, 2), (256, 256), True, {}),
+    (HALF, [(100, 50), (129, 129), (0, 0)], (2, 1), (192, 192), True, {"causal": True}),
+    (BF16, [(20, 30)] * 40, (2, 1), (96, 96), True, {"causal": True}),
+]
+
+
+def run(case: Case, seed: int) -> str | None:
+    """What is wrong with a case, or None."""
+    dtype, lengths, (nheads, nheads_k), (dim, dim_v), packed, options = case
+    rng = np.random.default_rng(seed)
+    totals = [sum(side) for side in zip(*lengths, strict=True)]
+    batch = len(lengths)
+    lead = [(rows,) if packed else (batch, rows // batch) for rows in totals]
+    shapes = {"q": (*lead[0], nheads, dim), "k": (*lead[1], nheads_k, dim), "v": (*lead[1], nheads_k, dim_v)}
+    arrays: dict[str, Any] = {
+        name: rng.standard_normal(shape, np.float32).astype(dtype) for name, shape in shapes.items()
+    }
+    if packed:
+        for name, side in zip(("cu_seqlens_q", "cu_seqlens_k"), zip(*lengths, strict=True), strict=True):
+            arrays[name] = np.concatenate([[0], np.cumsum(side)]).astype(np.int32)
+    function = pyflash3.flash_attn_varlen_func if packed else pyflash3.flash_attn_func
+    out, lse = function(**{name: cupy.asarray(x) for name, x in arrays.items()}, **options, return_lse=True)
+    ref, ref_lse = pyflash3.reference.attention(**arrays, **options)
+    lowp, _ = pyflash3.reference.attention(**arrays, **options, rounding=dtype)
+    return mismatch(cupy.asnumpy(out), ref, bound(ref, lowp)) or mismatch(cupy.asnumpy(lse), ref_lse, 1e-4)
+
+
+def main() -> int:
+    """1 when a case is wrong; the sanitizer has an exit code of its own."""
+    wrong = 0
+    for seed, case in enumerate(CASES):
+        text = run(case, seed)
+        wrong += text is not None
+        print(f"{case}: {text or 'right'}", flush=True)
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""What a call allocates, and tensors with more than 2^31 elements and 2^32 bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pyflash3
+from tests.gpu.machine import DTYPES, HOST, bits, get, int32, normal, poisoned, same_bits, wait, xp
+from tests.gpu.problem import Inputs, Problem, expected, judge, make
+
+MIB = 2**20
+
+
+def _allocated(cuda: Any, call: Any) -> tuple[int, int]:
+    """Bytes that a call takes from CUDA through CuPy, at its peak, and bytes that it takes in any other way."""
+    call()  # kernels get loaded
+    wait()
+    pool = cuda.cuda.MemoryPool()  # takes from CUDA what is asked for, and gives nothing back
+    before = cuda.cuda.runtime.memGetInfo()[0]
+    with cuda.cuda.using_allocator(pool.malloc):
+        result = call()
+        wait()
+        after = cuda.cuda.runtime.memGetInfo()[0]
+        total = pool.total_bytes()
+    del result
+    # CUDA hands out memory in pieces of 2 MiB.
+    others = before - after - -(-total // (2 * MIB)) * 2 * MIB
+    pool.free_all_blocks()
+    return total, others
+
+
+def test_r01_no_more_than_out_and_lse_and_1_mib(cuda: Any) -> None:
+    # Where the LSE buffer alone was 4.3 GB.
+    batch, rows, nheads, dim = 128, 2048, 32, 64
+    q = normal((batch, rows, nheads, dim), "bfloat16", 1)
+    kv = normal((batch, rows, 8, dim), "bfloat16", 2)
+    total, others = _allocated(cuda, lambda: pyflash3.flash_attn_func(q, kv, kv, causal=True, return_lse=True))
+    out_bytes, lse_bytes = 2 * q.size, 4 * batch * nheads * rows
+    assert total <= out_bytes + lse_bytes + MIB
+    assert others <= 4 * MIB
+    total, _ = _allocated(cuda, lambda: pyflash3.flash_attn_func(q, kv, kv, causal=True))
+    assert total <= out_bytes + MIB, "lse is allocated though nobody asked for it"
+
+
+@pytest.mark.parametrize("given_out", [False, True])
+def test_r01_varlen_allocates_no_more(cuda: Any, given_out: bool) -> None:
+    inputs = make(Problem(lengths=((100, 100),) * 1000, packed=True, causal=True, head_dim=128))
+    out = poisoned(inputs.out_shape(), "bfloat16") if given_out else None
+
+    def call() -> Any:
+        return inputs.function()(inputs.q, inputs.k, inputs.v, **inputs.lengths, causal=True, out=out, return_lse=True)
+
+    total, others = _allocated(cuda, call)
+    assert total <= (0 if given_out else 2 * inputs.q.size) + 4 * 6 * 100_000 + MIB
+    assert others <= 4 * MIB
+
+
+def _large(shape: tuple[int, ...], seed: int) -> Any:
+    """normal(), but without work for anything that is not looked at where there is little memory."""
+    return xp.zeros(shape, DTYPES["bfloat16"]) if HOST else normal(shape, "bfloat16", seed)
+
+
+def test_r12_varlen_k_of_5_gb() -> None:
+    # The rows of the last sequences lie beyond 2^31 elements and 2^32 bytes.
+    dim, total_k = 128, 200_000 if HOST else 20_000_000
+    cu_k = [0, 300, total_k - 1000, total_k]
+    lengths_q = (70, 4, 130)
+    window = (500, 0)
+    k, v = (_large((total_k, 1, dim), seed) for seed in (1, 2))
+    for x, seed in ((k, 1), (v, 2)):
+        x[:300] = normal((300, 1, dim), "bfloat16", seed)
+        x[-3000:] = normal((3000, 1, dim), "bfloat16", seed + 2)
+    q = normal((sum(lengths_q), 2, dim), "bfloat16", 5)
+    cu_q = np.concatenate([[0], np.cumsum(lengths_q)])
+    out, lse = pyflash3.flash_attn_varlen_func(
+        q, k, v, int32(cu_q), int32(cu_k), window_size=window, return_lse=True, out=poisoned(q.shape, "bfloat16")
+    )
+    wait()
+    for b, rows in enumerate(lengths_q):
+        # The window reaches back from the end of the keys, so their last part is all that this sequence sees.
+        end = cu_k[b + 1]
+        seen = slice(max(cu_k[b], end - 700), end)
+        part = Problem(
+            lengths=((rows, seen.stop - seen.start),), nheads=2, nheads_k=1, head_dim=dim, packed=True, window=window
+        )
+        at = slice(int(cu_q[b]), int(cu_q[b + 1]))
+        judge(part, out[at], lse[:, at], expected(Inputs(part, q[at], k[seen], v[seen])))
+
+
+def test_r12_every_key_of_a_5_gb_k_is_read() -> None:
+    # A key parallel to a query outweighs all others together, so each row's result is the value of its own key.
+    dim, total_k = 128, 100_000 if HOST else 20_000_000
+    k = _large((total_k, 1, dim), 3)
+    v = _large((total_k, 1, dim), 4)
+    places = [7, total_k // 3, total_k * 5 // 6 + 11, total_k - 2]
+    q = normal((len(places), 1, dim), "bfloat16", 6)
+    for i, place in enumerate(places):
+        k[place] = (q[i].astype(np.float32) * 4).astype(DTYPES["bfloat16"])
+        v[place] = normal((1, dim), "bfloat16", 50 + i)
+    cu_q, cu_k = int32([0, len(places)]), int32([0, total_k])
+    out = pyflash3.flash_attn_varlen_func(q, k, v, cu_q, cu_k, out=poisoned(q.shape, "bfloat16"))
+    wait()
+    for i, place in enumerate(places):
+        difference = np.abs(get(out[i]).astype(np.float64) - get(v[place]).astype(np.float64))
+        assert difference.max() < 0.02, f"query {i} does not find its key {place}"
+
+
+def test_r12_dense_strides_beyond_32_bits() -> None:
+    # (batch, heads, seqlen, d) memory seen as (batch, seqlen, heads, d): heads and batch entries lie far apart.
+    dim, nheads, seqlen_k, seqlen_q = 128, 4, 20_000 if HOST else 2_600_000, 130
+    window = (500, 0)
+    k = _large((2, nheads, seqlen_k, dim), 7)
+    for b in range(2):
+        k[b, :, -700:] = normal((nheads, 700, dim), "bfloat16", 8 + b)
+    k = k.transpose(0, 2, 1, 3)
+    q = normal((2, seqlen_q, nheads, dim), "bfloat16", 10)
+    out, lse = pyflash3.flash_attn_func(q, k, k, window_size=window, return_lse=True, out=poisoned(q.shape, "bfloat16"))
+    wait()
+    part = Problem(lengths=((seqlen_q, 700),) * 2, nheads=nheads, nheads_k=nheads, head_dim=dim, window=window)
+    seen = k[:, -700:]
+    judge(part, out, lse, expected(Inputs(part, q, seen, seen)))
+
+
+def test_r12_out_beyond_32_bits() -> None:
+    # A result of 5 GB: its rows are as far apart as those of a much wider tensor.
+    dim, rows = 64, 300
+    pitch = 4_096 if HOST else 8_800_000  # elements from row to row
+    inputs = make(Problem(lengths=((rows, rows),), head_dim=dim, nheads_k=2, causal=True))
+    store = xp.empty(pitch * rows, DTYPES["bfloat16"])
+    strides = (2 * pitch * rows, 2 * pitch, 2 * dim, 2)
+    out = xp.lib.stride_tricks.as_strided(store, inputs.out_shape(), strides)
+    bits(out)[...] = 0x7FFF
+    result, lse = inputs.call(out=out)
+    wait()
+    assert result is out
+    judge(inputs.problem, out, lse, expected(inputs))
+
+
+def test_r12_an_error_is_a_status_and_the_process_goes_on() -> None:
+    inputs = make(Problem(lengths=((64, 64),)))
+    out = poisoned(inputs.out_shape(), "bfloat16")
+    with pytest.raises(ValueError, match="head_dim"):
+        pyflash3.flash_attn_func(inputs.q, inputs.k[..., :56], inputs.v, out=out)
+    wait()
+    assert same_bits(out, poisoned(inputs.out_shape(), "bfloat16")), "a refused call wrote something"
+    out, lse = inputs.call()
+    wait()
+    judge(inputs.problem, out, lse, expected(inputs))
