@@ -18,8 +18,9 @@ inline constexpr int32_t kMaxGroupRows = 32;
 // Keys of a block. K and V buffers hold this many rows.
 inline constexpr int32_t kBlockN = 64;
 
-// One group of query rows with its running softmax. Everything is float32; [rows] means group_rows entries.
+// One group of query rows with its running softmax. Everything is float32; [rows] means `width` entries.
 struct Group {
+  int32_t width;         // group_rows or narrow_rows of the kernels
   float *q;              // (head_dim, rows): transposed, 0 in rows that do not exist
   float *out;            // (head_dim_v, rows): not yet divided by row_sum
   float *row_max;        // (rows)
@@ -50,7 +51,8 @@ struct ScoreOptions {
 
 struct Kernels {
   const char *name;
-  int32_t group_rows;  // rows of a Group
+  int32_t group_rows;   // rows of a Group
+  int32_t narrow_rows;  // rows of one that is a single vector wide: for decoding, and for the last rows
 
   // One step of online softmax: scores of the block, new maxima and sums, out = out * correction + p * v.
   void (*update)(const Group &group, const KeyBlock &block, const ScoreOptions &options);

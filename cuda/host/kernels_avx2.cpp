@@ -5,5 +5,5 @@
 #include "host/kernels_impl.h"
 
 namespace flash3::host {
-const Kernels kAvx2Kernels = {"avx2", kGroupRows, update, load_rows};
+const Kernels kAvx2Kernels = {"avx2", kGroupRows, kNarrowRows, update, load_rows};
 }

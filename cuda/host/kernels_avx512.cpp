@@ -5,5 +5,5 @@
 #include "host/kernels_impl.h"
 
 namespace flash3::host {
-const Kernels kAvx512Kernels = {"avx512", kGroupRows, update, load_rows};
+const Kernels kAvx512Kernels = {"avx512", kGroupRows, kNarrowRows, update, load_rows};
 }

@@ -5,5 +5,5 @@
 #include "host/kernels_impl.h"
 
 namespace flash3::host {
-const Kernels kBaselineKernels = {"baseline", kGroupRows, update, load_rows};
+const Kernels kBaselineKernels = {"baseline", kGroupRows, kNarrowRows, update, load_rows};
 }

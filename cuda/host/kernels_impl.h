@@ -2,6 +2,7 @@
 //   FLASH3_VECTOR_BYTES   width of a vector register
 //   FLASH3_GROUP_VECTORS  registers across the rows of a group
 //   FLASH3_REGISTER_ROWS  rows of the register block: FLASH3_REGISTER_ROWS x FLASH3_GROUP_VECTORS accumulators
+// Groups of one vector have their own register block, 8 x 1.
 // Everything is in an anonymous namespace and nothing of the standard library is called: the linker must never take a
 // function from here, with its wide instructions, for another file.
 #pragma once
@@ -23,12 +24,9 @@ using vfloat = float __attribute__((vector_size(FLASH3_VECTOR_BYTES), may_alias)
 using vint = int32_t __attribute__((vector_size(FLASH3_VECTOR_BYTES), may_alias));
 
 constexpr int32_t kLanes = FLASH3_VECTOR_BYTES / 4;
-constexpr int32_t kVectors = FLASH3_GROUP_VECTORS;
-constexpr int32_t kRegisterRows = FLASH3_REGISTER_ROWS;
-constexpr int32_t kGroupRows = kLanes * kVectors;
-static_assert(8 % kRegisterRows == 0, "head dims are multiples of 8 and must be whole register blocks");
+constexpr int32_t kGroupRows = kLanes * FLASH3_GROUP_VECTORS;
+constexpr int32_t kNarrowRows = kLanes;
 static_assert(kGroupRows <= kMaxGroupRows, "the row state of a group is an array of kMaxGroupRows");
-static_assert(kBlockN % kRegisterRows == 0, "a block of keys must be whole register blocks");
 
 constexpr float kInfinity = __builtin_inff();
 
@@ -72,9 +70,10 @@ inline vfloat tanh(vfloat x) {
 
 // c(i, :) = c(i, :) * correction + sum over t of a(i, t) * b(t, :), for c (count_i, rows) and b (count_t, rows).
 // Without correction, c is only written. a(i, t) lies at i * stride + t, or at i + t * stride if kTransposed.
-template <bool kTransposed>
+template <int32_t kVectors, int32_t kRegisterRows, bool kTransposed>
 inline void multiply(const float *a, int64_t stride, int32_t count_i, int32_t count_t, const vfloat *b,
                      const vfloat *correction, vfloat *c) {
+  static_assert(8 % kRegisterRows == 0 && kBlockN % 8 == 0, "head dims and key blocks must be whole register blocks");
   for (int32_t i = 0; i < count_i; i += kRegisterRows) {
     vfloat sum[kRegisterRows][kVectors];
 #pragma GCC unroll 8
@@ -105,7 +104,7 @@ inline void multiply(const float *a, int64_t stride, int32_t count_i, int32_t co
 }
 
 // s = the logits of spec: scaled, capped, biased, -inf where invisible. Raises row_max to their maximum.
-template <bool kMasked, bool kBiased>
+template <int32_t kVectors, bool kMasked, bool kBiased>
 inline void finish_scores(const Group &group, const KeyBlock &block, const ScoreOptions &options, vfloat *s,
                           vfloat *row_max) {
   const auto *key_begin = reinterpret_cast<const vint *>(group.key_begin);
@@ -129,6 +128,7 @@ inline void finish_scores(const Group &group, const KeyBlock &block, const Score
 }
 
 // s -> exp(s - row_max), its sum, and the correction of what was summed under the old maximum.
+template <int32_t kVectors>
 inline void exponentiate(int32_t keys, const vfloat *new_max, vfloat *s, vfloat *row_max, vfloat *row_sum,
                          vfloat *correction) {
   vfloat shift[kVectors];
@@ -151,22 +151,32 @@ inline void exponentiate(int32_t keys, const vfloat *new_max, vfloat *s, vfloat 
   }
 }
 
-void update(const Group &group, const KeyBlock &block, const ScoreOptions &options) {
+template <int32_t kVectors, int32_t kRegisterRows>
+void update_group(const Group &group, const KeyBlock &block, const ScoreOptions &options) {
   auto *s = reinterpret_cast<vfloat *>(group.probabilities);
   auto *row_max = reinterpret_cast<vfloat *>(group.row_max);
   const int32_t padded = (block.keys + kRegisterRows - 1) / kRegisterRows * kRegisterRows;
-  multiply<false>(block.k, options.head_dim, padded, options.head_dim, reinterpret_cast<const vfloat *>(group.q),
-                  nullptr, s);
+  multiply<kVectors, kRegisterRows, false>(block.k, options.head_dim, padded, options.head_dim,
+                                           reinterpret_cast<const vfloat *>(group.q), nullptr, s);
   vfloat new_max[kVectors];
   for (int32_t v = 0; v < kVectors; ++v) new_max[v] = row_max[v];
   const bool biased = options.softcap > 0.0f || options.alibi;
-  const auto finish = biased ? (block.masked ? finish_scores<true, true> : finish_scores<false, true>)
-                             : (block.masked ? finish_scores<true, false> : finish_scores<false, false>);
+  const auto finish =
+      biased ? (block.masked ? finish_scores<kVectors, true, true> : finish_scores<kVectors, false, true>)
+             : (block.masked ? finish_scores<kVectors, true, false> : finish_scores<kVectors, false, false>);
   finish(group, block, options, s, new_max);
   vfloat correction[kVectors];
-  exponentiate(block.keys, new_max, s, row_max, reinterpret_cast<vfloat *>(group.row_sum), correction);
-  multiply<true>(block.v, options.head_dim_v, options.head_dim_v, block.keys, s, correction,
-                 reinterpret_cast<vfloat *>(group.out));
+  exponentiate<kVectors>(block.keys, new_max, s, row_max, reinterpret_cast<vfloat *>(group.row_sum), correction);
+  multiply<kVectors, kRegisterRows, true>(block.v, options.head_dim_v, options.head_dim_v, block.keys, s, correction,
+                                          reinterpret_cast<vfloat *>(group.out));
+}
+
+void update(const Group &group, const KeyBlock &block, const ScoreOptions &options) {
+  if (group.width == kNarrowRows) {
+    update_group<1, 8>(group, block, options);
+  } else {
+    update_group<FLASH3_GROUP_VECTORS, FLASH3_REGISTER_ROWS>(group, block, options);
+  }
 }
 
 // Eight float16 at once where there is an instruction for it.

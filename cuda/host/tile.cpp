@@ -77,8 +77,8 @@ TileWorker::HeadRows TileWorker::head_rows(const void *data, int64_t batch_strid
 }
 
 Group TileWorker::view(GroupState &group) const {
-  return {group.q,       group.out,      group.row_max,     group.row_sum, group.key_begin,
-          group.key_end, group.diagonal, group.alibi_slope, probabilities_};
+  return {group.width,     group.q,       group.out,      group.row_max,     group.row_sum,
+          group.key_begin, group.key_end, group.diagonal, group.alibi_slope, probabilities_};
 }
 
 void TileWorker::run(const core::Tile &tile) {
@@ -107,9 +107,10 @@ void TileWorker::run(const core::Tile &tile) {
 }
 
 void TileWorker::load_group(GroupState &group, int64_t row_begin, int64_t row_end) {
-  const int32_t width = kernels_.group_rows;
   group.row_begin = row_begin;
   group.rows = static_cast<int32_t>(row_end - row_begin);
+  group.width = group.rows <= kernels_.narrow_rows ? kernels_.narrow_rows : kernels_.group_rows;
+  const int32_t width = group.width;
   group.blocks = {0, 0, 0, 0};
   if (group.rows == 0) return;
   group.blocks = core::block_range(mask_, static_cast<int32_t>(query_row(row_begin)),
@@ -171,7 +172,7 @@ void TileWorker::take_out_special_values(int32_t keys) {
 }
 
 void TileWorker::add_special_values(GroupState &group, int32_t first_key) {
-  const int32_t width = kernels_.group_rows;
+  const int32_t width = group.width;
   for (const int32_t n : special_keys_) {
     for (int32_t m = 0; m < group.rows; ++m) {
       const int32_t key = first_key + n;
@@ -191,7 +192,7 @@ void TileWorker::store_group(const GroupState &group) {
                                    params_.out_head_stride, packed, q_span_.start, head);
     const float sum = group.row_sum[m];
     const float factor = sum == 0.0f ? 0.0f : 1.0f / sum;
-    store_column(params_.dtype, group.out + m, kernels_.group_rows, params_.head_dim_v, factor,
+    store_column(params_.dtype, group.out + m, group.width, params_.head_dim_v, factor,
                  const_cast<char *>(row(out, i)));
     if (params_.lse == nullptr) continue;
     const int64_t batch_offset = packed ? q_span_.start : tile_.batch * params_.lse_batch_stride;

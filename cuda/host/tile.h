@@ -58,6 +58,7 @@ class TileWorker {
     float *q;
     float *out;
     int64_t row_begin;  // packed
+    int32_t width;      // of q, out and the arrays above, rows that do not exist included
     int32_t rows;       // that exist
     core::BlockRange blocks;
   };
