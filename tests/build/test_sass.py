@@ -14,7 +14,7 @@ import pytest
 from pyflash3._lib import library
 from tests.build_dir import BUILD_DIR, built_file
 
-# Bytes of a thread that live in its stack frame, and bytes that its instructions store there. A few registers saved once
+# Bytes of a thread in its stack frame, and bytes that its instructions store there. A few registers saved once
 # per tile are cheap; an accumulator (64 registers, 256 bytes) that goes through memory in every block is not.
 MAX_STACK_BYTES = 128
 MAX_SPILL_BYTES = 192
