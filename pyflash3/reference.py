@@ -131,6 +131,8 @@ def _weighted_sum(p: Float64, visible: npt.NDArray[np.bool_], v: Float64) -> Flo
 
 def _spans(shape: tuple[int, ...], cu_seqlens: Any, seqused: Any) -> list[slice]:
     """The rows in use of every sequence."""
+    starts: Any
+    ends: Any
     if cu_seqlens is None:
         starts, ends = np.zeros(shape[0], np.int64), np.full(shape[0], shape[1])
     else:
