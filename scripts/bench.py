@@ -3,6 +3,7 @@
 
     scripts/bench.py --grid paper --peers DIR --out benchmarks/records/paper-bf16.json
     scripts/bench.py --host-cost --peers DIR
+    scripts/bench.py --accuracy --peers DIR
     scripts/bench.py --compare OLD.json NEW.json
 
 Contenders run in turn on the same inputs, the L2 is flushed before each call, and a row is the median of the rounds.
@@ -37,6 +38,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=20, help="timed calls per contender and shape")
     parser.add_argument("--out", metavar="PATH", help="write the record there")
     parser.add_argument("--host-cost", action="store_true", help="measure the cost of issuing a call instead")
+    parser.add_argument("--accuracy", action="store_true", help="compare errors against float64 instead of times")
     parser.add_argument("--compare", nargs=2, metavar=("OLD", "NEW"), help="compare two records instead")
     parser.add_argument("--threshold", type=float, default=0.03, help="how much worse --compare lets a shape become")
     return parser.parse_args(arguments)
@@ -52,7 +54,9 @@ def main() -> int:
     from scripts.benchlib.contenders import load_peers
 
     peers = load_peers(options.peers, options.alone)
-    return run_host_cost(options, peers) if options.host_cost else run_grids(options, peers)
+    if options.host_cost:
+        return run_host_cost(options, peers)
+    return run_accuracy(options, peers) if options.accuracy else run_grids(options, peers)
 
 
 def header(kind: str, options: argparse.Namespace, peers: Peers) -> dict[str, Any]:
@@ -81,6 +85,22 @@ def run_host_cost(options: argparse.Namespace, peers: Peers) -> int:
     if options.out:
         write(options.out, record)
     return 0
+
+
+def run_accuracy(options: argparse.Namespace, peers: Peers) -> int:
+    from scripts.benchlib import accuracy
+    from scripts.benchlib.report import write
+
+    rows, good = accuracy.measure(options.dtype, peers)
+    for row in rows:
+        ratio = row["rmse_over_flash_attention_3"]
+        errors = ", ".join(f"{name} {e['rmse']:.3e}" for name, e in row["errors"].items())
+        print(f"{row['name']:24} rmse: {errors}" + ("" if ratio is None else f"; ratio {ratio:.3f}"))
+    if options.out:
+        write(options.out, header("accuracy", options, peers) | {"rows": rows})
+    if not good:
+        print(f"the root mean square error is more than {accuracy.MOST_RATIO} times FlashAttention-3's somewhere")
+    return int(not good)
 
 
 def run_grids(options: argparse.Namespace, peers: Peers) -> int:

@@ -71,6 +71,7 @@ def _unpacked(archive: Path) -> str:
 class Problem:
     """The calls of one shape, and what is needed to see that they agree."""
 
+    arrays: list[Any]  # q, k, v as CuPy arrays
     calls: Calls
     outs: dict[str, Any]  # contender -> CuPy array of its result, made by a first call
     unavailable: dict[str, str]  # peer -> why it does not take part
@@ -100,7 +101,7 @@ def prepare(shape: Shape, dtype: str, peers: Peers) -> Problem:
             unavailable[name] = str(error)[:300]
         else:
             calls[name] = call
-    return Problem(calls, outs, unavailable)
+    return Problem(arrays, calls, outs, unavailable)
 
 
 def _first(result: Any) -> Any:
