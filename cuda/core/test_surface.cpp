@@ -70,8 +70,8 @@ FLASH3_API void flash3_test_seq_span(const int32_t *cu_seqlens, const int32_t *s
   *len = span.len;
 }
 
-FLASH3_API int32_t flash3_test_heads_in_flight(int64_t kv_bytes_per_kv_head, int32_t group) {
-  return heads_in_flight(kv_bytes_per_kv_head, group);
+FLASH3_API int32_t flash3_test_section_columns(int32_t num_columns, int64_t kv_bytes_per_kv_head, int32_t group) {
+  return section_columns(num_columns, kv_bytes_per_kv_head, group);
 }
 
 FLASH3_API int64_t flash3_test_dense_num_tiles(int32_t num_m_blocks, int32_t nheads, int32_t batch) {
@@ -92,7 +92,7 @@ FLASH3_API int64_t flash3_test_varlen_num_tiles(const int32_t *first_m_block, in
   return VarlenSchedule{first_m_block, nheads, batch}.num_tiles();
 }
 
-// sections: (batch), heads_in_flight of each sequence. tile: m_block, head, batch
+// sections: (batch), section_columns of each sequence. tile: m_block, head, batch
 FLASH3_API void flash3_test_varlen_tile(const int32_t *first_m_block, int32_t nheads, int32_t batch,
                                         const int32_t *sections, int32_t t, int32_t *tile) {
   const VarlenSchedule schedule = {first_m_block, nheads, batch};

@@ -17,14 +17,17 @@ struct Tile {
 FLASH3_HD int32_t ceil_div(int32_t a, int32_t b) { return a / b + (a % b != 0); }
 
 // K and V of this many bytes should stay in L2 while the tiles that read them run (of 50 to 60 MB on Hopper).
-inline constexpr int64_t kL2Budget = int64_t{24} << 20;
+inline constexpr int64_t kL2Budget = int64_t{32} << 20;
 
-// How many (batch, query head) pairs run side by side, so that their K and V fit into L2. Always whole groups of query
-// heads that share a KV head, since they share its K and V.
-FLASH3_HD int32_t heads_in_flight(int64_t kv_bytes_per_kv_head, int32_t group) {
-  const int64_t kv_heads = kL2Budget / (kv_bytes_per_kv_head > 0 ? kv_bytes_per_kv_head : 1);
-  const int64_t heads = (kv_heads < 1 ? 1 : kv_heads) * group;
-  return static_cast<int32_t>(heads < (1 << 20) ? heads : (1 << 20));
+// In how large sections to take `num_columns` (batch, query head) pairs, so that the K and V of a section fit into L2.
+// Always whole groups of query heads that share a KV head, since they share its K and V; and all sections of about one
+// size, since a small one at the end would leave multiprocessors idle under its first, longest tiles.
+FLASH3_HD int32_t section_columns(int32_t num_columns, int64_t kv_bytes_per_kv_head, int32_t group) {
+  const int32_t groups = num_columns / group;
+  const int64_t fit = kL2Budget / (kv_bytes_per_kv_head > 0 ? kv_bytes_per_kv_head : 1);
+  const int32_t most = fit < 1 ? 1 : (fit < groups ? static_cast<int32_t>(fit) : groups);
+  const int32_t sections = ceil_div(groups, most);
+  return ceil_div(groups, sections) * group;
 }
 
 // Tiles of num_m_blocks x num_columns, a column being a head or a (batch, head) pair. Columns are taken in sections of
@@ -47,7 +50,7 @@ struct DenseSchedule {
   int32_t num_m_blocks;
   int32_t nheads;
   int32_t batch;
-  int32_t section;  // heads_in_flight
+  int32_t section;  // section_columns of nheads * batch
 
   FLASH3_HD int64_t num_tiles() const { return int64_t{num_m_blocks} * nheads * batch; }
 
@@ -89,7 +92,7 @@ struct VarlenSchedule {
 
   FLASH3_HD int64_t num_tiles() const { return int64_t{first_m_block[batch]} * nheads; }
 
-  // section_of(b): heads_in_flight for the keys of sequence b.
+  // section_of(b): section_columns of nheads for the keys of sequence b.
   template <class CountLeading, class SectionOf>
   FLASH3_HD Tile tile(int32_t t, CountLeading count_leading, SectionOf section_of) const {
     Tile out;

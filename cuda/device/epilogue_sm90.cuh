@@ -6,6 +6,7 @@
 #include "device/fwd_args.h"
 #include "device/mainloop_sm90.cuh"
 #include "device/ptx.cuh"
+#include "device/repair.cuh"
 #include "device/scores.cuh"
 #include "device/softmax.cuh"
 #include "device/tile_traits.cuh"
@@ -25,7 +26,10 @@ struct Epilogue {
   __device__ __forceinline__ Epilogue(const FwdArgs &a, SharedStorage &s, int wg) : args(a), smem(s), warpgroup(wg) {}
 
   __device__ __forceinline__ void store(const WorkTile &tile, const OnlineSoftmax &softmax, float (&o)[kOutputs]) const {
-    normalise(tile, softmax, o);
+    const int first_row = Traits::warp_row(tile, warpgroup);
+    float lse[2];
+    normalise(tile, softmax, first_row, o, lse);
+    Repair<Traits>{args, tile, first_row}.run(o, lse);
     const bool leader = threadIdx.x % 128 == 0;
     if constexpr (!Traits::kOutAliasesQ) {
       if (leader) ptx::tma_store_wait_read();  // the tile before has left the staging buffer
@@ -49,10 +53,9 @@ struct Epilogue {
     const int row0 = tile.m_block * Traits::kBlockM + warpgroup * 64;
     const int rows = min(64, tile.seqlen_q - row0);
     const int chunks = args.head_dim_v / 8;
-    char *base = out_row(tile, row0);
     for (int i = threadIdx.x % 128; i < rows * chunks; i += 128) {
-      char *at = base + (int64_t{i / chunks} * args.out_row_stride + i % chunks * 8) * 2;
-      *reinterpret_cast<uint4 *>(at) = make_uint4(0, 0, 0, 0);
+      const Element *at = row_of<Element>(args.out, tile.batch, int64_t{tile.q_start} + row0 + i / chunks, tile.head);
+      *reinterpret_cast<uint4 *>(const_cast<Element *>(at) + i % chunks * 8) = make_uint4(0, 0, 0, 0);
     }
     if (args.lse == nullptr) return;
     const float lse = args.sinks != nullptr ? args.sinks[tile.head] : -INFINITY;
@@ -67,19 +70,15 @@ struct Epilogue {
     return args.lse + b + tile.head * args.lse_head_stride;
   }
 
-  __device__ __forceinline__ char *out_row(const WorkTile &tile, int row) const {
-    const int64_t b = args.q_side.cu_seqlens != nullptr ? 0 : tile.batch * args.out_batch_stride;
-    return args.out + 2 * (b + (int64_t{tile.q_start} + row) * args.out_row_stride + tile.head * args.out_head_stride);
-  }
-
-  __device__ __forceinline__ void normalise(const WorkTile &tile, const OnlineSoftmax &softmax,
-                                            float (&o)[kOutputs]) const {
+  __device__ __forceinline__ void normalise(const WorkTile &tile, const OnlineSoftmax &softmax, int first_row,
+                                            float (&o)[kOutputs], float (&lse)[2]) const {
     const int lane = threadIdx.x % 32;
-    const int row0 = tile.m_block * Traits::kBlockM + warpgroup * 64 + (threadIdx.x % 128) / 32 * 16 + lane / 4;
+    const int row0 = first_row + lane / 4;
     const float sink_log2 = args.sinks != nullptr ? args.sinks[tile.head] * kLog2e : -INFINITY;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const RowResult result = softmax.finish(r, sink_log2);
+      lse[r] = result.lse;
       if (args.lse != nullptr && lane % 4 == 0 && row0 + 8 * r < tile.seqlen_q) {
         lse_row(tile)[row0 + 8 * r] = result.lse;
       }

@@ -10,6 +10,13 @@
 
 namespace flash3::device {
 
+// A tensor by pointer, for the few accesses that do not go through a tensor map. Strides in elements; the batch stride
+// of a packed tensor is 0.
+struct TensorRows {
+  const void *data;
+  int64_t batch_stride, row_stride, head_stride;
+};
+
 struct FwdArgs {
   // (col, row, end, head, batch); see launch/tensor_map.h for what the third coordinate does.
   CUtensorMap q_map, k_map, v_map, out_map;
@@ -17,14 +24,14 @@ struct FwdArgs {
   core::SeqSide q_side, k_side;
   core::Window window;
 
-  char *out;                                                    // element pointer; strides in elements
-  int64_t out_batch_stride, out_row_stride, out_head_stride;
+  TensorRows q, k, v, out;
   float *lse;                                                   // may be NULL
   int64_t lse_batch_stride, lse_head_stride;
 
   int32_t batch, nheads, group;  // group: query heads per KV head
-  int32_t head_dim_v;
-  int32_t num_m_blocks;  // dense q: of every sequence
+  int32_t head_dim, head_dim_v;
+  int32_t num_m_blocks;   // dense q: of every sequence
+  int32_t dense_section;  // dense q: core::DenseSchedule::section
   int64_t kv_bytes_per_key;  // of K and V of one KV head, for the tile order
 
   float scale;       // softmax_scale

@@ -37,25 +37,24 @@ __device__ __forceinline__ void consume(const FwdArgs &args, typename Traits::Sh
   Mainloop<Traits> mainloop(args, smem, warpgroup);
   const Epilogue<Traits> epilogue(args, smem, warpgroup);
   RingState<2> tile_state{0};
-  const int lane = threadIdx.x % 32;
-  const int warp_row = warpgroup * 64 + (threadIdx.x % 128) / 32 * 16;
   mainloop.begin_turns();
   for (;;) {
     ptx::mbarrier_wait(&smem.tile_full[tile_state.index], tile_state.parity);
-    WorkTile tile = smem.tile[tile_state.index];
-    tile.make_uniform();  // also: the whole warp has read it
-    if (lane == 0) ptx::mbarrier_arrive(&smem.tile_empty[tile_state.index]);
-    tile_state.advance();
+    const WorkTile &tile = smem.tile[tile_state.index];
     if (!ptx::uniform(tile.valid != 0)) break;
-    if (ptx::uniform(tile.n_begin == tile.n_end)) {
+    const core::BlockRange range = {ptx::uniform(tile.range.begin), ptx::uniform(tile.range.end),
+                                    ptx::uniform(tile.range.full_begin), ptx::uniform(tile.range.full_end)};
+    if (ptx::uniform(range.begin == range.end)) {
       epilogue.store_empty(tile);
-      continue;
+    } else {
+      OnlineSoftmax softmax(args.score_mod ? 1.f : args.scale_log2);
+      float o[Mainloop<Traits>::kOutputs];
+      mainloop.run(tile, range, o, softmax);
+      epilogue.store(tile, softmax, o);
     }
-    const RowScores rows(args, tile, tile.m_block * Traits::kBlockM + warp_row, lane);
-    OnlineSoftmax softmax(args.score_mod ? 1.f : args.scale_log2);
-    float o[Mainloop<Traits>::kOutputs];
-    mainloop.run(tile, rows, o, softmax);
-    epilogue.store(tile, softmax, o);
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&smem.tile_empty[tile_state.index]);
+    tile_state.advance();
   }
   mainloop.end_turns();
 }

@@ -59,7 +59,7 @@ struct Mainloop {
   }
 
   // Leaves the unscaled output in `o` and the row statistics in `softmax`. The tile must have a key block.
-  __device__ __forceinline__ void run(const WorkTile &tile, const RowScores &rows, float (&o)[kOutputs],
+  __device__ __forceinline__ void run(const WorkTile &tile, const core::BlockRange &range, float (&o)[kOutputs],
                                       OnlineSoftmax &softmax) {
     float s[kScores];
     uint32_t p[kScores / 2];
@@ -67,12 +67,12 @@ struct Mainloop {
 #pragma unroll
     for (int i = 0; i < kOutputs; ++i) o[i] = 0.f;
 
-    int32_t n = tile.n_end - 1;
-    const bool has_left = args.window.left >= 0;
-    const int lane = threadIdx.x % 32;
+    int32_t n = range.end - 1;
     auto prepare = [&](int32_t block) {
-      if (args.score_mod) rows.modify(s, args, block * kBlockN, lane);
-      if (block < tile.full_begin || block >= tile.full_end) rows.mask(s, has_left, block * kBlockN, lane);
+      if (!args.score_mod && range.is_full(block)) return;
+      const RowScores rows(args, tile, Traits::warp_row(tile, warpgroup));
+      if (args.score_mod) rows.modify(s, args, block * kBlockN);
+      if (!range.is_full(block)) rows.mask(s, args.window.left >= 0, block * kBlockN);
     };
 
     // First block.
@@ -92,10 +92,10 @@ struct Mainloop {
 
     // Blocks cut by the right edge, whole blocks, blocks cut by the left edge. The loop in the middle is the one that
     // counts: without score modifications it holds neither mask nor branch.
-    const int32_t plain_end = max(args.score_mod ? tile.full_begin : tile.full_end, tile.n_begin);
+    const int32_t plain_end = max(args.score_mod ? range.full_begin : range.full_end, range.begin);
     for (; ptx::uniform(n >= plain_end); --n) step<true>(s, p, o, softmax, [&] { prepare(n); });
-    for (; ptx::uniform(n >= tile.full_begin); --n) step<false>(s, p, o, softmax, [] {});
-    for (; ptx::uniform(n >= tile.n_begin); --n) step<true>(s, p, o, softmax, [&] { prepare(n); });
+    for (; ptx::uniform(n >= range.full_begin); --n) step<false>(s, p, o, softmax, [] {});
+    for (; ptx::uniform(n >= range.begin); --n) step<true>(s, p, o, softmax, [&] { prepare(n); });
 
     // Q is not needed any more; where the output is staged in its place, the epilogue gives it back.
     if constexpr (!Traits::kOutAliasesQ) release_q();

@@ -69,11 +69,10 @@ struct Producer {
   __device__ __forceinline__ core::Tile decode(int32_t t, const core::VarlenSchedule &varlen) const {
     if (args.first_m_block != nullptr) {
       return varlen.tile(t, WarpCountLeading{}, [this](int32_t b) {
-        return core::heads_in_flight(args.k_side.span(b).len * args.kv_bytes_per_key, args.group);
+        return core::section_columns(args.nheads, args.k_side.span(b).len * args.kv_bytes_per_key, args.group);
       });
     }
-    const int32_t section = core::heads_in_flight(args.k_side.rows * args.kv_bytes_per_key, args.group);
-    return core::DenseSchedule{args.num_m_blocks, args.nheads, args.batch, section}.tile(t);
+    return core::DenseSchedule{args.num_m_blocks, args.nheads, args.batch, args.dense_section}.tile(t);
   }
 
   __device__ __forceinline__ void run_tile(int32_t t, const core::VarlenSchedule &varlen, bool leader) {
@@ -92,10 +91,7 @@ struct Producer {
     tile.head = where.head;
     tile.batch = where.batch;
     tile.valid = 1;
-    tile.n_begin = range.begin;
-    tile.n_end = range.end;
-    tile.full_begin = range.full_begin;
-    tile.full_end = range.full_end;
+    tile.range = range;
     tile.seqlen_q = q.len;
     tile.seqlen_k = k.len;
     tile.q_start = static_cast<int32_t>(q.start);

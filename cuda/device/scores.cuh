@@ -18,13 +18,17 @@ __device__ __forceinline__ float tanh_accurate(float x) {
   return 1.f - 2.f * ptx::rcp(1.f + ptx::ex2(x * (2.f * kLog2e)));
 }
 
-// The two rows of one thread: their mask as key ranges, and what the score modifications need.
+// The two rows of one thread: their mask as key ranges, and what the score modifications need. Made where it is used
+// and not kept, since registers are short in the main loop.
 struct RowScores {
   int32_t key_begin[2], key_end[2];  // visible keys of each row
   float diagonal[2];                 // key under the diagonal; ALiBi measures distances from it
   float alibi_slope_log2;
+  int lane;
 
-  __device__ __forceinline__ RowScores(const FwdArgs &args, const WorkTile &tile, int first_row, int lane) {
+  // first_row: of the warp, in the sequence.
+  __device__ __forceinline__ RowScores(const FwdArgs &args, const WorkTile &tile, int first_row)
+      : lane(threadIdx.x % 32) {
     const core::Mask mask{args.window, tile.seqlen_q, tile.seqlen_k};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -41,7 +45,7 @@ struct RowScores {
 
   // Softcap and ALiBi on the scores of the block that starts at key `first_key`; the result is in units of log2.
   template <int kS>
-  __device__ __forceinline__ void modify(float (&s)[kS], const FwdArgs &args, int first_key, int lane) const {
+  __device__ __forceinline__ void modify(float (&s)[kS], const FwdArgs &args, int first_key) const {
     if (args.softcap > 0.f) {
       const float inner = args.scale / args.softcap;
       const float outer = args.softcap * kLog2e;
@@ -67,9 +71,16 @@ struct RowScores {
     }
   }
 
+  // One score, from the dot product, for a key at that distance from the diagonal; in units of log2.
+  __device__ __forceinline__ float modified(float dot, const FwdArgs &args, float distance) const {
+    const float x = args.softcap > 0.f ? args.softcap * kLog2e * tanh_accurate(dot * (args.scale / args.softcap))
+                                       : dot * args.scale_log2;
+    return fmaf(-alibi_slope_log2, fabsf(distance), x);
+  }
+
   // -inf for every invisible key of the block that starts at key `first_key`.
   template <int kS>
-  __device__ __forceinline__ void mask(float (&s)[kS], bool has_left, int first_key, int lane) const {
+  __device__ __forceinline__ void mask(float (&s)[kS], bool has_left, int first_key) const {
     const int first = first_key + 2 * (lane % 4);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {

@@ -48,38 +48,47 @@ struct RowResult {
 };
 
 struct OnlineSoftmax {
-  float row_max[2];  // of the scores seen so far, before the scale
+  static constexpr float kLazyLog2 = 8.f;
+
+  float row_max[2];  // reference of the exponentials, within kLazyLog2 of the maximum so far; before the scale
   float row_sum[2];  // this thread's share of sum exp2(scale_log2 * (s - row_max))
   float scale_log2;
 
   __device__ __forceinline__ explicit OnlineSoftmax(float scale)
       : row_max{-INFINITY, -INFINITY}, row_sum{0.f, 0.f}, scale_log2(scale) {}
 
-  // Takes the maximum over a new block, replaces its scores by exp2(scale_log2 * (s - row_max)) and returns in
-  // `correction` the factor for everything accumulated before.
+  // Replaces the scores of a new block by exp2(scale_log2 * (s - row_max)) and returns in `correction` the factor for
+  // everything accumulated before, nearly always 1: row_max follows the true maximum only once that is 2^kLazyLog2
+  // ahead, which every format holds, so that the accumulated output seldom has to be rescaled.
   template <int kS>
   __device__ __forceinline__ void update(float (&s)[kS], float (&correction)[2]) {
+    float top[2][4];  // independent chains, so that the maximum does not wait for itself
+#pragma unroll
+    for (int i = 0; i < 8; ++i) top[i / 2 % 2][i / 4 * 2 + i % 2] = s[i];
+#pragma unroll
+    for (int i = 8; i < kS; ++i) {
+      float &t = top[i / 2 % 2][i / 4 % 2 * 2 + i % 2];
+      t = fmaxf(t, s[i]);
+    }
+    float shift[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      // Four independent chains, so that the maximum does not wait for itself.
-      float m[4] = {s[2 * r], s[2 * r + 1], s[4 + 2 * r], s[4 + 2 * r + 1]};
-#pragma unroll
-      for (int j = 2; j < kS / 4; j += 2) {
-#pragma unroll
-        for (int c = 0; c < 4; ++c) m[c] = fmaxf(m[c], s[4 * (j + c / 2) + 2 * r + c % 2]);
-      }
       const float before = row_max[r];
-      const float now = fmaxf(before, quad_max(fmaxf(fmaxf(m[0], m[1]), fmaxf(m[2], m[3]))));
-      row_max[r] = now;
+      const float now = fmaxf(before, quad_max(fmaxf(fmaxf(top[r][0], top[r][1]), fmaxf(top[r][2], top[r][3]))));
+      // From -inf the first time; -inf or +inf twice gives NaN here, and the old value stays.
+      row_max[r] = (now - before) * scale_log2 > kLazyLog2 ? now : before;
       // A row that has seen no key yet has a maximum of -inf: with 0 instead, its masked scores give exp2(-inf) = 0.
-      const float shift = now == -INFINITY ? 0.f : now * scale_log2;
-      correction[r] = ptx::ex2(before * scale_log2 - shift);
+      shift[r] = row_max[r] == -INFINITY ? 0.f : row_max[r] * scale_log2;
+      correction[r] = ptx::ex2(before * scale_log2 - shift[r]);
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
       float sum[2] = {0.f, 0.f};
 #pragma unroll
       for (int j = 0; j < kS / 4; ++j) {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          const float p = ptx::ex2(fmaf(s[4 * j + 2 * r + c], scale_log2, -shift));
+          const float p = ptx::ex2(fmaf(s[4 * j + 2 * r + c], scale_log2, -shift[r]));
           s[4 * j + 2 * r + c] = p;
           sum[c] += p;
         }
@@ -88,7 +97,7 @@ struct OnlineSoftmax {
     }
   }
 
-  // A sink is one more logit (in units of log2; -inf: none) without a value.
+  // What is left to do for row r. A sink is one more logit (in units of log2; -inf: none) without a value.
   __device__ __forceinline__ RowResult finish(int r, float sink_log2) const {
     const float max_log2 = row_max[r] == -INFINITY ? -INFINITY : row_max[r] * scale_log2;
     const float sum = quad_sum(row_sum[r]);
@@ -100,7 +109,7 @@ struct OnlineSoftmax {
     RowResult out;
     out.lse = total == 0.f ? -INFINITY : (shift + log2f(total)) * kLn2;
     out.factor = keep / total;
-    out.empty = sum == 0.f;  // the largest visible score alone adds 1
+    out.empty = sum == 0.f;  // the first visible score alone added 1
     return out;
   }
 };

@@ -4,26 +4,18 @@
 
 #include <cstdint>
 
+#include "core/block_range.h"
 #include "core/tile_config.h"
-#include "device/ptx.cuh"
 
 namespace flash3::device {
 
-// A tile as the producer hands it to the consumers. 48 bytes: three 16-byte reads.
+// A tile as the producer hands it to the consumers. They leave it in shared memory and read what they need where they
+// need it, since registers are short in the main loop.
 struct alignas(16) WorkTile {
+  core::BlockRange range;
   int32_t m_block, head, batch, valid;
-  int32_t n_begin, n_end, full_begin, full_end;  // core::BlockRange
   int32_t seqlen_q, seqlen_k;
   int32_t q_start, q_end;  // first row of the sequence in q and out, and the row behind its last
-
-  // For what steers the main loop; see ptx::uniform.
-  __device__ __forceinline__ void make_uniform() {
-    valid = ptx::uniform(valid);
-    n_begin = ptx::uniform(n_begin);
-    n_end = ptx::uniform(n_end);
-    full_begin = ptx::uniform(full_begin);
-    full_end = ptx::uniform(full_end);
-  }
 };
 
 template <class Element_, int kHeadDim_>
@@ -71,6 +63,10 @@ struct TileTraits {
 
     __device__ __forceinline__ Element *out() { return kOutAliasesQ ? q : out_; }
   };
+  // First row of the calling thread's warp, in the sequence.
+  static __device__ __forceinline__ int warp_row(const WorkTile &tile, int warpgroup) {
+    return tile.m_block * kBlockM + warpgroup * 64 + (threadIdx.x % 128) / 32 * 16;
+  }
   static_assert(sizeof(SharedStorage) <= 232448, "a block has 227 KB of shared memory");
 };
 

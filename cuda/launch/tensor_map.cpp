@@ -27,7 +27,7 @@ core::Status encode_tensor_map(const TensorView &tensor, bool bfloat16, const Bo
     return core::error(FLASH3_NO_DEVICE, "the CUDA driver offers no cuTensorMapEncodeTiled; it must be of CUDA 12.0 or later");
   }
   constexpr int64_t kElementBytes = 2;
-  const int64_t row_bytes = tensor.row_stride * kElementBytes;
+  const int64_t row_bytes = tensor.at.row_stride * kElementBytes;
   // The stride of a dimension of extent 1 is never used, but it must be encodable.
   const auto stride = [&](int64_t extent, int64_t elements) {
     return static_cast<cuuint64_t>(extent > 1 ? elements * kElementBytes : 16);
@@ -36,13 +36,13 @@ core::Status encode_tensor_map(const TensorView &tensor, bool bfloat16, const Bo
       static_cast<cuuint64_t>(tensor.cols), static_cast<cuuint64_t>(tensor.rows),
       static_cast<cuuint64_t>(tensor.rows) + 1, static_cast<cuuint64_t>(tensor.heads),
       static_cast<cuuint64_t>(tensor.batch)};
-  const cuuint64_t strides[4] = {stride(tensor.rows, tensor.row_stride), stride(tensor.rows, tensor.row_stride),
-                                 stride(tensor.heads, tensor.head_stride), stride(tensor.batch, tensor.batch_stride)};
+  const cuuint64_t strides[4] = {stride(tensor.rows, tensor.at.row_stride), stride(tensor.rows, tensor.at.row_stride),
+                                 stride(tensor.heads, tensor.at.head_stride), stride(tensor.batch, tensor.at.batch_stride)};
   const cuuint32_t box_dims[5] = {static_cast<cuuint32_t>(box.cols), static_cast<cuuint32_t>(box.rows), 1, 1, 1};
   const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
   // Addresses are sums modulo 2^64, so a base below the tensor (even below zero) is as good as any.
   const int64_t shift = tensor.rows * static_cast<int64_t>(strides[0]);
-  void *base = reinterpret_cast<void *>(reinterpret_cast<uintptr_t>(tensor.data) - static_cast<uintptr_t>(shift));
+  void *base = reinterpret_cast<void *>(reinterpret_cast<uintptr_t>(tensor.at.data) - static_cast<uintptr_t>(shift));
   const CUresult result = encode(
       map, bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 5, base, dims, strides, box_dims,
       steps, CU_TENSOR_MAP_INTERLEAVE_NONE,

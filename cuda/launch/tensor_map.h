@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "core/status.h"
+#include "device/fwd_args.h"
 
 namespace flash3::launch {
 
@@ -18,9 +19,8 @@ namespace flash3::launch {
 // Triton's ragged tensor descriptors.)
 struct TensorView {
   const char *name;  // for messages
-  const void *data;
+  device::TensorRows at;
   int64_t cols, rows, heads, batch;
-  int64_t row_stride, head_stride, batch_stride;  // elements
 };
 
 struct BoxShape {

@@ -19,7 +19,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "mask_visible": (c_int32, [c_int64, c_int64, c_int32, c_int32, c_int64, c_int64]),
     "block_range": (None, [c_int64, c_int64, *[c_int32] * 5, _int32_p]),
     "seq_span": (None, [c_void_p, c_void_p, c_int64, c_int32, POINTER(c_int64), _int32_p]),
-    "heads_in_flight": (c_int32, [c_int64, c_int32]),
+    "section_columns": (c_int32, [c_int32, c_int64, c_int32]),
     "dense_num_tiles": (c_int64, [c_int32] * 3),
     "dense_tile": (None, [c_int32] * 5 + [_int32_p]),
     "find_sequence": (c_int32, [c_void_p, c_int32, c_int32]),
@@ -93,8 +93,8 @@ def seq_span(cu_seqlens: Sequence[int] | None, seqused: Sequence[int] | None, ro
     return start.value, length.value
 
 
-def heads_in_flight(kv_bytes_per_kv_head: int, group: int) -> int:
-    return int(_function("heads_in_flight")(kv_bytes_per_kv_head, group))
+def section_columns(num_columns: int, kv_bytes_per_kv_head: int, group: int) -> int:
+    return int(_function("section_columns")(num_columns, kv_bytes_per_kv_head, group))
 
 
 Tile = tuple[int, int, int]

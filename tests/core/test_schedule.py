@@ -15,7 +15,7 @@ from tests.core.surface import (
     dense_tile,
     dense_tiles,
     find_sequence,
-    heads_in_flight,
+    section_columns,
     seq_span,
     varlen_tiles,
 )
@@ -128,10 +128,12 @@ def test_wrong_cu_seqlens(cu_seqlens: list[int], rows: int, nheads: int) -> None
         assert start + length <= rows
 
 
-@given(st.integers(0, 2**45), st.integers(1, 128))
-def test_heads_in_flight(kv_bytes: int, group: int) -> None:
-    heads = heads_in_flight(kv_bytes, group)
-    assert 1 <= heads <= 2**20
-    if heads < 2**20:
-        assert heads % group == 0
-        assert heads == group or heads // group * kv_bytes <= 24 * 2**20
+@given(st.integers(1, 10_000), st.integers(0, 2**45), st.integers(1, 128))
+def test_section_columns(groups: int, kv_bytes: int, group: int) -> None:
+    """Whole groups; within the L2 budget unless one group alone exceeds it; no more sections than that takes."""
+    section = section_columns(groups * group, kv_bytes, group)
+    assert section % group == 0
+    assert 1 <= section // group <= groups
+    assert section == group or section // group * kv_bytes <= 32 * 2**20
+    fit = max(1, min(groups, 32 * 2**20 // max(kv_bytes, 1)))
+    assert -(-groups * group // section) <= -(-groups // fit)

@@ -1,0 +1,91 @@
+// Keeps NaN and Inf of invisible V rows out of a row's result.
+//
+// The tensor cores multiply the zero probabilities of masked keys, too, and 0 * NaN is NaN. That can only happen under
+// a causal mask or a window (behind the end of a sequence TMA fills in zeros), and it always leaves a trace: a result
+// that is not finite in a row whose log-sum-exp is. Such rows are rare enough to be computed again, one visible key
+// after the other. Where the NaN was visible, it comes out again.
+#pragma once
+
+#include <cstdint>
+
+#include "device/fwd_args.h"
+#include "device/scores.cuh"
+#include "device/softmax.cuh"
+#include "device/tile_traits.cuh"
+
+namespace flash3::device {
+
+// First element of row `row` (of the batch entry, or of the whole packed tensor) of a head.
+template <class Element>
+__device__ __forceinline__ const Element *row_of(const TensorRows &t, int64_t batch, int64_t row, int64_t head) {
+  return static_cast<const Element *>(t.data) + batch * t.batch_stride + row * t.row_stride + head * t.head_stride;
+}
+
+// <q, k> over `cols` columns, a multiple of 8, shared out among the four lanes of a quad.
+template <class Element>
+__device__ __forceinline__ float quad_dot(const Element *q, const Element *k, int cols, int lane) {
+  float sum = 0.f;
+  for (int c = 8 * (lane % 4); c < cols; c += 32) {
+    for (int i = 0; i < 8; ++i) sum = fmaf(static_cast<float>(q[c + i]), static_cast<float>(k[c + i]), sum);
+  }
+  const uint32_t quad = 0xfu << (lane / 4 * 4);
+  sum += __shfl_xor_sync(quad, sum, 1);
+  return sum + __shfl_xor_sync(quad, sum, 2);
+}
+
+template <class Traits>
+struct Repair {
+  using Element = typename Traits::Element;
+  static constexpr int kOutputs = Traits::kHeadDim / 2;
+
+  const FwdArgs &args;
+  const WorkTile &tile;
+  const int first_row;  // of the warp, in the sequence
+
+  // o holds the final output of the thread's two rows, lse their log-sum-exp.
+  __device__ __forceinline__ void run(float (&o)[kOutputs], const float (&lse)[2]) const {
+    if (!args.window.limited()) return;
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = first_row + lane / 4 + 8 * r;
+      float trace = 0.f;  // becomes NaN with the first value that is not finite
+#pragma unroll
+      for (int j = 0; j < kOutputs / 4; ++j) {
+        trace = fmaf(o[4 * j + 2 * r], 0.f, trace);
+        trace = fmaf(o[4 * j + 2 * r + 1], 0.f, trace);
+      }
+      const bool bad = trace != trace && isfinite(lse[r]) && row < tile.seqlen_q;
+      const uint32_t lanes = __ballot_sync(0xffffffffu, bad);
+      if ((lanes >> (lane / 4 * 4) & 0xfu) != 0) recompute(o, r, row, lse[r]);
+      __syncwarp();
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void recompute(float (&o)[kOutputs], int r, int row, float lse) const {
+    const RowScores rows(args, tile, first_row);
+    const int lane = rows.lane;
+    const int32_t kv_head = tile.head / args.group;
+    const int64_t k_start = args.k_side.span(tile.batch).start;
+    const Element *q = row_of<Element>(args.q, tile.batch, int64_t{tile.q_start} + row, tile.head);
+#pragma unroll
+    for (int j = 0; j < kOutputs / 4; ++j) o[4 * j + 2 * r] = o[4 * j + 2 * r + 1] = 0.f;
+    for (int32_t key = rows.key_begin[r]; key < rows.key_end[r]; ++key) {
+      const Element *k = row_of<Element>(args.k, tile.batch, k_start + key, kv_head);
+      const Element *v = row_of<Element>(args.v, tile.batch, k_start + key, kv_head);
+      const float score = rows.modified(quad_dot(q, k, args.head_dim, lane), args, rows.diagonal[r] - key);
+      const float p = ptx::ex2(score - lse * kLog2e);
+#pragma unroll
+      for (int j = 0; j < kOutputs / 4; ++j) {
+        const int col = 8 * j + 2 * (lane % 4);
+        if (col < args.head_dim_v) {
+          o[4 * j + 2 * r] = fmaf(p, static_cast<float>(v[col]), o[4 * j + 2 * r]);
+          o[4 * j + 2 * r + 1] = fmaf(p, static_cast<float>(v[col + 1]), o[4 * j + 2 * r + 1]);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace flash3::device
