@@ -71,7 +71,7 @@ def _noise() -> Callable[[], None]:
     return work
 
 
-@pytest.mark.parametrize("options", SAME, ids=str)
+@pytest.mark.parametrize("options", SAME, ids=["causal", "float16", "window", "varlen", "many_sequences"])
 @pytest.mark.parametrize("busy", [False, True], ids=["alone", "beside_other_work"])
 def test_every_run_gives_the_same_bits(busy: bool, options: dict[str, Any]) -> None:
     inputs = make(Problem(nheads=8, nheads_k=2, **options))
