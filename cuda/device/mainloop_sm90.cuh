@@ -90,12 +90,16 @@ struct Mainloop {
     pack_probabilities<Element>(s, p);
     --n;
 
-    // Blocks cut by the right edge, whole blocks, blocks cut by the left edge. The loop in the middle is the one that
-    // counts: without score modifications it holds neither mask nor branch.
-    const int32_t plain_end = max(args.score_mod ? range.full_begin : range.full_end, range.begin);
-    for (; ptx::uniform(n >= plain_end); --n) step<true>(s, p, o, softmax, [&] { prepare(n); });
-    for (; ptx::uniform(n >= range.full_begin); --n) step<false>(s, p, o, softmax, [] {});
-    for (; ptx::uniform(n >= range.begin); --n) step<true>(s, p, o, softmax, [&] { prepare(n); });
+    // The loop in the middle is the one that counts: it holds neither mask nor branch. Around it, blocks cut by the
+    // right edge come before and blocks cut by the left edge after; with score modifications all blocks go there.
+    const int32_t plain_begin = args.score_mod ? range.end : range.full_begin;
+    while (ptx::uniform(n >= range.begin)) {
+      for (; ptx::uniform(n >= plain_begin && n < range.full_end); --n) step<false>(s, p, o, softmax, [] {});
+      if (ptx::uniform(n >= range.begin)) {
+        step<true>(s, p, o, softmax, [&] { prepare(n); });
+        --n;
+      }
+    }
 
     // Q is not needed any more; where the output is staged in its place, the epilogue gives it back.
     if constexpr (!Traits::kOutAliasesQ) release_q();

@@ -49,13 +49,14 @@ struct Repair {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = first_row + lane / 4 + 8 * r;
-      float trace = 0.f;  // becomes NaN with the first value that is not finite
+      float trace[4] = {0.f, 0.f, 0.f, 0.f};  // becomes NaN with the first value that is not finite
 #pragma unroll
       for (int j = 0; j < kOutputs / 4; ++j) {
-        trace = fmaf(o[4 * j + 2 * r], 0.f, trace);
-        trace = fmaf(o[4 * j + 2 * r + 1], 0.f, trace);
+#pragma unroll
+        for (int c = 0; c < 2; ++c) trace[j % 2 * 2 + c] = fmaf(o[4 * j + 2 * r + c], 0.f, trace[j % 2 * 2 + c]);
       }
-      const bool bad = trace != trace && isfinite(lse[r]) && row < tile.seqlen_q;
+      const float sum = (trace[0] + trace[1]) + (trace[2] + trace[3]);
+      const bool bad = sum != sum && isfinite(lse[r]) && row < tile.seqlen_q;
       const uint32_t lanes = __ballot_sync(0xffffffffu, bad);
       if ((lanes >> (lane / 4 * 4) & 0xfu) != 0) recompute(o, r, row, lse[r]);
       __syncwarp();

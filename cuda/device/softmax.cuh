@@ -76,10 +76,12 @@ struct OnlineSoftmax {
       const float before = row_max[r];
       const float now = fmaxf(before, quad_max(fmaxf(fmaxf(top[r][0], top[r][1]), fmaxf(top[r][2], top[r][3]))));
       // From -inf the first time; -inf or +inf twice gives NaN here, and the old value stays.
-      row_max[r] = (now - before) * scale_log2 > kLazyLog2 ? now : before;
+      const bool grows = (now - before) * scale_log2 > kLazyLog2;
+      row_max[r] = grows ? now : before;
+      // Exactly 1 where nothing changed: callers skip the rescaling then.
+      correction[r] = grows ? ptx::ex2((before - now) * scale_log2) : 1.f;
       // A row that has seen no key yet has a maximum of -inf: with 0 instead, its masked scores give exp2(-inf) = 0.
       shift[r] = row_max[r] == -INFINITY ? 0.f : row_max[r] * scale_log2;
-      correction[r] = ptx::ex2(before * scale_log2 - shift[r]);
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
