@@ -20,6 +20,8 @@ struct TensorRows {
 struct FwdArgs {
   // (col, row, end, head, batch); see launch/tensor_map.h for what the third coordinate does.
   CUtensorMap q_map, k_map, v_map, out_map;
+  // Zeros in the box shapes of Q and of K and V, for column blocks that lie outside the head dim as a whole.
+  CUtensorMap q_zero_map, kv_zero_map;
 
   core::SeqSide q_side, k_side;
   core::Window window;

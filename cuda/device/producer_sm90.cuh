@@ -109,13 +109,13 @@ struct Producer {
     const int32_t k_end = static_cast<int32_t>(k.start + k.len);
 
     auto load_k = [&](int32_t n) {
-      load<Traits::kBlockN, Traits::kKBytes>(smem.k[k_state.index], args.k_map, smem.k_full[k_state.index],
+      load<Traits::kBlockN, Traits::kKBytes>(smem.k[k_state.index], args.k_map, args.kv_zero_map, args.head_dim, smem.k_full[k_state.index],
                                              smem.k_empty[k_state.index], k_state.parity, ptx::L2Hint::kEvictLast,
                                              {0, k_row0 + n * Traits::kBlockN, k_end, kv_head, batch_k});
       k_state.advance();
     };
     auto load_v = [&](int32_t n) {
-      load<Traits::kBlockN, Traits::kVBytes>(smem.v[v_state.index], args.v_map, smem.v_full[v_state.index],
+      load<Traits::kBlockN, Traits::kVBytes>(smem.v[v_state.index], args.v_map, args.kv_zero_map, args.head_dim_v, smem.v_full[v_state.index],
                                              smem.v_empty[v_state.index], v_state.parity, ptx::L2Hint::kEvictLast,
                                              {0, k_row0 + n * Traits::kBlockN, k_end, kv_head, batch_k});
       v_state.advance();
@@ -123,7 +123,7 @@ struct Producer {
 
     // K before Q, whose buffer may come free later; and K one block ahead of V, as the consumers take them.
     load_k(range.end - 1);
-    load<Traits::kBlockM, Traits::kQBytes>(smem.q, args.q_map, smem.q_full, smem.q_empty, q_state.parity,
+    load<Traits::kBlockM, Traits::kQBytes>(smem.q, args.q_map, args.q_zero_map, args.head_dim, smem.q_full, smem.q_empty, q_state.parity,
                                            ptx::L2Hint::kEvictFirst,
                                            {0, q_row0, tile.q_end, where.head, batch_q});
     q_state.advance();
@@ -135,16 +135,23 @@ struct Producer {
     load_v(range.begin);
   }
 
-  // Waits until the buffer is free, then loads all column blocks of a tile of kRows rows.
+  // Waits until the buffer is free, then loads all column blocks of a tile of kRows rows: those that hold columns of the
+  // head dim from `map`, the others from `zero_map`.
   template <int kRows, uint32_t kBytes>
-  __device__ __forceinline__ void load(typename Traits::Element *dst, const CUtensorMap &map, uint64_t &full,
+  __device__ __forceinline__ void load(typename Traits::Element *dst, const CUtensorMap &map,
+                                       const CUtensorMap &zero_map, int32_t head_dim, uint64_t &full,
                                        const uint64_t &empty, uint32_t parity, ptx::L2Hint hint, ptx::TmaCoord at) {
     ptx::mbarrier_wait(&empty, parity);
     ptx::mbarrier_arrive_expect_tx(&full, kBytes);
 #pragma unroll
     for (int c = 0; c < Traits::kColBlocks; ++c) {
       at.col = c * Traits::kBoxCols;
-      ptx::tma_load(dst + c * kRows * Traits::kBoxCols, &map, &full, hint, at);
+      typename Traits::Element *box = dst + c * kRows * Traits::kBoxCols;
+      if (c == 0 || at.col < head_dim) {
+        ptx::tma_load(box, &map, &full, hint, at);
+      } else {
+        ptx::tma_load(box, &zero_map, &full, hint, {at.col, 0, 0, 0, 0});
+      }
     }
   }
 

@@ -17,6 +17,7 @@ FwdKernel fwd_kernel() {
   kernel.function = reinterpret_cast<const void *>(&device::fwd_kernel_sm90<Traits>);
   kernel.shared_bytes = sizeof(typename Traits::SharedStorage);
   kernel.threads = Traits::kThreads;
+  kernel.head_dim = kHeadDim;
   kernel.block_m = Traits::kBlockM;
   kernel.block_n = Traits::kBlockN;
   kernel.box_cols = Traits::kBoxCols;

@@ -11,7 +11,7 @@ struct FwdKernel {
   const void *function;  // __global__ void(device::FwdArgs)
   uint32_t shared_bytes;
   int32_t threads;
-  int32_t block_m, block_n;
+  int32_t head_dim, block_m, block_n;
   int32_t box_cols, swizzle_bytes;
 };
 

@@ -28,6 +28,11 @@ struct BoxShape {
   int32_t swizzle_bytes;  // 128 or 64: the bytes of `cols`
 };
 
+// No box of this map may lie outside the tensor as a whole: the copy engine then reads at the map's base address, which
+// the shift by `rows` has moved out of the tensor. For such boxes there is encode_zero_map.
 core::Status encode_tensor_map(const TensorView &tensor, bool bfloat16, const BoxShape &box, CUtensorMap *map);
+
+// A map that yields a box of zeros at every col >= 8. `data`: 16 bytes that may be read.
+core::Status encode_zero_map(const void *data, bool bfloat16, const BoxShape &box, CUtensorMap *map);
 
 }  // namespace flash3::launch
