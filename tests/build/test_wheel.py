@@ -24,6 +24,10 @@ from pyflash3._lib import library
 x = np.ones((1, 3, 1, 8), np.float32)
 assert (pyflash3.flash_attn_func(x, x, x) == 1).all()
 print(library().path)
+try:
+    library().device_check(0)
+except NotImplementedError as error:
+    print(error)
 """
 
 
@@ -32,8 +36,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of the host engine; the way of the CUDA kernels into it is the same."""
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--quiet"]
-    command += ["-C", "cmake.define.FLASH3_CUDA=OFF", "-C", f"build-dir={folder / 'build'}", "-w", str(folder)]
-    subprocess.run([*command, str(REPOSITORY)], check=True)
+    # pip calls it -C too, but not the one of Debian 12.
+    command += ["--config-settings=cmake.define.FLASH3_CUDA=OFF", f"--config-settings=build-dir={folder / 'build'}"]
+    subprocess.run([*command, "-w", str(folder), str(REPOSITORY)], check=True)
     (path,) = folder.glob("*.whl")
     return path
 
@@ -55,4 +60,7 @@ def test_installed_it_finds_its_own_library(wheel: Path, tmp_path: Path) -> None
     env = {name: value for name, value in os.environ.items() if name != "PYFLASH3_LIBRARY"}
     run = [sys.executable, "-c", CALL]
     done = subprocess.run(run, cwd=tmp_path, env={**env, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
-    assert done.stdout.strip() == str(tmp_path / "pyflash3" / "lib" / "libflash3.so"), done.stderr
+    assert done.returncode == 0, done.stderr
+    path, without_cuda = done.stdout.splitlines()
+    assert path == str(tmp_path / "pyflash3" / "lib" / "libflash3.so")
+    assert "backend is 1 (CUDA); it must be 0 (host), since this library was built without CUDA" in without_cuda
