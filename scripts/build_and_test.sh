@@ -2,7 +2,8 @@
 # scripts/build_and_test.sh
 #
 # Everything that must hold before a change is taken: builds the whole library (CUDA kernels included) into build/,
-# runs the lints, then all tests; GPU tests are skipped, with their reason, where there is no GPU.
+# runs the lints, then all tests; GPU tests are skipped, with their reason, where there is no GPU, but their own code is
+# tried on the host engine first.
 # Needs Python 3.10 or later, g++ and git; a CUDA compiler is installed into .venv where there is none.
 #
 #   JOBS=2              compilers at a time, each up to 5 GB
@@ -25,12 +26,19 @@ step "build"
 cmake -S . -B build -G Ninja -DFLASH3_CUDA="$cuda" -DFLASH3_PTXAS_VERBOSE="$cuda" -DPython3_EXECUTABLE="$PWD/.venv/bin/python" --no-warn-unused-cli
 python scripts/with_budget.py --max-gib 5 cmake --build build -j "$jobs"
 
+# Each of these says something of its own, so all of them run; the script fails when one has failed. pytest's summary of
+# all tests comes last.
 step "lints"
-# The tests say more than a formatting fault does, so they run in any case.
-lints=0 tests=0
+lints=0 trial=0 tests=0
 pre-commit run --all-files || lints=$?
 
+step "the GPU tests' own code, on the host engine"
+export FLASH3_BUILD_DIR=$PWD/build
+FLASH3_TEST_BACKEND=host python -m pytest -q tests/gpu || trial=$?
+
 step "tests"
-FLASH3_BUILD_DIR=$PWD/build python -m pytest || tests=$?
-step "exit codes: lints $lints, tests $tests"
-[ "$lints" = 0 ] && [ "$tests" = 0 ]
+python -m pytest || tests=$?
+if [ "$lints$trial$tests" != 000 ]; then
+  step "FAILED; exit codes: lints $lints, GPU tests on the host engine $trial, tests $tests" >&2
+  exit 1
+fi
