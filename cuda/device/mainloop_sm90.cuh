@@ -11,6 +11,7 @@
 #include "device/gmma.cuh"
 #include "device/producer_sm90.cuh"
 #include "device/ptx.cuh"
+#include "device/recompute.cuh"
 #include "device/scores.cuh"
 #include "device/softmax.cuh"
 #include "device/tile_traits.cuh"
@@ -90,13 +91,25 @@ struct Mainloop {
     pack_probabilities<Element>(s, p);
     --n;
 
-    // The loop in the middle is the one that counts: it holds neither mask nor branch. Around it, blocks cut by the
-    // right edge come before and blocks cut by the left edge after; with score modifications all blocks go there.
-    const int32_t plain_begin = args.score_mod ? range.end : range.full_begin;
+    // The inner loop is the one that counts: whole blocks, whose scores go to the softmax as they are.
     while (ptx::uniform(n >= range.begin)) {
-      for (; ptx::uniform(n >= plain_begin && n < range.full_end); --n) step<false>(s, p, o, softmax, [] {});
+      if (!args.score_mod && softmax.has_references()) {
+        for (; ptx::uniform(range.is_full(n)); --n) {
+          float sum[2];
+          step(s, p, o, [&] { softmax.exponentials(s, sum); });
+          if (softmax.accept(sum)) continue;
+          recompute_scores<Element>(args, tile, Traits::warp_row(tile, warpgroup), n * kBlockN, s);
+          softmax.update(s, correction);
+          pack_probabilities<Element>(s, p);
+          rescale(o, correction);
+        }
+      }
       if (ptx::uniform(n >= range.begin)) {
-        step<true>(s, p, o, softmax, [&] { prepare(n); });
+        step(s, p, o, [&] {
+          prepare(n);
+          softmax.update(s, correction);
+        });
+        rescale(o, correction);
         --n;
       }
     }
@@ -116,11 +129,10 @@ struct Mainloop {
   }
 
  private:
-  // One key block: s = Q * K^T of this block while o += P * V of the block before; then p = softmax of s.
-  template <bool kPrepare, class Prepare>
+  // One key block: s = Q * K^T of this block while o += P * V of the block before; then p = what the functor makes of s.
+  template <class ToProbabilities>
   __device__ __forceinline__ void step(float (&s)[kScores], uint32_t (&p)[kScores / 2], float (&o)[kOutputs],
-                                       OnlineSoftmax &softmax, Prepare prepare) {
-    float correction[2];
+                                       ToProbabilities to_probabilities) {
     ptx::mbarrier_wait(&smem.k_full[k_state.index], k_state.parity);
     take_turn();
     issue_qk(s);
@@ -130,14 +142,11 @@ struct Mainloop {
     wgmma_wait_group<1>();
     fence_accumulators(s);
     release(smem.k_empty, k_state);
-    if constexpr (kPrepare) prepare();
-    softmax.update(s, correction);
-    fence_accumulators(s);  // the exponentials belong before the wait, under P * V; the compiler would sink them
+    to_probabilities();
     wgmma_wait_group<0>();
     fence_accumulators(o);
     release(smem.v_empty, v_state);
     pack_probabilities<Element>(s, p);
-    rescale(o, correction);
   }
 
   __device__ __forceinline__ void issue_qk(float (&s)[kScores]) const {

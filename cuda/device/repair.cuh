@@ -9,17 +9,12 @@
 #include <cstdint>
 
 #include "device/fwd_args.h"
+#include "device/recompute.cuh"
 #include "device/scores.cuh"
 #include "device/softmax.cuh"
 #include "device/tile_traits.cuh"
 
 namespace flash3::device {
-
-// First element of row `row` (of the batch entry, or of the whole packed tensor) of a head.
-template <class Element>
-__device__ __forceinline__ const Element *row_of(const TensorRows &t, int64_t batch, int64_t row, int64_t head) {
-  return static_cast<const Element *>(t.data) + batch * t.batch_stride + row * t.row_stride + head * t.head_stride;
-}
 
 // <q, k> over `cols` columns, a multiple of 8, shared out among the four lanes of a quad.
 template <class Element>

@@ -47,19 +47,29 @@ struct RowResult {
   bool empty;    // no key was visible: the result is 0 whatever was accumulated
 };
 
+// Exponentials are taken relative to a reference per row instead of the exact running maximum: any reference gives the
+// same result as long as nothing overflows and the largest terms do not vanish. So the reference is raised only when it
+// has to be, and the accumulated output is hardly ever rescaled.
 struct OnlineSoftmax {
+  // How far behind the maximum (in log2) update() leaves the reference.
   static constexpr float kLazyLog2 = 8.f;
+  // The largest sum of a thread's exponentials in one block: each of them then fits float16, with room to spare.
+  static constexpr float kLargestSum = 16384.f;
 
-  float row_max[2];  // reference of the exponentials, within kLazyLog2 of the maximum so far; before the scale
-  float row_sum[2];  // this thread's share of sum exp2(scale_log2 * (s - row_max))
+  float reference[2];  // in units of log2, after the scale; -inf until the row has seen a key
+  float row_sum[2];    // this thread's share of sum exp2(scale_log2 * s - reference)
   float scale_log2;
 
   __device__ __forceinline__ explicit OnlineSoftmax(float scale)
-      : row_max{-INFINITY, -INFINITY}, row_sum{0.f, 0.f}, scale_log2(scale) {}
+      : reference{-INFINITY, -INFINITY}, row_sum{0.f, 0.f}, scale_log2(scale) {}
 
-  // Replaces the scores of a new block by exp2(scale_log2 * (s - row_max)) and returns in `correction` the factor for
-  // everything accumulated before, nearly always 1: row_max follows the true maximum only once that is 2^kLazyLog2
-  // ahead, which every format holds, so that the accumulated output seldom has to be rescaled.
+  // Whether every row of the warp has a reference.
+  __device__ __forceinline__ bool has_references() const {
+    return __all_sync(0xffffffffu, reference[0] > -INFINITY && reference[1] > -INFINITY);
+  }
+
+  // Replaces the scores of a new block by exp2(scale_log2 * s - reference), raising the reference towards the maximum
+  // where it is more than kLazyLog2 behind, and returns in `correction` the factor for everything accumulated before.
   template <int kS>
   __device__ __forceinline__ void update(float (&s)[kS], float (&correction)[2]) {
     float top[2][4];  // independent chains, so that the maximum does not wait for itself
@@ -70,42 +80,58 @@ struct OnlineSoftmax {
       float &t = top[i / 2 % 2][i / 4 % 2 * 2 + i % 2];
       t = fmaxf(t, s[i]);
     }
-    float shift[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const float before = row_max[r];
-      const float now = fmaxf(before, quad_max(fmaxf(fmaxf(top[r][0], top[r][1]), fmaxf(top[r][2], top[r][3]))));
+      const float block = fmaxf(fmaxf(top[r][0], top[r][1]), fmaxf(top[r][2], top[r][3]));
+      const float now = quad_max(block) * scale_log2;
       // From -inf the first time; -inf or +inf twice gives NaN here, and the old value stays.
-      const bool grows = (now - before) * scale_log2 > kLazyLog2;
-      row_max[r] = grows ? now : before;
+      const bool grows = now - reference[r] > kLazyLog2;
       // Exactly 1 where nothing changed: callers skip the rescaling then.
-      correction[r] = grows ? ptx::ex2((before - now) * scale_log2) : 1.f;
-      // A row that has seen no key yet has a maximum of -inf: with 0 instead, its masked scores give exp2(-inf) = 0.
-      shift[r] = row_max[r] == -INFINITY ? 0.f : row_max[r] * scale_log2;
+      correction[r] = grows ? ptx::ex2(reference[r] - now) : 1.f;
+      reference[r] = grows ? now : reference[r];
     }
+    float sum[2];
+    exponentials(s, sum);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) row_sum[r] = row_sum[r] * correction[r] + sum[r];
+  }
+
+  // The same in two steps and without looking for the maximum, for a block without masked keys and rows that have a
+  // reference: exponentials() of the block, then accept() of its sums. False, for the whole warp and with nothing
+  // counted, if the reference turned out to be too far behind; the scores are lost then.
+  __device__ __forceinline__ bool accept(const float (&sum)[2]) {
+    if (!__all_sync(0xffffffffu, sum[0] <= kLargestSum && sum[1] <= kLargestSum)) return false;
+    row_sum[0] += sum[0];
+    row_sum[1] += sum[1];
+    return true;
+  }
+
+  template <int kS>
+  __device__ __forceinline__ void exponentials(float (&s)[kS], float (&sum)[2]) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float sum[2] = {0.f, 0.f};
+      // A row without a reference has only masked scores: relative to 0 they give exp2(-inf) = 0.
+      const float shift = reference[r] == -INFINITY ? 0.f : reference[r];
+      float part[2] = {0.f, 0.f};
 #pragma unroll
       for (int j = 0; j < kS / 4; ++j) {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          const float p = ptx::ex2(fmaf(s[4 * j + 2 * r + c], scale_log2, -shift[r]));
+          const float p = ptx::ex2(fmaf(s[4 * j + 2 * r + c], scale_log2, -shift));
           s[4 * j + 2 * r + c] = p;
-          sum[c] += p;
+          part[c] += p;
         }
       }
-      row_sum[r] = row_sum[r] * correction[r] + (sum[0] + sum[1]);
+      sum[r] = part[0] + part[1];
     }
   }
 
   // What is left to do for row r. A sink is one more logit (in units of log2; -inf: none) without a value.
   __device__ __forceinline__ RowResult finish(int r, float sink_log2) const {
-    const float max_log2 = row_max[r] == -INFINITY ? -INFINITY : row_max[r] * scale_log2;
     const float sum = quad_sum(row_sum[r]);
-    const float top = fmaxf(max_log2, sink_log2);
+    const float top = fmaxf(reference[r], sink_log2);
     const float shift = top == -INFINITY ? 0.f : top;
-    const float keep = ptx::ex2(max_log2 - shift);
+    const float keep = ptx::ex2(reference[r] - shift);
     const float total = sum * keep + ptx::ex2(sink_log2 - shift);
     constexpr float kLn2 = 0.693147180559945309f;
     RowResult out;

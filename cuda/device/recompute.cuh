@@ -1,0 +1,64 @@
+// The scores of one key block for one warp, computed again from global memory with mma.sync: the way out of
+// OnlineSoftmax::update_optimistic, taken when a row's scores jump far above everything before.
+#pragma once
+
+#include <cstdint>
+
+#include <cute/arch/mma_sm80.hpp>
+#include <cutlass/bfloat16.h>
+#include <cutlass/half.h>
+
+#include "device/fwd_args.h"
+#include "device/tile_traits.cuh"
+
+namespace flash3::device {
+
+// First element of row `row` (of the batch entry, or of the whole packed tensor) of a head.
+template <class Element>
+__device__ __forceinline__ const Element *row_of(const TensorRows &t, int64_t batch, int64_t row, int64_t head) {
+  return static_cast<const Element *>(t.data) + batch * t.batch_stride + row * t.row_stride + head * t.head_stride;
+}
+
+template <class Element>
+struct WarpMma;
+template <>
+struct WarpMma<cutlass::half_t> {
+  using Atom = cute::SM80_16x8x16_F32F16F16F32_TN;
+};
+template <>
+struct WarpMma<cutlass::bfloat16_t> {
+  using Atom = cute::SM80_16x8x16_F32BF16BF16F32_TN;
+};
+
+// s = <q, k> in the layout of wgmma's accumulators, for the 16 rows from `first_row` on and the kS / 2 keys from
+// `first_key` on, all of which are inside the sequence. Rows behind its end repeat the last one.
+template <class Element, int kS>
+__device__ __forceinline__ void recompute_scores(const FwdArgs &args, const WorkTile &tile, int first_row,
+                                                 int first_key, float (&s)[kS]) {
+  using Atom = typename WarpMma<Element>::Atom;
+  const int lane = threadIdx.x % 32;
+  const auto two = [&](const Element *row, int col) {
+    return col < args.head_dim ? *reinterpret_cast<const uint32_t *>(row + col) : 0u;
+  };
+  const int32_t last = tile.seqlen_q - 1;
+  const int64_t q_start = tile.q_start;
+  const Element *q0 = row_of<Element>(args.q, tile.batch, q_start + min(first_row + lane / 4, last), tile.head);
+  const Element *q1 = row_of<Element>(args.q, tile.batch, q_start + min(first_row + lane / 4 + 8, last), tile.head);
+  const Element *k0 = row_of<Element>(args.k, tile.batch,
+                                      args.k_side.span(tile.batch).start + first_key + lane / 4,
+                                      tile.head / args.group);
+#pragma unroll
+  for (int i = 0; i < kS; ++i) s[i] = 0.f;
+#pragma unroll 1
+  for (int col = 2 * (lane % 4); col < args.head_dim; col += 16) {
+    const uint32_t a[4] = {two(q0, col), two(q1, col), two(q0, col + 8), two(q1, col + 8)};
+#pragma unroll
+    for (int j = 0; j < kS / 4; ++j) {
+      const Element *k = k0 + 8 * j * args.k.row_stride;
+      Atom::fma(s[4 * j], s[4 * j + 1], s[4 * j + 2], s[4 * j + 3], a[0], a[1], a[2], a[3], two(k, col),
+                two(k, col + 8), s[4 * j], s[4 * j + 1], s[4 * j + 2], s[4 * j + 3]);
+    }
+  }
+}
+
+}  // namespace flash3::device
