@@ -34,7 +34,7 @@ class RecordError(Exception):
 def block(record: dict[str, Any], path: str) -> str:
     """The text between the markers, for a record that lies at `path` in the repository. RecordError, KeyError."""
     rows = _rows(record, path)
-    lines = [f"{_conditions(record, path)}\n"]
+    lines = [_conditions(record, path)]
     shapes = grids()[GRID]
     seqlens = sorted({shape.lengths[0] for shape in shapes})
     lines.append(_line("head dim, mask", *(f"{n:,}" for n in seqlens)))
@@ -78,10 +78,10 @@ def _conditions(record: dict[str, Any], path: str) -> str:
     peers = " and ".join(sorted({name for row in record["rows"] for name in row["tflops"]} - {OURS}))
     tokens = sum(grids()[GRID][0].lengths)
     return _wrapped(
-        f"TFLOP/s of the forward pass in {record['dtype']} and, in brackets, the speed relative to the faster of {peers}",
-        "at that shape, measured in the same process: above 1 is faster. Columns are sequence lengths;",
-        f"{tokens:,} tokens in all, heads * head_dim = {WIDTH:,}. {e['gpu']}, {e['power_limit']}, driver {e['driver']},",
-        f"kernels built with CUDA {e['build']['cuda']}, commit {e['commit'][:12]}, {e['date'][:10]}.",
+        f"TFLOP/s of the forward pass in {record['dtype']} and, in brackets, the speed relative to the faster of",
+        f"{peers} at that shape, measured in the same process: above 1 is faster. Columns are sequence lengths;",
+        f"{tokens:,} tokens in all, heads * head_dim = {WIDTH:,}. {e['gpu']}, {e['power_limit']}, ",
+        f"driver {e['driver']}, kernels built with CUDA {e['build']['cuda']}, commit {e['commit'][:12]}, {e['date'][:10]}.",
         f"Record: [{path}]({path}); [how it is measured](benchmarks/README.md).",
     )
 
@@ -89,8 +89,8 @@ def _conditions(record: dict[str, Any], path: str) -> str:
 def _summary(record: dict[str, Any]) -> str:
     s = record["summaries"][GRID]
     return _wrapped(
-        f"Over these {s['shapes']} shapes the geometric mean is {s['geometric_mean']:.3f}; {s['at_least_1']} of them are",
-        f"at 1.00 or more, the smallest is {s['smallest']:.3f} ({s['smallest_at']}).",
+        f"Over these {s['shapes']} shapes the geometric mean is {s['geometric_mean']:.3f}; {s['at_least_1']} of them",
+        f"are at 1.00 or more, the smallest is {s['smallest']:.3f} ({s['smallest_at']}).",
     )
 
 
