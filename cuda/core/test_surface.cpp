@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "core/architecture.h"
 #include "core/block_range.h"
 #include "core/mask.h"
 #include "core/seqlen.h"
@@ -32,6 +33,12 @@ void put(const Tile &tile, int32_t *out) {
   out[0] = tile.m_block;
   out[1] = tile.head;
   out[2] = tile.batch;
+}
+
+int32_t put(const Status &status, char *message, int32_t capacity) {
+  std::strncpy(message, status.message.c_str(), capacity - 1);
+  message[capacity - 1] = '\0';
+  return status.code;
 }
 
 }  // namespace
@@ -120,10 +127,13 @@ FLASH3_API void flash3_test_workspace_layout(const flash3_params *params, uint64
 
 // The status of validate(); its message, cut to `capacity` bytes with the final 0, goes to `message`.
 FLASH3_API int32_t flash3_test_validate(const flash3_params *params, char *message, int32_t capacity) {
-  const Status status = validate(*params);
-  std::strncpy(message, status.message.c_str(), capacity - 1);
-  message[capacity - 1] = '\0';
-  return status.code;
+  return put(validate(*params), message, capacity);
+}
+
+// The same for check_architecture().
+FLASH3_API int32_t flash3_test_check_architecture(int32_t device, int32_t capability, const char *built, char *message,
+                                                  int32_t capacity) {
+  return put(check_architecture(device, capability, built), message, capacity);
 }
 
 }  // extern "C"

@@ -1,5 +1,6 @@
 #include "launch/device_info.h"
 
+#include "core/architecture.h"
 #include "launch/fwd.h"
 
 namespace flash3::launch {
@@ -30,11 +31,7 @@ core::Status device_info(int32_t device, DeviceInfo *info) {
 core::Status device_check(int32_t device) {
   DeviceInfo info;
   core::Status status = device_info(device, &info);
-  if (status.ok() && info.capability != 90) {
-    status = core::error(FLASH3_UNSUPPORTED, "CUDA device ", info.ordinal, " has compute capability ",
-                         info.capability / 10, ".", info.capability % 10,
-                         "; this build has kernels for 9.0 (Hopper) only: archs=" FLASH3_BUILT_ARCHS);
-  }
+  if (status.ok()) status = core::check_architecture(info.ordinal, info.capability, FLASH3_BUILT_ARCHS);
   return status;
 }
 

@@ -28,6 +28,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "tile_config": (c_int32, [c_int32, c_int32, _int32_p]),
     "workspace_layout": (None, [POINTER(Params), POINTER(c_uint64)]),
     "validate": (c_int32, [POINTER(Params), c_char_p, c_int32]),
+    "check_architecture": (c_int32, [c_int32, c_int32, c_char_p, c_char_p, c_int32]),
 }
 
 
@@ -139,8 +140,18 @@ def workspace_layout(params: Params) -> tuple[int, int, int]:
     return layout[0], layout[1], layout[2]
 
 
-def validate(params: Params) -> tuple[int, str]:
+def _status(name: str, *args: object) -> tuple[int, str]:
     """Status and message."""
     message = ctypes.create_string_buffer(1024)
-    status = _function("validate")(byref(params), message, len(message))
+    status = _function(name)(*args, message, len(message))
     return status, message.value.decode()
+
+
+def validate(params: Params) -> tuple[int, str]:
+    """Status and message."""
+    return _status("validate", byref(params))
+
+
+def check_architecture(device: int, capability: int, built: str) -> tuple[int, str]:
+    """Status and message."""
+    return _status("check_architecture", device, capability, built.encode())
