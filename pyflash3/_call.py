@@ -90,6 +90,8 @@ def _native(name: str, x: Any) -> Any:
         return x
     if not hasattr(x, "__dlpack__"):
         raise TypeError(f"{name} is of type {type(x).__name__}; it must be a NumPy, CuPy or CUDA DLPack array")
+    if x.__dlpack_device__()[0] not in _DLPACK_CUDA:
+        raise TypeError(f"{name} is of type {type(x).__name__} on the host; on the host it must be a NumPy array")
     try:
         device = device_module()
     except ImportError as error:
@@ -97,8 +99,6 @@ def _native(name: str, x: Any) -> Any:
             f"{name} is of type {type(x).__name__}, but arrays on a GPU need CuPy, which cannot be imported ({error}); "
             "install it with: pip install 'cupy-cuda13x[ctk]'"
         ) from None
-    if x.__dlpack_device__()[0] not in _DLPACK_CUDA:
-        raise TypeError(f"{name} is of type {type(x).__name__} on the host; on the host it must be a NumPy array")
     return device.from_dlpack(name, x)
 
 
@@ -245,6 +245,10 @@ def _misaligned(addresses: list[int | None], alignment: int) -> ValueError:
 
 def _check_lengths(problem: AttnProblem, arrays: list[Any]) -> None:
     to_numpy = np.asarray if problem.device == HOST else device_module().to_numpy
+    if problem.device != HOST and device_module().is_capturing():
+        raise RuntimeError(
+            "PYFLASH3_CHECK is 1, but lengths cannot be read while a graph is captured; it must be unset"
+        )
     for side, rows, cu, used in (("q", problem.rows_q, 4, 6), ("k", problem.rows_k, 5, 7)):
         cu_seqlens = to_numpy(arrays[cu])
         _values.check_cu_seqlens(f"cu_seqlens_{side}", cu_seqlens, rows)

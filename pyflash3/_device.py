@@ -53,6 +53,12 @@ def stream() -> int:
     return handle
 
 
+def is_capturing() -> bool:
+    """Whether calls on the current stream go into a graph instead of running."""
+    current = _current_stream()
+    return bool(current.ptr and current.is_capturing())  # the legacy stream cannot be captured
+
+
 def empty(shape: tuple[int, ...], dtype: Any) -> Any:
     """An uninitialised array on the current device."""
     return cupy.empty(shape, dtype)
@@ -72,8 +78,7 @@ def empty_with_scratch(shape: tuple[int, ...], dtype: Any, size: int, scratch: i
 def scratch(size: int) -> tuple[Any, int]:
     """Owner and address of size bytes that the current stream may use. CuPy reuses them in stream order."""
     block = _alloc(size)
-    current = _current_stream()
-    if current.ptr and current.is_capturing():  # the legacy stream cannot be captured
+    if is_capturing():
         with _captured_lock:
             _captured.append(block)
     return block, block.ptr

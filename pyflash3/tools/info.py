@@ -31,7 +31,8 @@ def run() -> int:
     _row("CuPy", _cupy_version())
     obstacle = cuda_obstacle()
     if obstacle is None:
-        _row("GPU", device_module().device_name(0))
+        for ordinal in range(device_module().device_count()):
+            _row(f"GPU {ordinal}", device_module().device_name(ordinal))
     _row("NumPy arrays", "run in the host engine: float16, bfloat16, float32")
     _row("CUDA arrays", "run in the GPU kernels: float16, bfloat16" if obstacle is None else f"cannot run: {obstacle}")
     return 0

@@ -193,3 +193,14 @@ def test_a_dense_graph_replayed_with_other_inputs(cuda: Any, own_out: bool) -> N
             wait(stream)
             judge(SMALL, out, lse, expected(inputs))
             assert own_out or same_bits(others[0][0], out)
+
+
+def test_lengths_cannot_be_checked_in_a_capture(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = make(SMALL.with_options({"packed": True}))
+    wait()
+    stream = cuda.cuda.Stream(non_blocking=True)
+    monkeypatch.setenv("PYFLASH3_CHECK", "1")
+    with stream, pytest.raises(RuntimeError, match="lengths cannot be read while a graph is captured"):
+        _capture(cuda, stream, inputs.call)
+    inputs.call()  # the stream's owner goes on as before
+    wait()

@@ -39,6 +39,14 @@ class FakeCupy:
     Array = ()
 
     @staticmethod
+    def is_capturing() -> bool:
+        return True
+
+    @staticmethod
+    def to_numpy(x: Any) -> Any:
+        raise AssertionError(f"{x} must not have been read in a capture")
+
+    @staticmethod
     def from_dlpack(name: str, x: Foreign) -> Any:
         raise AssertionError(f"{name} must have been refused: {x}")
 
@@ -56,6 +64,9 @@ def test_gpu_arrays_without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_call, "device_module", missing)
     with pytest.raises(RuntimeError, match=r"q is of type Foreign, .* need CuPy, .*pip install 'cupy-cuda13x\[ctk\]'"):
         host_call(q=Foreign(device_type=2))
+    # CuPy would not help here.
+    with pytest.raises(TypeError, match="q is of type Foreign on the host; on the host it must be a NumPy array"):
+        host_call(q=Foreign(device_type=1))
 
 
 def test_tensors_that_cannot_be_shared() -> None:
@@ -112,6 +123,12 @@ def test_lengths_on_the_host_of_device_arrays() -> None:
         wrong = spec((4 if "cu" in name else 3,), I32, device=-1)
         with pytest.raises(ValueError, match=f"{name} is on the host, but q is on CUDA device 0"):
             on_gpu(**{**packed, **lengths, name: wrong})
+
+
+def test_lengths_are_not_read_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_call, "device_module", lambda: FakeCupy)
+    with pytest.raises(RuntimeError, match="PYFLASH3_CHECK is 1, but lengths cannot be read while a graph is captured"):
+        _call._check_lengths(on_gpu(), [None] * 10)
 
 
 def test_sizes_of_one_may_have_any_stride() -> None:

@@ -77,6 +77,7 @@ DENSE = {
     "mixed v": ({"v": zeros(*KV, dtype=BF16)}, TypeError, "v has dtype bfloat16, but q has float32"),
     "mixed out": ({"out": zeros(*OUT, dtype=F16)}, TypeError, "out has dtype float16, but q has float32"),
     "last stride q": ({"q": zeros(2, 5, 4, 32)[..., ::2]}, ValueError, "q has a last-dimension stride of 8 bytes; it must be contiguous"),
+    "last stride k": ({"k": zeros(2, 7, 2, 32)[..., ::2]}, ValueError, "k has a last-dimension stride of 8 bytes; it must be contiguous"),
     "last stride v": ({"v": zeros(2, 7, 16, 2).swapaxes(2, 3)}, ValueError, "v has a last-dimension stride of 8 bytes; it must be contiguous"),
     "last stride out": ({"out": np.full((2, 5, 4, 32), 7.0, F32)[..., ::2]}, ValueError, "out has a last-dimension stride of 8 bytes; it must be contiguous"),
     "address": ({"q": misaligned()}, ValueError, "it must be a multiple of 4 bytes"),
