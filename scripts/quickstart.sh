@@ -2,15 +2,15 @@
 # scripts/quickstart.sh
 #
 # From a fresh clone to a running, checked example: builds the library into build/, makes .venv with everything to use
-# it, runs a demo. Where nvidia-smi shows a GPU, the CUDA kernels and CuPy come along (about 20 minutes on 2 cores);
-# elsewhere the host engine alone (under 3 minutes). Needs Python 3.10 or later, g++ and git.
+# it, runs a demo. Where nvidia-smi shows a GPU, the CUDA kernels and CuPy come along (a few minutes on 2 cores, most of
+# them downloads); elsewhere the host engine alone (under a minute). Needs Python 3.10 or later, g++ and git.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 mode=host cuda=OFF
 if command -v nvidia-smi > /dev/null && nvidia-smi -L > /dev/null 2>&1; then
   mode=cuda cuda=ON
-  echo "== $(nvidia-smi -L | head -n 1): building the CUDA kernels too, which takes a while"
+  echo "== $(nvidia-smi -L | head -n 1): building the CUDA kernels too"
 else
   echo "== no NVIDIA GPU here: building the host engine for NumPy arrays"
 fi

@@ -80,9 +80,9 @@ def _conditions(record: dict[str, Any], path: str) -> str:
     return _wrapped(
         f"TFLOP/s of the forward pass in {record['dtype']} and, in brackets, the speed relative to the faster of",
         f"{peers} at that shape, measured in the same process: above 1 is faster. Columns are sequence lengths;",
-        f"{tokens:,} tokens in all, heads * head_dim = {WIDTH:,}. {e['gpu']}, {e['power_limit']}, ",
-        f"driver {e['driver']}, kernels built with CUDA {e['build']['cuda']}, commit {e['commit'][:12]}, {e['date'][:10]}.",
-        f"Record: [{path}]({path}); [how it is measured](benchmarks/README.md).",
+        f"{tokens:,} tokens in all, heads * head_dim = {WIDTH:,}. {e['gpu']}, {e['power_limit']},",
+        f"driver {e['driver']}, kernels built with CUDA {e['build']['cuda']}, commit {e['commit'][:12]},",
+        f"{e['date'][:10]}. Record: [{path}]({path}); [how it is measured](benchmarks/README.md).",
     )
 
 
