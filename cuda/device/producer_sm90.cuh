@@ -56,10 +56,7 @@ struct Producer {
                                   : int64_t{args.num_m_blocks} * args.nheads * args.batch;
     int64_t next = blockIdx.x;
     while (next < num_tiles) {
-      // Asked for early: the answer is needed only when this tile's loads are on their way.
-      int32_t ticket = 0;
-      if (leader) ticket = atomicAdd(args.tile_counter, 1);
-      run_tile(static_cast<int32_t>(next), varlen, leader);
+      const int32_t ticket = run_tile(static_cast<int32_t>(next), varlen, leader);
       next = int64_t{gridDim.x} + __shfl_sync(0xffffffffu, ticket, 0);
     }
     if (leader) publish(WorkTile{});  // valid = 0: no more
@@ -75,16 +72,21 @@ struct Producer {
     return core::DenseSchedule{args.num_m_blocks, args.nheads, args.batch, args.dense_section}.tile(t);
   }
 
-  __device__ __forceinline__ void run_tile(int32_t t, const core::VarlenSchedule &varlen, bool leader) {
+  // Takes the number of this block's next tile: not at once, since a block that claims work early keeps it from others
+  // that will be free sooner, but before the last load, so that the answer is there when it is needed.
+  __device__ __forceinline__ int32_t claim() const { return atomicAdd(args.tile_counter, 1); }
+
+  // Returns the leader's ticket for the next tile.
+  __device__ __forceinline__ int32_t run_tile(int32_t t, const core::VarlenSchedule &varlen, bool leader) {
     const core::Tile where = decode(t, varlen);
     const core::SeqSpan q = args.q_side.span(where.batch);
     const core::SeqSpan k = args.k_side.span(where.batch);
     const int32_t row_begin = where.m_block * Traits::kBlockM;
-    if (row_begin >= q.len) return;  // seqused_q ends before this tile
+    if (row_begin >= q.len) return leader ? claim() : 0;  // seqused_q ends before this tile
     const int32_t row_end = min(row_begin + Traits::kBlockM, q.len);
     const core::Mask mask{args.window, q.len, k.len};
     const core::BlockRange range = core::block_range(mask, row_begin, row_end, Traits::kBlockN);
-    if (!leader) return;
+    if (!leader) return 0;
 
     WorkTile tile;
     tile.m_block = where.m_block;
@@ -97,7 +99,7 @@ struct Producer {
     tile.q_start = static_cast<int32_t>(q.start);
     tile.q_end = static_cast<int32_t>(q.start + q.len);
     publish(tile);
-    if (range.count() == 0) return;
+    if (range.count() == 0) return claim();
 
     const int32_t batch_q = args.q_side.cu_seqlens != nullptr ? 0 : where.batch;
     const int32_t batch_k = args.k_side.cu_seqlens != nullptr ? 0 : where.batch;
@@ -132,7 +134,9 @@ struct Producer {
       load_k(n);
       load_v(n + 1);
     }
+    const int32_t ticket = claim();
     load_v(range.begin);
+    return ticket;
   }
 
   // Waits until the buffer is free, then loads all column blocks of a tile of kRows rows: those that hold columns of the
