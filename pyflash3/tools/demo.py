@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from .. import flash_attn_func, flash_attn_varlen_func
 from . import backend as backends
 from .cases import Case
@@ -57,7 +55,7 @@ def _row(case: Case, backend: backends.Backend) -> bool:
     ref, _, lowp = case.expect(part, part_numbers)
     allowed = bound(ref, lowp)
     wrong = mismatch(part_out, ref, allowed)
-    rate = _flops(case) / seconds
+    rate = case.flops() / seconds
     error = max_error(part_out, ref)
     print(f"{case!s:72}{seconds * 1e6:9.0f}{rate / 1e9:9.0f}{error:9.1e}{allowed:9.1e}")
     if wrong is not None:
@@ -74,14 +72,3 @@ def _first_head(case: Case, arrays: dict[str, Any], numbers: dict[str, Any], out
     if "sinks" in part:
         part["sinks"] = part["sinks"][:1]
     return part, numbers, out[rows][..., :1, :]
-
-
-def _flops(case: Case) -> float:
-    """4 * visible (query, key) pairs * heads * head_dim, multiplications and additions counted apart."""
-    pairs = 0
-    for n_q, n_k in case.lengths:
-        diagonal = np.arange(n_q) + n_k - n_q
-        end = np.minimum(diagonal + 1, n_k) if case.causal else np.full(n_q, n_k)
-        begin = np.maximum(diagonal - case.window[0], 0) if case.window[0] >= 0 else 0
-        pairs += int(np.maximum(end - begin, 0).sum())
-    return 2.0 * (case.head_dim + case.head_dim_v) * case.nheads * pairs

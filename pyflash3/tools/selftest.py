@@ -45,7 +45,7 @@ def run(backend_name: str, quick: bool) -> int:
 
 def _progress(done: int, total: int, failed: int, width: int = 40) -> None:
     # In a log file, where nothing can be overwritten, one line per tenth is enough.
-    if not sys.stdout.isatty() and done % max(total // 10, 1):
+    if not sys.stdout.isatty() and done != total and done % max(total // 10, 1):
         return
     filled = width * done // total
     end = "\r" if sys.stdout.isatty() else "\n"
