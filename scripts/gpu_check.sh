@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every GPU test and compute-sanitizer's tools on this machine, and writes a record with a row per test.
+# Runs every GPU test (the README's examples among them) and compute-sanitizer's tools on this machine, and writes a record with a row per test.
 #
 #   scripts/gpu_check.sh [RECORD.json]      default: benchmarks/records/gpu-tests.json
 #
@@ -15,9 +15,12 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 export PYFLASH3_LIBRARY=${PYFLASH3_LIBRARY:-$PWD/build/libflash3.so}
 status=0
 
+# Without this, a machine on which every test is skipped would pass.
+"$python" -c 'import sys; from pyflash3.tools.backend import cuda_obstacle; sys.exit(cuda_obstacle())' || exit 1
+
 begin=$SECONDS
 timeout --kill-after=10 "${TEST_SECONDS:-300}" \
-  "$python" -m pytest tests/gpu -q --tb=short --maxfail=30 --durations=15 --record "$record" || status=1
+  "$python" -m pytest tests/gpu tests/build/test_readme.py -m gpu -q --tb=short --maxfail=30 --durations=15 --record "$record" || status=1
 echo "tests: $((SECONDS - begin)) s"
 
 tool=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || true)
