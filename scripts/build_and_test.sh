@@ -30,6 +30,7 @@ python scripts/with_budget.py --max-gib 5 cmake --build build -j "$jobs"
 # all tests comes last.
 step "lints"
 lints=0 trial=0 tests=0
+export PRE_COMMIT_HOME=$PWD/.venv/pre-commit
 pre-commit run --all-files || lints=$?
 
 step "the GPU tests' own code, on the host engine"
