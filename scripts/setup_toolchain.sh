@@ -2,8 +2,9 @@
 # scripts/setup_toolchain.sh [host|cuda]
 #
 # Makes .venv with the pinned build tools; for cuda (the default) also finds nvcc 12.8 or later, or installs it from
-# PyPI into .venv, and installs CuPy where there is a GPU. Writes .venv/toolchain.sh, which puts it all on PATH; source that before calling CMake.
-# Needs Python 3.10 or later (set PYTHON to choose one), g++ and git. Writes to .venv and pip's cache alone.
+# PyPI into .venv, and installs CuPy where there is a GPU. Writes .venv/toolchain.sh, which puts it all on PATH; source
+# that before calling CMake. Needs Python 3.10 or later (set PYTHON to choose one), g++ and git. Writes to .venv and
+# pip's cache alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mode=${1:-cuda}
