@@ -77,18 +77,24 @@ FLASH3_API void flash3_test_seq_span(const int32_t *cu_seqlens, const int32_t *s
   *len = span.len;
 }
 
-FLASH3_API int32_t flash3_test_section_columns(int32_t num_columns, int64_t kv_bytes_per_kv_head, int32_t group) {
-  return section_columns(num_columns, kv_bytes_per_kv_head, group);
+// sections: narrow, num_wide, group
+FLASH3_API void flash3_test_sections(int32_t num_columns, int32_t group, int64_t kv_bytes_per_kv_head, int64_t budget,
+                                     int32_t *sections) {
+  const Sections s = Sections::make(num_columns, group, kv_bytes_per_kv_head, budget);
+  sections[0] = s.narrow;
+  sections[1] = s.num_wide;
+  sections[2] = s.group;
 }
 
 FLASH3_API int64_t flash3_test_dense_num_tiles(int32_t num_m_blocks, int32_t nheads, int32_t batch) {
-  return DenseSchedule{num_m_blocks, nheads, batch, 1}.num_tiles();
+  return DenseSchedule{num_m_blocks, nheads, batch, {}}.num_tiles();
 }
 
-// tile: m_block, head, batch
-FLASH3_API void flash3_test_dense_tile(int32_t num_m_blocks, int32_t nheads, int32_t batch, int32_t section, int32_t t,
-                                       int32_t *tile) {
-  put(DenseSchedule{num_m_blocks, nheads, batch, section}.tile(t), tile);
+// most: groups in a section at most. tile: m_block, head, batch
+FLASH3_API void flash3_test_dense_tile(int32_t num_m_blocks, int32_t nheads, int32_t batch, int32_t group, int32_t most,
+                                       int32_t t, int32_t *tile) {
+  const Sections sections = Sections::make(nheads * batch, group, 1, most);
+  put(DenseSchedule{num_m_blocks, nheads, batch, sections}.tile(t), tile);
 }
 
 FLASH3_API int32_t flash3_test_find_sequence(const int32_t *first, int32_t n, int32_t x) {
@@ -99,11 +105,11 @@ FLASH3_API int64_t flash3_test_varlen_num_tiles(const int32_t *first_m_block, in
   return VarlenSchedule{first_m_block, nheads, batch}.num_tiles();
 }
 
-// sections: (batch), section_columns of each sequence. tile: m_block, head, batch
+// most: (batch), heads in a section at most. tile: m_block, head, batch
 FLASH3_API void flash3_test_varlen_tile(const int32_t *first_m_block, int32_t nheads, int32_t batch,
-                                        const int32_t *sections, int32_t t, int32_t *tile) {
+                                        const int32_t *most, int32_t t, int32_t *tile) {
   const VarlenSchedule schedule = {first_m_block, nheads, batch};
-  put(schedule.tile(t, CountLeading{}, [=](int32_t b) { return sections[b]; }), tile);
+  put(schedule.tile(t, CountLeading{}, [=](int32_t b) { return Sections::make(nheads, 1, 1, most[b]); }), tile);
 }
 
 // config: head_dim, block_m, block_n, stages. Returns 0 where no class holds the head dims.

@@ -16,48 +16,59 @@ struct Tile {
 
 FLASH3_HD int32_t ceil_div(int32_t a, int32_t b) { return a / b + (a % b != 0); }
 
-// K and V of this many bytes should stay in L2 while the tiles that read them run (of 50 to 60 MB on Hopper).
-inline constexpr int64_t kL2Budget = int64_t{32} << 20;
+// K and V of this many bytes are read by the tiles that run side by side. Measured on an H200, whose L2 of 60 MB also
+// takes Q and the output: small sections keep more of what is read in the near half of L2, but under a causal mask the
+// tiles of the last section, which are of all lengths, must be many enough to fill the gaps.
+inline constexpr int64_t kL2Budget = int64_t{8} << 20;
+inline constexpr int64_t kL2BudgetCausal = int64_t{16} << 20;
 
-// In how large sections to take `num_columns` (batch, query head) pairs, so that the K and V of a section fit into L2.
-// Always whole groups of query heads that share a KV head, since they share its K and V; and all sections of about one
-// size, since a small one at the end would leave multiprocessors idle under its first, longest tiles.
-FLASH3_HD int32_t section_columns(int32_t num_columns, int64_t kv_bytes_per_kv_head, int32_t group) {
-  const int32_t groups = num_columns / group;
-  const int64_t fit = kL2Budget / (kv_bytes_per_kv_head > 0 ? kv_bytes_per_kv_head : 1);
-  const int32_t most = fit < 1 ? 1 : (fit < groups ? static_cast<int32_t>(fit) : groups);
-  const int32_t sections = ceil_div(groups, most);
-  return ceil_div(groups, sections) * group;
-}
+// The columns of a schedule, a column being a head or a (batch, head) pair, cut into sections that are worked through
+// one after the other. Sections are made of whole groups of query heads that share a KV head, since they share its K
+// and V, and their widths differ by one group at most: a narrow one at the end would leave multiprocessors idle under
+// its first, longest tiles.
+struct Sections {
+  int32_t narrow;    // columns of a narrow section; wide ones have `group` more
+  int32_t num_wide;  // they come first
+  int32_t group;
 
-// Tiles of num_m_blocks x num_columns, a column being a head or a (batch, head) pair. Columns are taken in sections of
-// `section`; inside a section the last m_block of every column comes first: under a causal mask it is the longest, and
-// the short ones at the end fill the gaps.
-FLASH3_HD void decode_section(int32_t t, int32_t num_m_blocks, int32_t num_columns, int32_t section, int32_t *m_block,
-                              int32_t *column) {
-  // All of a section's tiles may be more than 2^31, but then t never reaches the second section.
-  const int64_t tiles_per_section = int64_t{num_m_blocks} * section;
-  const int32_t s = static_cast<int32_t>(t / tiles_per_section);
-  const int32_t r = static_cast<int32_t>(t - s * tiles_per_section);
-  const int32_t left = num_columns - s * section;
-  const int32_t width = left < section ? left : section;
-  *m_block = num_m_blocks - 1 - r / width;
-  *column = s * section + r % width;
-}
+  FLASH3_HD static Sections make(int32_t num_columns, int32_t group, int64_t kv_bytes_per_kv_head, int64_t budget) {
+    const int32_t groups = num_columns / group;
+    const int64_t fit = budget / (kv_bytes_per_kv_head > 0 ? kv_bytes_per_kv_head : 1);
+    const int32_t most = fit < 1 ? 1 : (fit < groups ? static_cast<int32_t>(fit) : groups);
+    const int32_t count = ceil_div(groups, most);
+    return {groups / count * group, groups % count, group};
+  }
+
+  // Tile t of num_m_blocks a column. Inside a section the last m_block of every column comes first: under a causal mask
+  // it is the longest, and the short ones at the end fill the gaps.
+  FLASH3_HD void decode(int32_t t, int32_t num_m_blocks, int32_t *m_block, int32_t *column) const {
+    // 64 bits: the tiles of one section may be more than 2^31, but then t never leaves it.
+    const int32_t wide = narrow + group;
+    const int64_t tiles_of_wide = int64_t{num_wide} * wide * num_m_blocks;
+    const bool in_wide = t < tiles_of_wide;
+    const int32_t width = in_wide ? wide : narrow;
+    const int64_t from = in_wide ? t : t - tiles_of_wide;
+    const int64_t tiles_per_section = int64_t{width} * num_m_blocks;
+    const int32_t section = static_cast<int32_t>(from / tiles_per_section);
+    const int32_t r = static_cast<int32_t>(from - section * tiles_per_section);
+    *m_block = num_m_blocks - 1 - r / width;
+    *column = (in_wide ? 0 : num_wide * wide) + section * width + r % width;
+  }
+};
 
 // Every sequence has the same number of m_blocks.
 struct DenseSchedule {
   int32_t num_m_blocks;
   int32_t nheads;
   int32_t batch;
-  int32_t section;  // section_columns of nheads * batch
+  Sections sections;  // of nheads * batch columns
 
   FLASH3_HD int64_t num_tiles() const { return int64_t{num_m_blocks} * nheads * batch; }
 
   FLASH3_HD Tile tile(int32_t t) const {
     Tile out;
     int32_t column;
-    decode_section(t, num_m_blocks, nheads * batch, section, &out.m_block, &column);
+    sections.decode(t, num_m_blocks, &out.m_block, &column);
     out.batch = column / nheads;
     out.head = column - out.batch * nheads;
     return out;
@@ -92,14 +103,13 @@ struct VarlenSchedule {
 
   FLASH3_HD int64_t num_tiles() const { return int64_t{first_m_block[batch]} * nheads; }
 
-  // section_of(b): section_columns of nheads for the keys of sequence b.
-  template <class CountLeading, class SectionOf>
-  FLASH3_HD Tile tile(int32_t t, CountLeading count_leading, SectionOf section_of) const {
+  // sections_of(b): the sections of nheads columns, by the keys of sequence b.
+  template <class CountLeading, class SectionsOf>
+  FLASH3_HD Tile tile(int32_t t, CountLeading count_leading, SectionsOf sections_of) const {
     Tile out;
     out.batch = find_sequence(first_m_block, batch, t / nheads, count_leading);
     const int32_t before = first_m_block[out.batch];
-    decode_section(t - before * nheads, first_m_block[out.batch + 1] - before, nheads, section_of(out.batch),
-                   &out.m_block, &out.head);
+    sections_of(out.batch).decode(t - before * nheads, first_m_block[out.batch + 1] - before, &out.m_block, &out.head);
     return out;
   }
 };

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/checker.h"
+#include "core/constants.h"
 #include "core/tile_config.h"
 #include "core/workspace.h"
 
@@ -11,7 +12,6 @@ namespace flash3::core {
 namespace {
 
 constexpr int64_t kMaxRows = (int64_t{1} << 31) - 1;
-constexpr float kLog2E = 1.44269504f;
 
 // struct_size comes first: a caller with another version of the struct may have no field behind abi_version.
 void check_version(const flash3_params &p, Checker &check) {
@@ -71,7 +71,7 @@ void check_sizes(const flash3_params &p, Checker &check) {
 
 void check_scores(const flash3_params &p, Checker &check) {
   // The kernels work with exp2, hence with softmax_scale * log2(e).
-  check.require(std::isfinite(p.softmax_scale * kLog2E), "softmax_scale", p.softmax_scale,
+  check.require(std::isfinite(p.softmax_scale * kLog2e), "softmax_scale", p.softmax_scale,
                 "finite, also after multiplication by log2(e)");
   check.require(std::isfinite(p.softcap) && p.softcap >= 0.0f, "softcap", p.softcap, "finite and at least 0 (0: off)");
   check.require(p.softcap == 0.0f || std::isfinite(p.softmax_scale / p.softcap), "softcap", p.softcap,

@@ -25,17 +25,18 @@ struct Epilogue {
 
   __device__ __forceinline__ Epilogue(const FwdArgs &a, SharedStorage &s, int wg) : args(a), smem(s), warpgroup(wg) {}
 
-  __device__ __forceinline__ void store(const WorkTile &tile, const OnlineSoftmax &softmax, float (&o)[kOutputs]) const {
-    const int first_row = Traits::warp_row(tile, warpgroup);
+  __device__ __forceinline__ void store(const WorkTile &tile, const OnlineSoftmax &softmax,
+                                        float (&o)[kOutputs]) const {
+    const int64_t first_row = Traits::warp_row(tile, warpgroup);
     float lse[2];
     normalise(tile, softmax, first_row, o, lse);
     Repair<Traits>{args, tile, first_row}.run(o, lse);
     const bool leader = threadIdx.x % 128 == 0;
     if constexpr (!Traits::kOutAliasesQ) {
       if (leader) ptx::tma_store_wait_read();  // the tile before has left the staging buffer
-      sync();
     }
-    // Where the output takes Q's place, each warpgroup overwrites only its own rows, whose products are complete.
+    // Or, where the output takes Q's place: the products of all four warps with this warpgroup's rows are complete.
+    sync();
     stage(o);
     ptx::fence_proxy_async_shared();
     sync();
@@ -50,11 +51,11 @@ struct Epilogue {
 
   // A tile whose rows see no key: zeros and LSE, without touching shared memory that the producer may be filling.
   __device__ __forceinline__ void store_empty(const WorkTile &tile) const {
-    const int row0 = tile.m_block * Traits::kBlockM + warpgroup * 64;
-    const int rows = min(64, tile.seqlen_q - row0);
+    const int64_t row0 = int64_t{tile.m_block} * Traits::kBlockM + warpgroup * 64;
+    const int rows = static_cast<int>(min(int64_t{64}, tile.seqlen_q - row0));
     const int chunks = args.head_dim_v / 8;
     for (int i = threadIdx.x % 128; i < rows * chunks; i += 128) {
-      const Element *at = row_of<Element>(args.out, tile.batch, int64_t{tile.q_start} + row0 + i / chunks, tile.head);
+      const Element *at = row_of<Element>(args.out, tile.batch, tile.q_start + row0 + i / chunks, tile.head);
       *reinterpret_cast<uint4 *>(const_cast<Element *>(at) + i % chunks * 8) = make_uint4(0, 0, 0, 0);
     }
     if (args.lse == nullptr) return;
@@ -70,14 +71,14 @@ struct Epilogue {
     return args.lse + b + tile.head * args.lse_head_stride;
   }
 
-  __device__ __forceinline__ void normalise(const WorkTile &tile, const OnlineSoftmax &softmax, int first_row,
+  __device__ __forceinline__ void normalise(const WorkTile &tile, const OnlineSoftmax &softmax, int64_t first_row,
                                             float (&o)[kOutputs], float (&lse)[2]) const {
     const int lane = threadIdx.x % 32;
-    const int row0 = first_row + lane / 4;
-    const float sink_log2 = args.sinks != nullptr ? args.sinks[tile.head] * kLog2e : -INFINITY;
+    const int64_t row0 = first_row + lane / 4;
+    const float sink = args.sinks != nullptr ? args.sinks[tile.head] : -INFINITY;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const RowResult result = softmax.finish(r, sink_log2);
+      const RowResult result = softmax.finish(r, sink);
       lse[r] = result.lse;
       if (args.lse != nullptr && lane % 4 == 0 && row0 + 8 * r < tile.seqlen_q) {
         lse_row(tile)[row0 + 8 * r] = result.lse;
@@ -112,11 +113,11 @@ struct Epilogue {
   }
 
   __device__ __forceinline__ void store_staged(const WorkTile &tile) const {
-    const int32_t row0 = tile.m_block * Traits::kBlockM + warpgroup * 64;
+    const int64_t row0 = int64_t{tile.m_block} * Traits::kBlockM + warpgroup * 64;
     if (row0 >= tile.seqlen_q) return;
     const bool packed = args.q_side.cu_seqlens != nullptr;
     ptx::TmaCoord at;
-    at.row = static_cast<int32_t>(args.q_side.rows) - tile.seqlen_q + row0;
+    at.row = static_cast<int32_t>(args.q_side.rows - tile.seqlen_q + row0);
     at.end = tile.q_end;
     at.head = tile.head;
     at.batch = packed ? 0 : tile.batch;

@@ -7,6 +7,7 @@
 
 #include "core/mask.h"
 #include "core/seqlen.h"
+#include "core/tile_scheduler.h"
 
 namespace flash3::device {
 
@@ -27,13 +28,14 @@ struct FwdArgs {
   core::Window window;
 
   TensorRows q, k, v, out;
-  float *lse;                                                   // may be NULL
+  float *lse;  // may be NULL
   int64_t lse_batch_stride, lse_head_stride;
 
   int32_t batch, nheads, group;  // group: query heads per KV head
   int32_t head_dim, head_dim_v;
-  int32_t num_m_blocks;   // dense q: of every sequence
-  int32_t dense_section;  // dense q: core::DenseSchedule::section
+  int32_t num_m_blocks;  // dense q: of every sequence
+  core::Sections dense_sections;
+  int64_t l2_budget;         // for packed q, whose sections depend on the sequence
   int64_t kv_bytes_per_key;  // of K and V of one KV head, for the tile order
 
   float scale;       // softmax_scale

@@ -57,7 +57,7 @@ __device__ __forceinline__ void consume(const FwdArgs &args, typename Traits::Sh
     tile_state.advance();
   }
   mainloop.end_turns();
-  // The copy engine still needs this block's shared memory and the tensor map among the kernel's parameters.
+  // The copy engine still reads this block's shared memory.
   ptx::tma_store_wait_read();
 }
 

@@ -9,10 +9,11 @@
 #include <utility>
 
 #define CUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED
-#include <cute/arch/mma_sm90_gmma.hpp>
-#include <cute/arch/util.hpp>
 #include <cutlass/bfloat16.h>
 #include <cutlass/half.h>
+
+#include <cute/arch/mma_sm90_gmma.hpp>
+#include <cute/arch/util.hpp>
 
 namespace flash3::device {
 
@@ -38,11 +39,7 @@ struct Gmma;
 FLASH3_GMMA(64);
 FLASH3_GMMA(80);
 FLASH3_GMMA(96);
-FLASH3_GMMA(112);
 FLASH3_GMMA(128);
-FLASH3_GMMA(144);
-FLASH3_GMMA(160);
-FLASH3_GMMA(176);
 FLASH3_GMMA(192);
 FLASH3_GMMA(256);
 #undef FLASH3_GMMA
@@ -122,13 +119,16 @@ __device__ __forceinline__ void gemm_ss(uint32_t a, uint32_t b, float (&c)[kN / 
 
 // C(64 x kN) += A(64 x kK) * B(kK x kN): A in registers, B in shared memory, rows along K; issued and committed.
 template <class Element, int kN, int kK, int kSwizzleBytes>
-__device__ __forceinline__ void gemm_rs(const uint32_t (&a)[kK / 4], uint32_t b, float (&c)[kN / 2]) {
+__device__ __forceinline__ void gemm_rs(uint32_t (&a)[kK / 4], uint32_t b, float (&c)[kN / 2]) {
   using Atom = typename Gmma<Element, kN, Major::MN>::Rs;
+#pragma unroll
+  for (int i = 0; i < kK / 4; ++i) asm volatile("" : "+r"(a[i])::"memory");
   fence_accumulators(c);
   wgmma_fence();
 #pragma unroll
   for (int k = 0; k < kK / 16; ++k) {
-    detail::wgmma_rs<Atom>(a + 4 * k, SmemDescriptor<kSwizzleBytes>::at(b + k * kSwizzleBytes), c, std::make_index_sequence<kN / 2>{});
+    detail::wgmma_rs<Atom>(a + 4 * k, SmemDescriptor<kSwizzleBytes>::at(b + k * kSwizzleBytes), c,
+                           std::make_index_sequence<kN / 2>{});
   }
   wgmma_commit_group();
 }

@@ -129,7 +129,8 @@ struct Mainloop {
   }
 
  private:
-  // One key block: s = Q * K^T of this block while o += P * V of the block before; then p = what the functor makes of s.
+  // One key block: s = Q * K^T of this block while o += P * V of the block before; then p = what the functor makes of
+  // s.
   template <class ToProbabilities>
   __device__ __forceinline__ void step(float (&s)[kScores], uint32_t (&p)[kScores / 2], float (&o)[kOutputs],
                                        ToProbabilities to_probabilities) {
@@ -154,7 +155,7 @@ struct Mainloop {
         q_low, k_low + k_state.index * (Traits::kKBytes / 16), s);
   }
 
-  __device__ __forceinline__ void issue_pv(const uint32_t (&p)[kScores / 2], float (&o)[kOutputs]) const {
+  __device__ __forceinline__ void issue_pv(uint32_t (&p)[kScores / 2], float (&o)[kOutputs]) const {
     gemm_rs<Element, Traits::kHeadDim, kBlockN, Traits::kSwizzleBytes>(
         p, v_low + v_state.index * (Traits::kVBytes / 16), o);
   }
@@ -173,9 +174,7 @@ struct Mainloop {
     state.advance();
   }
 
-  __device__ __forceinline__ void take_turn() const {
-    ptx::bar_sync(NamedBarriers<Traits>::turn(warpgroup), 256);
-  }
+  __device__ __forceinline__ void take_turn() const { ptx::bar_sync(NamedBarriers<Traits>::turn(warpgroup), 256); }
   __device__ __forceinline__ void pass_turn() const {
     ptx::bar_arrive(NamedBarriers<Traits>::turn((warpgroup + 1) % Traits::kConsumers), 256);
   }

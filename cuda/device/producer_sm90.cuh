@@ -51,9 +51,8 @@ struct Producer {
   __device__ __forceinline__ void run() {
     const bool leader = threadIdx.x % 32 == 0;
     const core::VarlenSchedule varlen{args.first_m_block, args.nheads, args.batch};
-    const int64_t num_tiles = args.first_m_block != nullptr
-                                  ? varlen.num_tiles()
-                                  : int64_t{args.num_m_blocks} * args.nheads * args.batch;
+    const int64_t num_tiles =
+        args.first_m_block != nullptr ? varlen.num_tiles() : int64_t{args.num_m_blocks} * args.nheads * args.batch;
     int64_t next = blockIdx.x;
     while (next < num_tiles) {
       const int32_t ticket = run_tile(static_cast<int32_t>(next), varlen, leader);
@@ -66,10 +65,11 @@ struct Producer {
   __device__ __forceinline__ core::Tile decode(int32_t t, const core::VarlenSchedule &varlen) const {
     if (args.first_m_block != nullptr) {
       return varlen.tile(t, WarpCountLeading{}, [this](int32_t b) {
-        return core::section_columns(args.nheads, args.k_side.span(b).len * args.kv_bytes_per_key, args.group);
+        return core::Sections::make(args.nheads, args.group, args.k_side.span(b).len * args.kv_bytes_per_key,
+                                    args.l2_budget);
       });
     }
-    return core::DenseSchedule{args.num_m_blocks, args.nheads, args.batch, args.dense_section}.tile(t);
+    return core::DenseSchedule{args.num_m_blocks, args.nheads, args.batch, args.dense_sections}.tile(t);
   }
 
   // Takes the number of this block's next tile: not at once, since a block that claims work early keeps it from others
@@ -83,7 +83,7 @@ struct Producer {
     const core::SeqSpan k = args.k_side.span(where.batch);
     const int32_t row_begin = where.m_block * Traits::kBlockM;
     if (row_begin >= q.len) return leader ? claim() : 0;  // seqused_q ends before this tile
-    const int32_t row_end = min(row_begin + Traits::kBlockM, q.len);
+    const int32_t row_end = row_begin + min(Traits::kBlockM, q.len - row_begin);
     const core::Mask mask{args.window, q.len, k.len};
     const core::BlockRange range = core::block_range(mask, row_begin, row_end, Traits::kBlockN);
     if (!leader) return 0;
@@ -111,22 +111,24 @@ struct Producer {
     const int32_t k_end = static_cast<int32_t>(k.start + k.len);
 
     auto load_k = [&](int32_t n) {
-      load<Traits::kBlockN, Traits::kKBytes>(smem.k[k_state.index], args.k_map, args.kv_zero_map, args.head_dim, smem.k_full[k_state.index],
-                                             smem.k_empty[k_state.index], k_state.parity, ptx::L2Hint::kEvictLast,
+      load<Traits::kBlockN, Traits::kKBytes>(smem.k[k_state.index], args.k_map, args.kv_zero_map, args.head_dim,
+                                             smem.k_full[k_state.index], smem.k_empty[k_state.index], k_state.parity,
+                                             ptx::L2Hint::kEvictLast,
                                              {0, k_row0 + n * Traits::kBlockN, k_end, kv_head, batch_k});
       k_state.advance();
     };
     auto load_v = [&](int32_t n) {
-      load<Traits::kBlockN, Traits::kVBytes>(smem.v[v_state.index], args.v_map, args.kv_zero_map, args.head_dim_v, smem.v_full[v_state.index],
-                                             smem.v_empty[v_state.index], v_state.parity, ptx::L2Hint::kEvictLast,
+      load<Traits::kBlockN, Traits::kVBytes>(smem.v[v_state.index], args.v_map, args.kv_zero_map, args.head_dim_v,
+                                             smem.v_full[v_state.index], smem.v_empty[v_state.index], v_state.parity,
+                                             ptx::L2Hint::kEvictLast,
                                              {0, k_row0 + n * Traits::kBlockN, k_end, kv_head, batch_k});
       v_state.advance();
     };
 
     // K before Q, whose buffer may come free later; and K one block ahead of V, as the consumers take them.
     load_k(range.end - 1);
-    load<Traits::kBlockM, Traits::kQBytes>(smem.q, args.q_map, args.q_zero_map, args.head_dim, smem.q_full, smem.q_empty, q_state.parity,
-                                           ptx::L2Hint::kEvictFirst,
+    load<Traits::kBlockM, Traits::kQBytes>(smem.q, args.q_map, args.q_zero_map, args.head_dim, smem.q_full,
+                                           smem.q_empty, q_state.parity, ptx::L2Hint::kEvictFirst,
                                            {0, q_row0, tile.q_end, where.head, batch_q});
     q_state.advance();
 #pragma unroll 1
@@ -139,8 +141,8 @@ struct Producer {
     return ticket;
   }
 
-  // Waits until the buffer is free, then loads all column blocks of a tile of kRows rows: those that hold columns of the
-  // head dim from `map`, the others from `zero_map`.
+  // Waits until the buffer is free, then loads all column blocks of a tile of kRows rows: those that hold columns of
+  // the head dim from `map`, the others from `zero_map`.
   template <int kRows, uint32_t kBytes>
   __device__ __forceinline__ void load(typename Traits::Element *dst, const CUtensorMap &map,
                                        const CUtensorMap &zero_map, int32_t head_dim, uint64_t &full,

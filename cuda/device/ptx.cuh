@@ -2,14 +2,14 @@
 // CUTLASS's architecture layer; what it lacks is written here.
 #pragma once
 
-#include <cstdint>
+#include <cutlass/arch/barrier.h>
+#include <cutlass/arch/reg_reconfig.h>
 
+#include <cstdint>
 #include <cute/arch/copy_sm90.hpp>
 #include <cute/arch/copy_sm90_desc.hpp>
 #include <cute/arch/copy_sm90_tma.hpp>
 #include <cute/arch/util.hpp>
-#include <cutlass/arch/barrier.h>
-#include <cutlass/arch/reg_reconfig.h>
 
 namespace flash3::device::ptx {
 
@@ -27,14 +27,24 @@ __device__ __forceinline__ uint32_t shared_address(const void *smem) { return cu
 
 using Barrier = cutlass::arch::ClusterTransactionBarrier;
 
+// CUTLASS's barrier instructions do not tell the compiler that memory is involved.
+__device__ __forceinline__ void compiler_fence() { asm volatile("" ::: "memory"); }
+
 __device__ __forceinline__ void mbarrier_init(uint64_t *bar, uint32_t arrivals) { Barrier::init(bar, arrivals); }
 
 // Returns once the phase of the given parity has completed.
-__device__ __forceinline__ void mbarrier_wait(const uint64_t *bar, uint32_t parity) { Barrier::wait(bar, parity); }
+__device__ __forceinline__ void mbarrier_wait(const uint64_t *bar, uint32_t parity) {
+  Barrier::wait(bar, parity);
+  compiler_fence();
+}
 
-__device__ __forceinline__ void mbarrier_arrive(const uint64_t *bar) { Barrier::arrive(bar); }
+__device__ __forceinline__ void mbarrier_arrive(const uint64_t *bar) {
+  compiler_fence();
+  Barrier::arrive(bar);
+}
 
 __device__ __forceinline__ void mbarrier_arrive_expect_tx(const uint64_t *bar, uint32_t bytes) {
+  compiler_fence();
   Barrier::arrive_and_expect_tx(bar, bytes);
 }
 
@@ -45,10 +55,13 @@ __device__ __forceinline__ void fence_mbarrier_init() { cutlass::arch::fence_bar
 __device__ __forceinline__ void fence_proxy_async_shared() { cute::tma_store_fence(); }
 
 __device__ __forceinline__ void bar_sync(uint32_t id, uint32_t threads) {
+  compiler_fence();
   cutlass::arch::NamedBarrier::sync(threads, id);
+  compiler_fence();
 }
 
 __device__ __forceinline__ void bar_arrive(uint32_t id, uint32_t threads) {
+  compiler_fence();
   cutlass::arch::NamedBarrier::arrive(threads, id);
 }
 
@@ -67,7 +80,6 @@ struct TmaCoord {
 };
 
 enum class L2Hint : uint64_t {
-  kEvictNormal = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL),
   kEvictFirst = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_FIRST),
   kEvictLast = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_LAST),
 };

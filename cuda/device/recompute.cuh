@@ -1,12 +1,12 @@
 // The scores of one key block for one warp, computed again from global memory with mma.sync: the way out of
-// OnlineSoftmax::update_optimistic, taken when a row's scores jump far above everything before.
+// OnlineSoftmax::accept, taken when a row's scores jump far above everything before.
 #pragma once
 
-#include <cstdint>
-
-#include <cute/arch/mma_sm80.hpp>
 #include <cutlass/bfloat16.h>
 #include <cutlass/half.h>
+
+#include <cstdint>
+#include <cute/arch/mma_sm80.hpp>
 
 #include "device/fwd_args.h"
 #include "device/tile_traits.cuh"
@@ -33,19 +33,18 @@ struct WarpMma<cutlass::bfloat16_t> {
 // s = <q, k> in the layout of wgmma's accumulators, for the 16 rows from `first_row` on and the kS / 2 keys from
 // `first_key` on, all of which are inside the sequence. Rows behind its end repeat the last one.
 template <class Element, int kS>
-__device__ __forceinline__ void recompute_scores(const FwdArgs &args, const WorkTile &tile, int first_row,
+__device__ __forceinline__ void recompute_scores(const FwdArgs &args, const WorkTile &tile, int64_t first_row,
                                                  int first_key, float (&s)[kS]) {
   using Atom = typename WarpMma<Element>::Atom;
   const int lane = threadIdx.x % 32;
   const auto two = [&](const Element *row, int col) {
     return col < args.head_dim ? *reinterpret_cast<const uint32_t *>(row + col) : 0u;
   };
-  const int32_t last = tile.seqlen_q - 1;
+  const int64_t last = tile.seqlen_q - 1;
   const int64_t q_start = tile.q_start;
   const Element *q0 = row_of<Element>(args.q, tile.batch, q_start + min(first_row + lane / 4, last), tile.head);
   const Element *q1 = row_of<Element>(args.q, tile.batch, q_start + min(first_row + lane / 4 + 8, last), tile.head);
-  const Element *k0 = row_of<Element>(args.k, tile.batch,
-                                      args.k_side.span(tile.batch).start + first_key + lane / 4,
+  const Element *k0 = row_of<Element>(args.k, tile.batch, args.k_side.span(tile.batch).start + first_key + lane / 4,
                                       tile.head / args.group);
 #pragma unroll
   for (int i = 0; i < kS; ++i) s[i] = 0.f;

@@ -2,8 +2,8 @@
 //
 // The tensor cores multiply the zero probabilities of masked keys, too, and 0 * NaN is NaN. That can only happen under
 // a causal mask or a window (behind the end of a sequence TMA fills in zeros), and it always leaves a trace: a result
-// that is not finite in a row whose log-sum-exp is. Such rows are rare enough to be computed again, one visible key
-// after the other. Where the NaN was visible, it comes out again.
+// that is not finite in a row whose log-sum-exp is. If the invisible keys of the row's key blocks are to blame, which
+// is rare, the row is computed again, one visible key after the other.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +35,7 @@ struct Repair {
 
   const FwdArgs &args;
   const WorkTile &tile;
-  const int first_row;  // of the warp, in the sequence
+  const int64_t first_row;  // of the warp, in the sequence
 
   // o holds the final output of the thread's two rows, lse their log-sum-exp.
   __device__ __forceinline__ void run(float (&o)[kOutputs], const float (&lse)[2]) const {
@@ -43,7 +43,7 @@ struct Repair {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int row = first_row + lane / 4 + 8 * r;
+      const int64_t row = first_row + lane / 4 + 8 * r;
       float trace[4] = {0.f, 0.f, 0.f, 0.f};  // becomes NaN with the first value that is not finite
 #pragma unroll
       for (int j = 0; j < kOutputs / 4; ++j) {
@@ -59,28 +59,56 @@ struct Repair {
   }
 
  private:
-  __device__ __forceinline__ void recompute(float (&o)[kOutputs], int r, int row, float lse) const {
+  // Columns of this thread: 8 * j + 2 * (lane % 4) and the one behind it, for every j.
+  __device__ __forceinline__ void recompute(float (&o)[kOutputs], int r, int64_t row, float lse) const {
     const RowScores rows(args, tile, first_row);
     const int lane = rows.lane;
+    const uint32_t quad = 0xfu << (lane / 4 * 4);
     const int32_t kv_head = tile.head / args.group;
     const int64_t k_start = args.k_side.span(tile.batch).start;
-    const Element *q = row_of<Element>(args.q, tile.batch, int64_t{tile.q_start} + row, tile.head);
+    const Element *k0 = row_of<Element>(args.k, tile.batch, k_start, kv_head);
+    const Element *v0 = row_of<Element>(args.v, tile.batch, k_start, kv_head);
+    const int32_t begin = rows.key_begin[r];
+    const int32_t end = rows.key_end[r];
+    const int64_t loaded_end = min(int64_t{tile.range.end} * Traits::kBlockN, int64_t{tile.seqlen_k});
+    const bool poisoned =
+        !finite(v0, tile.range.begin * Traits::kBlockN, begin, lane) || !finite(v0, end, loaded_end, lane);
+    if (!__any_sync(quad, poisoned)) return;
+
+    const Element *q = row_of<Element>(args.q, tile.batch, tile.q_start + row, tile.head);
 #pragma unroll
     for (int j = 0; j < kOutputs / 4; ++j) o[4 * j + 2 * r] = o[4 * j + 2 * r + 1] = 0.f;
-    for (int32_t key = rows.key_begin[r]; key < rows.key_end[r]; ++key) {
-      const Element *k = row_of<Element>(args.k, tile.batch, k_start + key, kv_head);
-      const Element *v = row_of<Element>(args.v, tile.batch, k_start + key, kv_head);
-      const float score = rows.modified(quad_dot(q, k, args.head_dim, lane), args, rows.diagonal[r] - key);
-      const float p = ptx::ex2(score - lse * kLog2e);
+    for (int32_t key = end - 1; key >= begin; --key) {
+      const float dot = quad_dot(q, k0 + key * args.k.row_stride, args.head_dim, lane);
+      const float p = ptx::ex2(rows.modified(dot, args, rows.diagonal[r] - key) - lse * kLog2e);
+      const Element *v = v0 + key * args.v.row_stride;
+      bool all_nan = true;
 #pragma unroll
       for (int j = 0; j < kOutputs / 4; ++j) {
         const int col = 8 * j + 2 * (lane % 4);
         if (col < args.head_dim_v) {
-          o[4 * j + 2 * r] = fmaf(p, static_cast<float>(v[col]), o[4 * j + 2 * r]);
-          o[4 * j + 2 * r + 1] = fmaf(p, static_cast<float>(v[col + 1]), o[4 * j + 2 * r + 1]);
+#pragma unroll
+          for (int c = 0; c < 2; ++c) {
+            float &x = o[4 * j + 2 * r + c];
+            x = fmaf(p, static_cast<float>(v[col + c]), x);
+            all_nan = all_nan && x != x;
+          }
         }
       }
+      if (__all_sync(quad, all_nan)) return;  // nothing can change any more
     }
+  }
+
+  // Whether this thread's columns of V are finite for keys [from, to).
+  __device__ __forceinline__ bool finite(const Element *v0, int64_t from, int64_t to, int lane) const {
+    float trace = 0.f;
+    for (int64_t key = from; key < to; ++key) {
+      for (int col = 2 * (lane % 4); col < args.head_dim_v; col += 8) {
+        trace = fmaf(static_cast<float>(v0[key * args.v.row_stride + col]), 0.f, trace);
+        trace = fmaf(static_cast<float>(v0[key * args.v.row_stride + col + 1]), 0.f, trace);
+      }
+    }
+    return trace == trace;
   }
 };
 

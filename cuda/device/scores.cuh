@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/constants.h"
 #include "core/mask.h"
 #include "device/fwd_args.h"
 #include "device/ptx.cuh"
@@ -11,31 +12,35 @@
 
 namespace flash3::device {
 
-inline constexpr float kLog2e = 1.44269504088896341f;
+using core::kLog2e;
 
-// tanh through exp2, with an absolute error near 1e-7: tanh.approx (2^-11) would show in float16 results.
+// tanh with a relative error near 1e-7, so that a large softcap does not magnify it: tanh.approx (2^-11) would show in
+// float16 results. Through exp2, and near 0, where that cancels, by the first terms of the series.
 __device__ __forceinline__ float tanh_accurate(float x) {
-  return 1.f - 2.f * ptx::rcp(1.f + ptx::ex2(x * (2.f * kLog2e)));
+  const float large = 1.f - 2.f * ptx::rcp(1.f + ptx::ex2(x * (2.f * kLog2e)));
+  const float xx = x * x;
+  const float small = x * fmaf(xx, fmaf(xx, 2.f / 15.f, -1.f / 3.f), 1.f);
+  return fabsf(x) < 0.08f ? small : large;
 }
 
 // The two rows of one thread: their mask as key ranges, and what the score modifications need. Made where it is used
 // and not kept, since registers are short in the main loop.
 struct RowScores {
   int32_t key_begin[2], key_end[2];  // visible keys of each row
-  float diagonal[2];                 // key under the diagonal; ALiBi measures distances from it
+  int64_t diagonal[2];               // key under the diagonal; ALiBi measures distances from it
   float alibi_slope_log2;
   int lane;
 
   // first_row: of the warp, in the sequence.
-  __device__ __forceinline__ RowScores(const FwdArgs &args, const WorkTile &tile, int first_row)
+  __device__ __forceinline__ RowScores(const FwdArgs &args, const WorkTile &tile, int64_t first_row)
       : lane(threadIdx.x % 32) {
     const core::Mask mask{args.window, tile.seqlen_q, tile.seqlen_k};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int row = first_row + lane / 4 + 8 * r;
+      const int64_t row = first_row + lane / 4 + 8 * r;
       key_begin[r] = mask.key_begin(row);
       key_end[r] = mask.key_end(row);
-      diagonal[r] = static_cast<float>(mask.diagonal(row));
+      diagonal[r] = mask.diagonal(row);
     }
     alibi_slope_log2 = 0.f;
     if (args.alibi_slopes != nullptr) {
@@ -58,7 +63,8 @@ struct RowScores {
     if (args.alibi_slopes != nullptr) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const float distance = diagonal[r] - static_cast<float>(first_key + 2 * (lane % 4));
+        // As integers: a float holds positions only up to 2^24.
+        const float distance = static_cast<float>(diagonal[r] - (first_key + 2 * (lane % 4)));
 #pragma unroll
         for (int j = 0; j < kS / 4; ++j) {
 #pragma unroll
@@ -72,10 +78,10 @@ struct RowScores {
   }
 
   // One score, from the dot product, for a key at that distance from the diagonal; in units of log2.
-  __device__ __forceinline__ float modified(float dot, const FwdArgs &args, float distance) const {
+  __device__ __forceinline__ float modified(float dot, const FwdArgs &args, int64_t distance) const {
     const float x = args.softcap > 0.f ? args.softcap * kLog2e * tanh_accurate(dot * (args.scale / args.softcap))
                                        : dot * args.scale_log2;
-    return fmaf(-alibi_slope_log2, fabsf(distance), x);
+    return fmaf(-alibi_slope_log2, fabsf(static_cast<float>(distance)), x);
   }
 
   // -inf for every invisible key of the block that starts at key `first_key`.

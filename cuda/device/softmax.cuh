@@ -2,13 +2,14 @@
 // 1, eight rows apart), and score s[4 * j + 2 * r + c] is column 8 * j + 2 * (lane % 4) + c of row r.
 #pragma once
 
-#include <cstdint>
-
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cutlass/bfloat16.h>
 #include <cutlass/half.h>
 
+#include <cstdint>
+
+#include "core/constants.h"
 #include "device/ptx.cuh"
 
 namespace flash3::device {
@@ -98,9 +99,11 @@ struct OnlineSoftmax {
 
   // The same in two steps and without looking for the maximum, for a block without masked keys and rows that have a
   // reference: exponentials() of the block, then accept() of its sums. False, for the whole warp and with nothing
-  // counted, if the reference turned out to be too far behind; the scores are lost then.
+  // counted, if the reference turned out to be too far behind; the scores are lost then. (So how a row is rounded may
+  // depend on the other rows of its warp, which are of the same sequence and head.) A sum of NaN is accepted: the row
+  // is NaN whatever its reference.
   __device__ __forceinline__ bool accept(const float (&sum)[2]) {
-    if (!__all_sync(0xffffffffu, sum[0] <= kLargestSum && sum[1] <= kLargestSum)) return false;
+    if (!__all_sync(0xffffffffu, !(sum[0] > kLargestSum || sum[1] > kLargestSum))) return false;
     row_sum[0] += sum[0];
     row_sum[1] += sum[1];
     return true;
@@ -126,18 +129,19 @@ struct OnlineSoftmax {
     }
   }
 
-  // What is left to do for row r. A sink is one more logit (in units of log2; -inf: none) without a value.
-  __device__ __forceinline__ RowResult finish(int r, float sink_log2) const {
+  // What is left to do for row r. A sink (-inf: none) is one more logit without a value.
+  __device__ __forceinline__ RowResult finish(int r, float sink) const {
     const float sum = quad_sum(row_sum[r]);
+    const float sink_log2 = sink * core::kLog2e;
     const float top = fmaxf(reference[r], sink_log2);
-    const float shift = top == -INFINITY ? 0.f : top;
-    const float keep = ptx::ex2(reference[r] - shift);
-    const float total = sum * keep + ptx::ex2(sink_log2 - shift);
-    constexpr float kLn2 = 0.693147180559945309f;
+    const float keep = ptx::ex2(reference[r] - top);
+    // A sink of +inf leaves nothing to the keys, but is no NaN.
+    const float total = sum * keep + (sink_log2 == top ? 1.f : ptx::ex2(sink_log2 - top));
     RowResult out;
-    out.lse = total == 0.f ? -INFINITY : (shift + log2f(total)) * kLn2;
+    // The first visible score gave the row its reference.
+    out.empty = sum == 0.f && reference[r] == -INFINITY;
+    out.lse = out.empty ? sink : (top + log2f(total)) * core::kLn2;
     out.factor = keep / total;
-    out.empty = sum == 0.f;  // the first visible score alone added 1
     return out;
   }
 };

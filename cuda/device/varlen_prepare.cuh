@@ -29,7 +29,8 @@ __global__ void __launch_bounds__(kPrepareThreads) varlen_prepare(const PrepareA
   if (threadIdx.x == 0) *args.tile_counter = 0;
   for (int64_t base = 0; base <= args.batch; base += kPrepareThreads) {
     const int64_t b = base + threadIdx.x;
-    const int64_t own = b < args.batch ? core::ceil_div(args.q_side.span(static_cast<int32_t>(b)).len, args.block_m) : 0;
+    const int64_t own =
+        b < args.batch ? core::ceil_div(args.q_side.span(static_cast<int32_t>(b)).len, args.block_m) : 0;
     int64_t inclusive = own;
     for (int offset = 1; offset < 32; offset *= 2) {
       const int64_t other = __shfl_up_sync(0xffffffffu, inclusive, offset);

@@ -66,11 +66,11 @@ void work_through(const core::VarlenSchedule &schedule, int32_t num_tiles, std::
     return i;
   };
   // One head after the other, so that its K and V stay in the cache that the threads share.
-  const auto section_of = [](int32_t) { return 1; };
+  const auto sections_of = [](int32_t) { return core::Sections{1, 0, 1}; };
   for (;;) {
     const int32_t t = next->fetch_add(1, std::memory_order_relaxed);
     if (t >= num_tiles) return;
-    worker->run(schedule.tile(t, count_leading, section_of));
+    worker->run(schedule.tile(t, count_leading, sections_of));
   }
 }
 

@@ -10,7 +10,7 @@ core::Status cuda_error(const char *what, cudaError_t error) {
   return core::error(FLASH3_CUDA_ERROR, what, " failed: ", cudaGetErrorName(error), ", ", cudaGetErrorString(error));
 }
 
-core::Status device_info(int32_t device, DeviceInfo *info) {
+core::Status usable_device(int32_t device, DeviceInfo *info) {
   int ordinal = device;
   cudaError_t error = device < 0 ? cudaGetDevice(&ordinal) : cudaSuccess;
   int major = 0, minor = 0, multiprocessors = 0;
@@ -24,15 +24,13 @@ core::Status device_info(int32_t device, DeviceInfo *info) {
     return core::error(FLASH3_NO_DEVICE, "CUDA device ", device, " cannot be used: ", cudaGetErrorName(error), ", ",
                        cudaGetErrorString(error));
   }
-  *info = {ordinal, multiprocessors, 10 * major + minor};
-  return {};
+  *info = {ordinal, multiprocessors};
+  return core::check_architecture(ordinal, 10 * major + minor, FLASH3_BUILT_ARCHS);
 }
 
 core::Status device_check(int32_t device) {
   DeviceInfo info;
-  core::Status status = device_info(device, &info);
-  if (status.ok()) status = core::check_architecture(info.ordinal, info.capability, FLASH3_BUILT_ARCHS);
-  return status;
+  return usable_device(device, &info);
 }
 
 DeviceGuard::DeviceGuard(int32_t device) {
@@ -44,7 +42,8 @@ DeviceGuard::DeviceGuard(int32_t device) {
 }
 
 DeviceGuard::~DeviceGuard() {
-  if (switched_) cudaSetDevice(before_);
+  // A failure here must not be found by somebody else's check.
+  if (switched_ && cudaSetDevice(before_) != cudaSuccess) cudaGetLastError();
 }
 
 }  // namespace flash3::launch

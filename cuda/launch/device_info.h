@@ -14,11 +14,11 @@ core::Status cuda_error(const char *what, cudaError_t error);
 struct DeviceInfo {
   int32_t ordinal;
   int32_t multiprocessors;
-  int32_t capability;  // 10 * major + minor
 };
 
-// -1: the current device. FLASH3_NO_DEVICE without a driver or such a device.
-core::Status device_info(int32_t device, DeviceInfo *info);
+// -1: the current device. FLASH3_NO_DEVICE without a driver or such a device, FLASH3_UNSUPPORTED if this build has no
+// kernel for it.
+core::Status usable_device(int32_t device, DeviceInfo *info);
 
 // Makes a device current and the old one again at the end. Nothing happens if it is current already.
 class DeviceGuard {

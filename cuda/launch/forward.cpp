@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "core/constants.h"
 #include "core/tile_scheduler.h"
 #include "core/workspace.h"
 #include "device/fwd_args.h"
@@ -16,7 +17,6 @@
 namespace flash3::launch {
 namespace {
 
-constexpr float kLog2e = 1.44269504088896341f;
 constexpr int64_t kMostTiles = (int64_t{1} << 31) - (int64_t{1} << 16);  // tile numbers and tickets are 32-bit
 
 core::SeqSide q_side(const flash3_params &p) {
@@ -76,11 +76,13 @@ core::Status make_args(const flash3_params &p, const FwdKernel &kernel, device::
   args->head_dim_v = p.head_dim_v;
   args->num_m_blocks = core::ceil_div(static_cast<int32_t>(args->q_side.rows), kernel.block_m);
   args->kv_bytes_per_key = 2 * (int64_t{p.head_dim} + p.head_dim_v);
+  args->l2_budget = args->window.limited() ? core::kL2BudgetCausal : core::kL2Budget;
   // Of packed keys only the mean length is known here; the order of tiles is a matter of speed alone.
   const int64_t keys = p.cu_seqlens_k != nullptr ? p.total_k / p.batch : p.seqlen_k;
-  args->dense_section = core::section_columns(p.nheads * p.batch, keys * args->kv_bytes_per_key, args->group);
+  args->dense_sections =
+      core::Sections::make(p.nheads * p.batch, args->group, keys * args->kv_bytes_per_key, args->l2_budget);
   args->scale = p.softmax_scale;
-  args->scale_log2 = p.softmax_scale * kLog2e;
+  args->scale_log2 = p.softmax_scale * core::kLog2e;
   args->softcap = p.softcap;
   args->score_mod = p.softcap > 0.f || p.alibi_slopes != nullptr || !(p.softmax_scale > 0.f);
   args->alibi_slopes = p.alibi_slopes;
@@ -116,16 +118,19 @@ cudaError_t allow_shared_memory(const FwdKernel &kernel, int32_t device) {
   return error;
 }
 
-cudaError_t enqueue(const flash3_params &p, const FwdKernel &kernel, device::FwdArgs *args, int64_t tiles,
-                    const DeviceInfo &device, cudaStream_t stream) {
-  cudaError_t error = allow_shared_memory(kernel, device.ordinal);
-  if (error != cudaSuccess) return error;
-  if (p.cu_seqlens_q != nullptr) {
-    error = launch_varlen_prepare(args->q_side, p.batch, kernel.block_m, static_cast<int32_t>(kMostTiles / p.nheads),
-                                  const_cast<int32_t *>(args->first_m_block), args->tile_counter, stream);
-  } else {
-    error = cudaMemsetAsync(args->tile_counter, 0, sizeof(int32_t), stream);
-  }
+// The scheduler's state: a zero tile counter, and for packed q the place of each sequence in the order of tiles.
+cudaError_t enqueue_scheduler(const flash3_params &p, const FwdKernel &kernel, cudaStream_t stream) {
+  const core::WorkspaceLayout layout = core::workspace_layout(p);
+  char *workspace = static_cast<char *>(p.workspace);
+  auto *tile_counter = reinterpret_cast<int32_t *>(workspace + layout.tile_counter);
+  if (p.cu_seqlens_q == nullptr) return cudaMemsetAsync(tile_counter, 0, sizeof(int32_t), stream);
+  return launch_varlen_prepare(q_side(p), p.batch, kernel.block_m, static_cast<int32_t>(kMostTiles / p.nheads),
+                               reinterpret_cast<int32_t *>(workspace + layout.first_m_block), tile_counter, stream);
+}
+
+cudaError_t enqueue_forward(const flash3_params &p, const FwdKernel &kernel, device::FwdArgs *args, int64_t tiles,
+                            const DeviceInfo &device, cudaStream_t stream) {
+  const cudaError_t error = allow_shared_memory(kernel, device.ordinal);
   if (error != cudaSuccess) return error;
   const int64_t blocks = device.multiprocessors > p.sm_margin ? device.multiprocessors - p.sm_margin : 1;
   const dim3 grid(static_cast<unsigned>(tiles < blocks ? tiles : blocks));
@@ -136,10 +141,8 @@ cudaError_t enqueue(const flash3_params &p, const FwdKernel &kernel, device::Fwd
 }  // namespace
 
 core::Status forward(const flash3_params &params, void *stream) {
-  core::Status status = device_check(params.device);
-  if (!status.ok()) return status;
   DeviceInfo device;
-  status = device_info(params.device, &device);
+  core::Status status = usable_device(params.device, &device);
   if (!status.ok()) return status;
   const FwdKernel *kernel = nullptr;
   status = find_kernel(params, &kernel);
@@ -151,10 +154,14 @@ core::Status forward(const flash3_params &params, void *stream) {
   }
   const DeviceGuard guard(device.ordinal);
   if (guard.error() != cudaSuccess) return cuda_error("cudaSetDevice", guard.error());
+  // Before the tensor maps: in a thread that has not used the GPU yet this is what gives it a context, without which
+  // the driver encodes none.
+  cudaError_t error = enqueue_scheduler(params, *kernel, static_cast<cudaStream_t>(stream));
+  if (error != cudaSuccess) return cuda_error("preparing the tile scheduler", error);
   device::FwdArgs args;
   status = make_args(params, *kernel, &args);
   if (!status.ok()) return status;
-  const cudaError_t error = enqueue(params, *kernel, &args, tiles, device, static_cast<cudaStream_t>(stream));
+  error = enqueue_forward(params, *kernel, &args, tiles, device, static_cast<cudaStream_t>(stream));
   if (error != cudaSuccess) return cuda_error("launching the forward kernel", error);
   return {};
 }

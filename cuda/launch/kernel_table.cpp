@@ -20,34 +20,34 @@ const Entry *table_begin() {
       FLASH3_ENTRY(FLASH3_FLOAT16, 64)
 #endif
 #ifdef FLASH3_HAS_FP16_HDIM96
-      FLASH3_ENTRY(FLASH3_FLOAT16, 96)
+          FLASH3_ENTRY(FLASH3_FLOAT16, 96)
 #endif
 #ifdef FLASH3_HAS_FP16_HDIM128
-      FLASH3_ENTRY(FLASH3_FLOAT16, 128)
+              FLASH3_ENTRY(FLASH3_FLOAT16, 128)
 #endif
 #ifdef FLASH3_HAS_FP16_HDIM192
-      FLASH3_ENTRY(FLASH3_FLOAT16, 192)
+                  FLASH3_ENTRY(FLASH3_FLOAT16, 192)
 #endif
 #ifdef FLASH3_HAS_FP16_HDIM256
-      FLASH3_ENTRY(FLASH3_FLOAT16, 256)
+                      FLASH3_ENTRY(FLASH3_FLOAT16, 256)
 #endif
 #ifdef FLASH3_HAS_BF16_HDIM64
-      FLASH3_ENTRY(FLASH3_BFLOAT16, 64)
+                          FLASH3_ENTRY(FLASH3_BFLOAT16, 64)
 #endif
 #ifdef FLASH3_HAS_BF16_HDIM96
-      FLASH3_ENTRY(FLASH3_BFLOAT16, 96)
+                              FLASH3_ENTRY(FLASH3_BFLOAT16, 96)
 #endif
 #ifdef FLASH3_HAS_BF16_HDIM128
-      FLASH3_ENTRY(FLASH3_BFLOAT16, 128)
+                                  FLASH3_ENTRY(FLASH3_BFLOAT16, 128)
 #endif
 #ifdef FLASH3_HAS_BF16_HDIM192
-      FLASH3_ENTRY(FLASH3_BFLOAT16, 192)
+                                      FLASH3_ENTRY(FLASH3_BFLOAT16, 192)
 #endif
 #ifdef FLASH3_HAS_BF16_HDIM256
-      FLASH3_ENTRY(FLASH3_BFLOAT16, 256)
+                                          FLASH3_ENTRY(FLASH3_BFLOAT16, 256)
 #endif
 #undef FLASH3_ENTRY
-      {FLASH3_FLOAT16, 0, FwdKernel{}},  // end mark
+                                              {FLASH3_FLOAT16, 0, FwdKernel{}},  // end mark
   };
   return entries;
 }

@@ -33,12 +33,11 @@ core::Status encode_tiled(const char *name, uintptr_t base, const Extents &exten
   }
   const cuuint32_t box_dims[5] = {static_cast<cuuint32_t>(box.cols), static_cast<cuuint32_t>(box.rows), 1, 1, 1};
   const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
-  const CUresult result =
-      encode(map, bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 5,
-             reinterpret_cast<void *>(base), extents.dims, extents.strides, box_dims, steps,
-             CU_TENSOR_MAP_INTERLEAVE_NONE,
-             box.swizzle_bytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result = encode(map, bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 5,
+                                 reinterpret_cast<void *>(base), extents.dims, extents.strides, box_dims, steps,
+                                 CU_TENSOR_MAP_INTERLEAVE_NONE,
+                                 box.swizzle_bytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
+                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
     return core::error(FLASH3_CUDA_ERROR, "the CUDA driver refused the tensor map of ", name, " (error ",
                        static_cast<int>(result), "; rows ", extents.dims[1], ", row stride ", extents.strides[0],
@@ -57,8 +56,8 @@ core::Status encode_tensor_map(const TensorView &tensor, bool bfloat16, const Bo
   };
   const auto rows = static_cast<cuuint64_t>(tensor.rows);
   const cuuint64_t row_bytes = stride(tensor.rows, tensor.at.row_stride);
-  const Extents extents = {{static_cast<cuuint64_t>(tensor.cols), rows, rows + 1,
-                            static_cast<cuuint64_t>(tensor.heads), static_cast<cuuint64_t>(tensor.batch)},
+  const Extents extents = {{static_cast<cuuint64_t>(tensor.cols), rows, rows + 1, static_cast<cuuint64_t>(tensor.heads),
+                            static_cast<cuuint64_t>(tensor.batch)},
                            {row_bytes, row_bytes, stride(tensor.heads, tensor.at.head_stride),
                             stride(tensor.batch, tensor.at.batch_stride)}};
   // Addresses are sums modulo 2^64, so a base below the tensor (even below zero) is as good as any.

@@ -19,9 +19,9 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "mask_visible": (c_int32, [c_int64, c_int64, c_int32, c_int32, c_int64, c_int64]),
     "block_range": (None, [c_int64, c_int64, *[c_int32] * 5, _int32_p]),
     "seq_span": (None, [c_void_p, c_void_p, c_int64, c_int32, POINTER(c_int64), _int32_p]),
-    "section_columns": (c_int32, [c_int32, c_int64, c_int32]),
+    "sections": (None, [c_int32, c_int32, c_int64, c_int64, _int32_p]),
     "dense_num_tiles": (c_int64, [c_int32] * 3),
-    "dense_tile": (None, [c_int32] * 5 + [_int32_p]),
+    "dense_tile": (None, [c_int32] * 6 + [_int32_p]),
     "find_sequence": (c_int32, [c_void_p, c_int32, c_int32]),
     "varlen_num_tiles": (c_int64, [c_void_p, c_int32, c_int32]),
     "varlen_tile": (None, [c_void_p, c_int32, c_int32, c_void_p, c_int32, _int32_p]),
@@ -94,21 +94,24 @@ def seq_span(cu_seqlens: Sequence[int] | None, seqused: Sequence[int] | None, ro
     return start.value, length.value
 
 
-def section_columns(num_columns: int, kv_bytes_per_kv_head: int, group: int) -> int:
-    return int(_function("section_columns")(num_columns, kv_bytes_per_kv_head, group))
+def section_widths(num_columns: int, group: int, kv_bytes_per_kv_head: int, budget: int) -> list[int]:
+    """The columns of each section, in order."""
+    narrow, num_wide, group = _int32s(3, "sections", num_columns, group, kv_bytes_per_kv_head, budget)
+    rest = num_columns - num_wide * (narrow + group)
+    return [narrow + group] * num_wide + [narrow] * (rest // narrow)
 
 
 Tile = tuple[int, int, int]
 
 
-def dense_tiles(num_m_blocks: int, nheads: int, batch: int, section: int) -> list[Tile]:
-    """(m_block, head, batch) of every tile number, in order."""
+def dense_tiles(num_m_blocks: int, nheads: int, batch: int, group: int, most: int) -> list[Tile]:
+    """(m_block, head, batch) of every tile number, in order; at most `most` groups in a section."""
     count = _function("dense_num_tiles")(num_m_blocks, nheads, batch)
-    return [dense_tile(num_m_blocks, nheads, batch, section, t) for t in range(count)]
+    return [dense_tile(num_m_blocks, nheads, batch, group, most, t) for t in range(count)]
 
 
-def dense_tile(num_m_blocks: int, nheads: int, batch: int, section: int, t: int) -> Tile:
-    m_block, head, entry = _int32s(3, "dense_tile", num_m_blocks, nheads, batch, section, t)
+def dense_tile(num_m_blocks: int, nheads: int, batch: int, group: int, most: int, t: int) -> Tile:
+    m_block, head, entry = _int32s(3, "dense_tile", num_m_blocks, nheads, batch, group, most, t)
     return m_block, head, entry
 
 
@@ -116,12 +119,12 @@ def find_sequence(first: Sequence[int], x: int) -> int:
     return int(_function("find_sequence")(int32_array(first), len(first) - 1, x))
 
 
-def varlen_tiles(first_m_block: Sequence[int], nheads: int, sections: Sequence[int]) -> list[Tile]:
-    """(m_block, head, batch) of every tile number, in order."""
+def varlen_tiles(first_m_block: Sequence[int], nheads: int, most: Sequence[int]) -> list[Tile]:
+    """(m_block, head, batch) of every tile number, in order; at most most[b] heads in a section of sequence b."""
     first, batch = int32_array(first_m_block), len(first_m_block) - 1
     count = _function("varlen_num_tiles")(first, nheads, batch)
-    section_array = int32_array(sections)
-    tiles = [_int32s(3, "varlen_tile", first, nheads, batch, section_array, t) for t in range(count)]
+    most_array = int32_array(most)
+    tiles = [_int32s(3, "varlen_tile", first, nheads, batch, most_array, t) for t in range(count)]
     return [(m_block, head, entry) for m_block, head, entry in tiles]
 
 

@@ -15,7 +15,7 @@ from tests.core.surface import (
     dense_tile,
     dense_tiles,
     find_sequence,
-    section_columns,
+    section_widths,
     seq_span,
     varlen_tiles,
 )
@@ -24,40 +24,43 @@ BLOCK_M = 128
 small = st.integers(1, 9)
 
 
-def check_order(tiles: Sequence[Tile], section_of: dict[int, int]) -> None:
-    """Inside a section of columns the m_blocks never grow: under a causal mask the longest tiles come first."""
-    for (m_block, head, batch), (next_m_block, next_head, next_batch) in itertools.pairwise(tiles):
-        section = section_of[batch]
-        if batch == next_batch and head // section == next_head // section:
+def sections_of_columns(num_columns: int, group: int, most: int) -> list[int]:
+    """The section of each column."""
+    widths = section_widths(num_columns, group, 1, most)
+    return [section for section, width in enumerate(widths) for _ in range(width)]
+
+
+def check_order(columns: Sequence[tuple[int, int]], section: Sequence[int]) -> None:
+    """(m_block, column) in order: sections come one after the other, and inside one the m_blocks never grow, since
+    under a causal mask the last ones are the longest."""
+    for (m_block, column), (next_m_block, next_column) in itertools.pairwise(columns):
+        assert section[next_column] >= section[column]
+        if section[next_column] == section[column]:
             assert next_m_block <= m_block
 
 
-@given(small, small, small, st.integers(1, 100))
-def test_dense_every_tile_once(num_m_blocks: int, nheads: int, batch: int, section: int) -> None:
-    tiles = dense_tiles(num_m_blocks, nheads, batch, section)
+@given(small, small, small, st.integers(1, 3), st.integers(1, 100))
+def test_dense_every_tile_once(num_m_blocks: int, nheads_k: int, batch: int, group: int, most: int) -> None:
+    nheads = nheads_k * group
+    tiles = dense_tiles(num_m_blocks, nheads, batch, group, most)
     expected = itertools.product(range(num_m_blocks), range(nheads), range(batch))
     assert sorted(tiles) == sorted(expected)
-    columns = [b * nheads + h for _, h, b in tiles]
-    for (m_block, _, _), (next_m_block, _, _), column, next_column in zip(
-        tiles, tiles[1:], columns, columns[1:], strict=False
-    ):
-        assert next_column // section >= column // section, "a section is finished before the next begins"
-        if next_column // section == column // section:
-            assert next_m_block <= m_block
+    columns = [(m_block, b * nheads + h) for m_block, h, b in tiles]
+    check_order(columns, sections_of_columns(nheads * batch, group, most))
 
 
 def test_dense_nothing_to_do() -> None:
-    assert dense_tiles(0, 8, 4, 2) == []
-    assert dense_tiles(4, 8, 0, 2) == []
+    assert dense_tiles(0, 8, 4, 1, 2) == []
+    assert dense_tiles(4, 8, 0, 1, 2) == []
 
 
 @given(st.integers(1, 2**20), st.integers(1, 2**20))
-def test_dense_sections_past_32_bits(num_m_blocks: int, section: int) -> None:
-    """num_m_blocks * section may pass 2^31 where the number of tiles does not."""
-    nheads = min(section, max(1, (2**31 - 1) // num_m_blocks))
+def test_dense_sections_past_32_bits(num_m_blocks: int, most: int) -> None:
+    """num_m_blocks * columns may pass 2^31 where the number of tiles does not."""
+    nheads = min(most, max(1, (2**31 - 1) // num_m_blocks))
     last = num_m_blocks * nheads - 1
-    assert dense_tile(num_m_blocks, nheads, 1, section, 0) == (num_m_blocks - 1, 0, 0)
-    assert dense_tile(num_m_blocks, nheads, 1, section, last)[0] == 0
+    assert dense_tile(num_m_blocks, nheads, 1, 1, most, 0) == (num_m_blocks - 1, 0, 0)
+    assert dense_tile(num_m_blocks, nheads, 1, 1, most, last)[0] == 0
 
 
 lengths = st.lists(st.integers(0, 1000) | st.just(0), min_size=1, max_size=80)
@@ -69,8 +72,8 @@ def first_m_blocks(lens: Sequence[int]) -> list[int]:
 
 @given(lengths, small, st.data())
 def test_varlen_every_tile_once(lens: list[int], nheads: int, data: st.DataObject) -> None:
-    sections = [data.draw(st.integers(1, 12)) for _ in lens]
-    tiles = varlen_tiles(first_m_blocks(lens), nheads, sections)
+    most = [data.draw(st.integers(1, 12)) for _ in lens]
+    tiles = varlen_tiles(first_m_blocks(lens), nheads, most)
     expected = [
         (m_block, head, b)
         for b, length in enumerate(lens)
@@ -78,7 +81,9 @@ def test_varlen_every_tile_once(lens: list[int], nheads: int, data: st.DataObjec
         for m_block in range(-(-length // BLOCK_M))
     ]
     assert sorted(tiles) == sorted(expected)
-    check_order(tiles, dict(enumerate(sections)))
+    for b, section_most in enumerate(most):
+        columns = [(m_block, head) for m_block, head, entry in tiles if entry == b]
+        check_order(columns, sections_of_columns(nheads, 1, section_most))
 
 
 def test_varlen_r4() -> None:
@@ -128,12 +133,13 @@ def test_wrong_cu_seqlens(cu_seqlens: list[int], rows: int, nheads: int) -> None
         assert start + length <= rows
 
 
-@given(st.integers(1, 10_000), st.integers(0, 2**45), st.integers(1, 128))
-def test_section_columns(groups: int, kv_bytes: int, group: int) -> None:
-    """Whole groups; within the L2 budget unless one group alone exceeds it; no more sections than that takes."""
-    section = section_columns(groups * group, kv_bytes, group)
-    assert section % group == 0
-    assert 1 <= section // group <= groups
-    assert section == group or section // group * kv_bytes <= 32 * 2**20
-    fit = max(1, min(groups, 32 * 2**20 // max(kv_bytes, 1)))
-    assert -(-groups * group // section) <= -(-groups // fit)
+@given(st.integers(1, 10_000), st.integers(1, 128), st.integers(0, 2**45), st.integers(1, 2**30))
+def test_sections(groups: int, group: int, kv_bytes: int, budget: int) -> None:
+    """Whole groups, within the budget unless one group exceeds it, as few sections as that takes, of about one size."""
+    widths = section_widths(groups * group, group, kv_bytes, budget)
+    assert sum(widths) == groups * group
+    assert all(width % group == 0 for width in widths)
+    fit = max(1, min(groups, budget // max(kv_bytes, 1)))
+    assert max(widths) <= fit * group
+    assert len(widths) == -(-groups // fit)
+    assert max(widths) - min(widths) in (0, group)

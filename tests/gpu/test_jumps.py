@@ -1,0 +1,55 @@
+"""Scores that leave the softmax's reference far behind: a first key that draws everything, scores that grow from block
+to block, jumps beyond the range of float32's exponential."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.gpu.machine import put, wait
+from tests.gpu.problem import Inputs, Problem, expected, judge, make
+
+DENSE = ((700, 900), (700, 900))
+RAGGED = ((5, 300), (300, 1000), (513, 513), (0, 7), (191, 640))
+
+
+def heights(pattern: str, length: int, nats: float) -> Any:
+    """What is added to every score of each key of a sequence. The kernel goes from the last key to the first."""
+    keys = np.arange(length)
+    if pattern == "first_key":
+        return np.where(keys == 0, nats, 0.0)
+    if pattern == "some_keys":
+        return np.where(keys % 97 == 3, nats * (1 + keys[::-1] / 300), 0.0)
+    return nats * (length - keys) / 128  # "growing"
+
+
+def raise_scores(inputs: Inputs, pattern: str, nats: float) -> None:
+    """Column 0 of q is 1 and column 0 of k carries the heights."""
+    p = inputs.problem
+    rows = [heights(pattern, length, nats) for _, length in p.lengths]
+    added = np.concatenate(rows) if p.packed else np.stack(rows)
+    inputs.q[..., 0] = 1
+    inputs.k[..., 0] = put((added * math.sqrt(p.head_dim)).astype(np.float32))[..., None]
+
+
+@pytest.mark.parametrize("nats", [12.0, 40.0, 300.0])
+@pytest.mark.parametrize("pattern", ["first_key", "some_keys", "growing"])
+@pytest.mark.parametrize("dims", [(8, 8), (40, 64), (64, 64), (72, 72), (128, 128), (192, 128), (256, 256)], ids=str)
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"window": (260, 40)}], ids=["full", "causal", "window"])
+def test_jumps(pattern: str, nats: float, dims: tuple[int, int], options: dict[str, Any]) -> None:
+    seed = round(nats) + dims[0]
+    for dtype, packed in (
+        (("bfloat16", False), ("float16", True)) if seed % 2 else (("float16", False), ("bfloat16", True))
+    ):
+        p = Problem(
+            dtype=dtype, lengths=RAGGED if packed else DENSE, nheads=4, nheads_k=2, head_dim=dims[0], head_dim_v=dims[1],
+            packed=packed, seed=seed, **options,
+        )  # fmt: skip
+        inputs = make(p)
+        raise_scores(inputs, pattern, nats)
+        out, lse = inputs.call()
+        wait()
+        judge(p, out, lse, expected(inputs))
