@@ -91,16 +91,22 @@ struct Mainloop {
     pack_probabilities<Element>(s, p);
     --n;
 
+    const int32_t blocks_before = args.window.limited() ? 1 : OnlineSoftmax::kBlocksBefore;
     // The inner loop is the one that counts: whole blocks, whose scores go to the softmax as they are.
     while (ptx::uniform(n >= range.begin)) {
-      if (!args.score_mod && softmax.has_references()) {
+      const bool may_skip_max = !Traits::kExactMax && range.end - 1 - n >= blocks_before && softmax.has_references();
+      if (!args.score_mod && (Traits::kExactMax || may_skip_max)) {
         for (; ptx::uniform(range.is_full(n)); --n) {
-          float sum[2];
-          step(s, p, o, [&] { softmax.exponentials(s, sum); });
-          if (softmax.accept(sum)) continue;
-          recompute_scores<Element>(args, tile, Traits::warp_row(tile, warpgroup), n * kBlockN, s);
-          softmax.update(s, correction);
-          pack_probabilities<Element>(s, p);
+          if constexpr (Traits::kExactMax) {
+            step(s, p, o, [&] { softmax.update(s, correction); });
+          } else {
+            float sum[2];
+            step(s, p, o, [&] { softmax.exponentials(s, sum); });
+            if (softmax.accept(sum)) continue;
+            recompute_scores<Element>(args, tile, Traits::warp_row(tile, warpgroup), n * kBlockN, s);
+            softmax.update(s, correction);
+            pack_probabilities<Element>(s, p);
+          }
           rescale(o, correction);
         }
       }

@@ -30,6 +30,7 @@ struct TileTraits {
   static constexpr int kBlockN = kConfig.block_n;
   static constexpr int kStages = kConfig.stages;
   static constexpr bool kOutAliasesQ = kConfig.out_aliases_q;
+  static constexpr bool kExactMax = kConfig.exact_max;
   static_assert(kBlockM % 64 == 0, "a consumer warpgroup owns 64 rows");
   static_assert(kBlockN % 16 == 0 && kBlockN <= 256, "P * V takes 16 keys a step, Q * K^T at most 256 keys");
 
