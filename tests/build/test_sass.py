@@ -14,9 +14,9 @@ import pytest
 from pyflash3._lib import library
 from tests.build_dir import BUILD_DIR, built_file
 
-# Bytes of a thread in its stack frame, and bytes that its instructions store there. What is spilled now (at most 104
-# bytes, at head dims 64 and 256) is saved once per tile, outside the loop over key blocks; 128 bytes are 32 registers,
-# so half an accumulator (64 registers) that goes through memory in every block cannot pass.
+# Bytes of a thread in its stack frame, and bytes that its instructions store there. A few registers saved now and then
+# are cheap, an accumulator (64 registers, 256 bytes) that goes through memory in every block is not; these limits are
+# under half of one. They bound how much is spilled, not where.
 MAX_STACK_BYTES = 96
 MAX_SPILL_BYTES = 128
 

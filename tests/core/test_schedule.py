@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.surface import (
-    Tile,
     dense_tile,
     dense_tiles,
     find_sequence,
@@ -32,7 +31,8 @@ def sections_of_columns(num_columns: int, group: int, most: int) -> list[int]:
 
 def check_order(columns: Sequence[tuple[int, int]], section: Sequence[int]) -> None:
     """(m_block, column) in order: sections come one after the other, and inside one the m_blocks never grow, since
-    under a causal mask the last ones are the longest."""
+    under a causal mask the last ones are the longest.
+    """
     for (m_block, column), (next_m_block, next_column) in itertools.pairwise(columns):
         assert section[next_column] >= section[column]
         if section[next_column] == section[column]:

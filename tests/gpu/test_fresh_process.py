@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Any
+
+import pytest
 
 PREPARE = """
 import cupy, threading, pyflash3
@@ -51,9 +52,11 @@ def run(code: str) -> None:
     assert result.returncode == 0, result.stderr[-2000:]
 
 
-def test_the_first_call_is_in_a_thread_that_has_no_context_yet(cuda: Any) -> None:
+@pytest.mark.usefixtures("cuda")
+def test_the_first_call_is_in_a_thread_that_has_no_context_yet() -> None:
     run(IN_A_THREAD)
 
 
-def test_the_first_call_is_captured_into_a_graph(cuda: Any) -> None:
+@pytest.mark.usefixtures("cuda")
+def test_the_first_call_is_captured_into_a_graph() -> None:
     run(UNDER_CAPTURE)

@@ -1,5 +1,6 @@
 """Scores that leave the softmax's reference far behind: a first key that draws everything, scores that grow from block
-to block, jumps beyond the range of float32's exponential."""
+to block, jumps beyond the range of float32's exponential.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +46,8 @@ def test_jumps(pattern: str, nats: float, dims: tuple[int, int], options: dict[s
         (("bfloat16", False), ("float16", True)) if seed % 2 else (("float16", False), ("bfloat16", True))
     ):
         p = Problem(
-            dtype=dtype, lengths=RAGGED if packed else DENSE, nheads=4, nheads_k=2, head_dim=dims[0], head_dim_v=dims[1],
-            packed=packed, seed=seed, **options,
+            dtype=dtype, lengths=RAGGED if packed else DENSE, nheads=4, nheads_k=2,
+            head_dim=dims[0], head_dim_v=dims[1], packed=packed, seed=seed, **options,
         )  # fmt: skip
         inputs = make(p)
         raise_scores(inputs, pattern, nats)
