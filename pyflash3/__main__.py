@@ -1,4 +1,4 @@
-"""Command line: python -m pyflash3 info | selftest | demo."""
+"""Command line: python -m pyflash3 info | selftest | demo | bench."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from ._errors import Flash3Error
+from .tools.bench import command as bench
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -22,12 +23,14 @@ def _parser() -> argparse.ArgumentParser:
             default="auto",
             help="host: NumPy arrays on the CPU; cuda: CuPy arrays on GPU 0; auto (default): cuda where it can run",
         )
+    bench.add_arguments(commands.add_parser("bench", help=bench.SUMMARY, description=bench.DESCRIPTION))
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
-    args = _parser().parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    args = _parser().parse_args(arguments)
     # Each command imports its own needs, so that --help and info work on a broken installation.
     try:
         if args.command == "info":
@@ -38,6 +41,8 @@ def main(argv: list[str] | None = None) -> int:
             from .tools import selftest
 
             return selftest.run(args.backend, args.quick)
+        if args.command == "bench":
+            return bench.run(args, lambda _: bench.measure_in_source_tree(arguments[1:]))
         from .tools import demo
 
         return demo.run(args.backend)

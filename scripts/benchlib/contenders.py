@@ -6,65 +6,20 @@ is called through its public functions.
 
 from __future__ import annotations
 
-import ctypes
-import lzma
-import shutil
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cupy
 import numpy as np
 
 import pyflash3
+from pyflash3.tools.bench.records import OURS as OURS
 
+from .peers import Peers as Peers
 from .shapes import Shape
 from .timing import Calls
 
-OURS = "pyflash3"
 SOFTCAP = 30.0
-
-
-@dataclass(frozen=True)
-class Peers:
-    """What there is to compare with. Any part may be None."""
-
-    torch: Any
-    flash3: Any  # FlashAttention-3's torch operator
-
-
-def load_peers(folder: str | None, alone: bool) -> Peers:
-    """torch if it can be imported, and FlashAttention-3 from a folder with fa3_dense.so.xz and libcudart.so.12."""
-    if alone:
-        return Peers(None, None)
-    try:
-        import torch
-    except ImportError:
-        if folder is not None:
-            raise
-        return Peers(None, None)
-    if folder is None:
-        return Peers(torch, None)
-    ctypes.CDLL(str(Path(folder) / "libcudart.so.12"), mode=ctypes.RTLD_GLOBAL)
-    torch.ops.load_library(_unpacked(Path(folder) / "fa3_dense.so.xz"))
-    return Peers(torch, torch.ops.flash_attn_3.fwd)
-
-
-def _unpacked(archive: Path) -> str:
-    """The library inside an .xz file, unpacked once per machine (it takes seconds)."""
-    # The size tells another build apart, and a folder of one's own keeps others from putting a library there.
-    cache = Path.home() / ".cache" / "pyflash3-bench"
-    cache.mkdir(parents=True, exist_ok=True)
-    target = cache / f"{archive.stat().st_size}-{archive.stem}"
-    if not target.exists():
-        with (
-            lzma.open(archive) as source,
-            tempfile.NamedTemporaryFile(dir=cache, delete=False) as part,
-        ):
-            shutil.copyfileobj(source, part, 1 << 24)
-        Path(part.name).rename(target)
-    return str(target)
 
 
 @dataclass

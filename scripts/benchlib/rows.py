@@ -1,0 +1,32 @@
+"""From measured seconds to a row of a record."""
+
+from __future__ import annotations
+
+import statistics
+
+from pyflash3.tools.bench.records import OURS, Row
+
+from .shapes import Shape
+
+
+def make_row(grid: str, shape: Shape, times: dict[str, list[float]], ceilings: dict[str, float]) -> Row:
+    """Everything that a record says of one shape."""
+    seconds = {name: statistics.median(values) for name, values in times.items()}
+    compute = shape.flops() / (ceilings["matmul_tflops"] * 1e12)
+    memory = shape.bytes() / (ceilings["copy_tb_per_s"] * 1e12)
+    peers = {name: value for name, value in seconds.items() if name != OURS}
+    best = min(peers, key=lambda name: peers[name], default=None)
+    return {
+        "grid": grid,
+        "name": str(shape),
+        "shape": shape.as_record(),
+        "flops": shape.flops(),
+        "bytes": shape.bytes(),
+        "floor_us": {"compute": round(compute * 1e6, 3), "memory": round(memory * 1e6, 3)},
+        "us": {name: round(value * 1e6, 3) for name, value in seconds.items()},
+        "us_fastest": {name: round(min(values) * 1e6, 3) for name, values in times.items()},
+        "us_slowest": {name: round(max(values) * 1e6, 3) for name, values in times.items()},
+        "tflops": {name: round(shape.flops() / value * 1e-12, 2) for name, value in seconds.items()},
+        "best_peer": best,
+        "ratio": None if best is None else round(peers[best] / seconds[OURS], 4),
+    }
