@@ -15,6 +15,7 @@ from ._errors import (
     UnsupportedError,
 )
 from .attention import flash_attn_func, flash_attn_qkvpacked_func, flash_attn_varlen_func
+from .plans import Plan, plan
 
 __version__ = VERSION
 
@@ -26,10 +27,12 @@ __all__ = [
     "InvalidArgumentError",
     "LibraryNotFoundError",
     "NoDeviceError",
+    "Plan",
     "UnsupportedError",
     "__version__",
     "flash_attn_func",
     "flash_attn_qkvpacked_func",
     "flash_attn_varlen_func",
+    "plan",
     "reference",
 ]

@@ -1,7 +1,7 @@
 """The way of a call: arrays -> checked problem -> parameters -> memory -> run_mha_v3 -> result.
 
-Everything but the data is checked and laid out once per kind of call (`_plan`); after that a call copies the prepared
-parameters, fills in the addresses and goes.
+Everything but the data is checked and laid out once per kind of call (`_prepared`); after that a call copies the
+prepared parameters, fills in the addresses and goes. plans.py takes the same way, and keeps what it finds there.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ _DENSE: Lengths = (None, None, None, None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class Prepared:
+    """A kind of call: everything that calls with arrays of the same specs and the same options share."""
+
     problem: AttnProblem
     library: Library
     template: bytes  # flash3_params without addresses
@@ -57,23 +59,35 @@ def attend(
     q: Any, k: Any, v: Any, options: Options, out: Any = None, return_lse: bool = False, lengths: Lengths | None = None
 ) -> Any:
     """Runs one call of the public functions; see flash_attn_func for arguments, result and errors."""
-    arrays = [_native("q", q), _native("k", k), _native("v", v)]
-    arrays.append(None if out is None else _native("out", out))
+    kind, arrays = prepare(q, k, v, options, out, lengths)
+    if lengths is not None and lengths_are_checked():
+        check_lengths(kind.problem, arrays)
+    run = _run_on_host if kind.problem.device == HOST else _run_on_device
+    result, lse = run(kind, arrays, return_lse)
+    if out is not None:
+        result = out  # the caller's own object, whose memory was written
+    return (result, lse) if return_lse else result
+
+
+def prepare(
+    q: Any, k: Any, v: Any, options: Options, out: Any, lengths: Lengths | None
+) -> tuple[Prepared, list[Any | None]]:
+    """The checked kind of a call, and its arrays as NumPy or CuPy arrays in the order of Request's fields."""
+    arrays = [native("q", q), native("k", k), native("v", v)]
+    arrays.append(None if out is None else native("out", out))
     if lengths is None:
         lengths = _DENSE
         arrays += (None, None, None, None)
     else:
         arrays += _length_arrays(lengths)
-    arrays.append(None if options.alibi_slopes is None else _native("alibi_slopes", options.alibi_slopes))
-    arrays.append(None if options.sinks is None else _native("sinks", options.sinks))
-    plan = _plan(_request(arrays, options, lengths))
-    if lengths is not _DENSE and os.environ.get("PYFLASH3_CHECK") == "1":
-        _check_lengths(plan.problem, arrays)
-    run = _run_on_host if plan.problem.device == HOST else _run_on_device
-    result, lse = run(plan, arrays, return_lse)
-    if out is not None:
-        result = out  # the caller's own object, whose memory was written
-    return (result, lse) if return_lse else result
+    arrays.append(None if options.alibi_slopes is None else native("alibi_slopes", options.alibi_slopes))
+    arrays.append(None if options.sinks is None else native("sinks", options.sinks))
+    return _prepared(_request(arrays, options, lengths)), arrays
+
+
+def lengths_are_checked() -> bool:
+    """Whether the caller wants the contents of the length arrays checked."""
+    return os.environ.get("PYFLASH3_CHECK") == "1"
 
 
 @functools.cache
@@ -84,7 +98,7 @@ def device_module() -> Any:
     return _device
 
 
-def _native(name: str, x: Any) -> Any:
+def native(name: str, x: Any) -> Any:
     """x as a NumPy or CuPy array over the same memory."""
     if isinstance(x, np.ndarray) or _is_cupy(x):
         return x
@@ -114,7 +128,7 @@ def _length_arrays(lengths: Lengths) -> list[Any]:
     for name, x in zip(names[:2], lengths[:2], strict=True):
         if x is None:
             raise TypeError(f"{name} is None; it must be a (batch + 1,) int32 array")
-    return [None if x is None else _native(name, x) for name, x in zip(names, lengths[:4], strict=True)]
+    return [None if x is None else native(name, x) for name, x in zip(names, lengths[:4], strict=True)]
 
 
 def _request(arrays: list[Any], o: Options, lengths: Lengths) -> Request:
@@ -130,22 +144,23 @@ def _request(arrays: list[Any], o: Options, lengths: Lengths) -> Request:
         _values.integer("num_splits", o.num_splits),
         _values.integer("sm_margin", o.sm_margin),
     )
-    return Request._make([None if x is None else _spec(x) for x in arrays] + [*numbers])
+    return Request._make([None if x is None else spec(x) for x in arrays] + [*numbers])
 
 
-def _spec(x: Any) -> Spec:
+def spec(x: Any) -> Spec:
+    """Shape, strides, dtype and place of a NumPy or CuPy array."""
     return x.shape, x.strides, x.dtype, HOST if isinstance(x, np.ndarray) else device_module().device_of(x)
 
 
 @functools.lru_cache(maxsize=1024)
-def _plan(request: Request) -> _Plan:
+def _prepared(request: Request) -> Prepared:
     problem = AttnProblem.of(request)
     lib = library()
     params = _params(problem, request)
     size = lib.workspace_size(params)
     out_bytes = math.prod(problem.out_shape) * problem.dtype.itemsize
     params.workspace_bytes = size
-    return _Plan(problem, lib, bytes(params), size, out_bytes)
+    return Prepared(problem, lib, bytes(params), size, out_bytes)
 
 
 def _params(p: AttnProblem, request: Request) -> _abi.Params:
@@ -175,56 +190,63 @@ def _params(p: AttnProblem, request: Request) -> _abi.Params:
     return params
 
 
-def _run_on_host(plan: _Plan, arrays: list[Any], return_lse: bool) -> tuple[Any, Any]:
-    problem = plan.problem
+def _run_on_host(kind: Prepared, arrays: list[Any], return_lse: bool) -> tuple[Any, Any]:
+    problem = kind.problem
     out = arrays[3]
     if out is None:
         out = np.empty(problem.out_shape, problem.dtype)
-    elif not out.flags.writeable:
-        raise ValueError("out is a read-only array; it must be writable")
+    else:
+        check_writable("out", out)
     lse = np.empty(problem.lse_shape, np.float32) if return_lse else None
-    owner, workspace = _host.scratch(plan.workspace_bytes)
+    owner, workspace = _host.scratch(kind.workspace_bytes)
     addresses = [None if x is None else _host.pointer(x) for x in arrays]
     addresses[3] = _host.pointer(out)
-    params = _fill(plan, addresses, None if lse is None else _host.pointer(lse), workspace)
+    params = fill(kind, addresses, None if lse is None else _host.pointer(lse), workspace)
     params.num_threads = _host.num_threads()
-    plan.library.check(plan.library.cdll.run_mha_v3(params, None))
+    kind.library.check(kind.library.cdll.run_mha_v3(params, None))
     del owner
     return out, lse
 
 
-def _run_on_device(plan: _Plan, arrays: list[Any], return_lse: bool) -> tuple[Any, Any]:
+def _run_on_device(kind: Prepared, arrays: list[Any], return_lse: bool) -> tuple[Any, Any]:
     device = device_module()
-    context = device.on_device(plan.problem.device)
+    context = device.on_device(kind.problem.device)
     if context is None:
-        return _launch(device, plan, arrays, return_lse)
+        return _launch(device, kind, arrays, return_lse)
     with context:
-        return _launch(device, plan, arrays, return_lse)
+        return _launch(device, kind, arrays, return_lse)
 
 
-def _launch(device: Any, plan: _Plan, arrays: list[Any], return_lse: bool) -> tuple[Any, Any]:
-    problem = plan.problem
+def _launch(device: Any, kind: Prepared, arrays: list[Any], return_lse: bool) -> tuple[Any, Any]:
+    problem = kind.problem
     addresses = device.pointers(arrays)
     out, owner = arrays[3], None
     if out is None:
-        size = plan.workspace_bytes
-        out, workspace = device.empty_with_scratch(problem.out_shape, problem.dtype, plan.out_bytes, size)
+        size = kind.workspace_bytes
+        out, workspace = device.empty_with_scratch(problem.out_shape, problem.dtype, kind.out_bytes, size)
         addresses[3] = device.pointer(out)
     else:
-        owner, workspace = device.scratch(plan.workspace_bytes)
+        owner, workspace = device.scratch(kind.workspace_bytes)
     lse = device.empty(problem.lse_shape, FLOAT32) if return_lse else None
-    params = _fill(plan, addresses, None if lse is None else device.pointer(lse), workspace)
-    plan.library.check(plan.library.cdll.run_mha_v3(params, device.stream()))
+    params = fill(kind, addresses, None if lse is None else device.pointer(lse), workspace)
+    kind.library.check(kind.library.cdll.run_mha_v3(params, device.stream()))
     del owner  # only now: CuPy may hand the memory to the next call on this stream
     return out, lse
 
 
-def _fill(plan: _Plan, addresses: list[int | None], lse: int | None, workspace: int) -> _abi.Params:
+def check_writable(name: str, x: Any) -> None:
+    """ValueError for a NumPy array that must not be written; CuPy has none of that kind."""
+    if isinstance(x, np.ndarray) and not x.flags.writeable:
+        raise ValueError(f"{name} is a read-only array; it must be writable")
+
+
+def fill(kind: Prepared, addresses: list[int | None], lse: int | None, workspace: int) -> _abi.Params:
+    """The parameters of one call; addresses are in the order of Request's fields."""
     q, k, v, out, cu_q, cu_k, used_q, used_k, alibi, sinks = addresses
-    mask = plan.problem.alignment - 1
+    mask = kind.problem.alignment - 1
     if ((q or 0) | (k or 0) | (v or 0) | (out or 0)) & mask:
         raise _misaligned(addresses, mask + 1)
-    params = _abi.Params.from_buffer_copy(plan.template)
+    params = _abi.Params.from_buffer_copy(kind.template)
     params.q, params.k, params.v, params.out, params.lse = q, k, v, out, lse
     if cu_q is not None:
         params.cu_seqlens_q, params.cu_seqlens_k, params.seqused_q, params.seqused_k = cu_q, cu_k, used_q, used_k
@@ -239,11 +261,17 @@ def _fill(plan: _Plan, addresses: list[int | None], lse: int | None, workspace: 
 def _misaligned(addresses: list[int | None], alignment: int) -> ValueError:
     for name, address in zip(("q", "k", "v", "out"), addresses, strict=False):
         if (address or 0) % alignment:
-            return ValueError(f"{name} starts at address {address:#x}; it must be a multiple of {alignment} bytes")
+            return alignment_error(name, address or 0, alignment)
     raise AssertionError("no misaligned address")
 
 
-def _check_lengths(problem: AttnProblem, arrays: list[Any]) -> None:
+def alignment_error(name: str, address: int, alignment: int) -> ValueError:
+    """What is raised for an array at an address that is no multiple of alignment bytes."""
+    return ValueError(f"{name} starts at address {address:#x}; it must be a multiple of {alignment} bytes")
+
+
+def check_lengths(problem: AttnProblem, arrays: list[Any]) -> None:
+    """ValueError for wrong contents of the length arrays; waits for the device."""
     to_numpy = np.asarray if problem.device == HOST else device_module().to_numpy
     if problem.device != HOST and device_module().is_capturing():
         raise RuntimeError(

@@ -53,6 +53,11 @@ def stream() -> int:
     return handle
 
 
+def current_stream(ordinal: int) -> Any:
+    """CuPy's current stream on a device, which need not be the current one."""
+    return _current_stream(ordinal)
+
+
 def is_capturing() -> bool:
     """Whether calls on the current stream go into a graph instead of running."""
     current = _current_stream()
@@ -79,9 +84,27 @@ def scratch(size: int) -> tuple[Any, int]:
     """Owner and address of size bytes that the current stream may use. CuPy reuses them in stream order."""
     block = _alloc(size)
     if is_capturing():
-        with _captured_lock:
-            _captured.append(block)
+        keep_for_graphs(block)
     return block, block.ptr
+
+
+def allocate_on(ordinal: int, size: int) -> tuple[Any, int]:
+    """Owner and address of size bytes on a device, from the pool of its current stream; for eager calls."""
+    with cupy.cuda.Device(ordinal):
+        block = _alloc(size)
+    return block, block.ptr
+
+
+def empty_on(ordinal: int, shape: tuple[int, ...], dtype: Any) -> Any:
+    """An uninitialised array on a device."""
+    with cupy.cuda.Device(ordinal):
+        return cupy.empty(shape, dtype)
+
+
+def keep_for_graphs(block: Any) -> None:
+    """Keeps memory alive that a captured graph will use."""
+    with _captured_lock:
+        _captured.append(block)
 
 
 def from_dlpack(name: str, x: Any) -> Any:

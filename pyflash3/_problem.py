@@ -133,6 +133,20 @@ class AttnProblem:
         )
 
 
+def check_lse(lse: Spec, problem: AttnProblem) -> None:
+    """ValueError or TypeError unless lse is a contiguous float32 array of the problem's lse_shape, beside q."""
+    shape, strides, dtype, device = lse
+    if dtype != FLOAT32:
+        raise TypeError(f"lse has dtype {dtype}; it must be float32")
+    if device != problem.device:
+        raise ValueError(f"lse is {place(device)}, but q is {place(problem.device)}; all arrays must be in one place")
+    if shape != problem.lse_shape:
+        raise ValueError(f"lse has shape {shape}; it must be {problem.lse_shape}")
+    dense = [math.prod(shape[i + 1 :]) * dtype.itemsize for i in range(len(shape))]
+    if 0 not in shape and any(n > 1 and s != d for n, s, d in zip(shape, strides, dense, strict=True)):
+        raise ValueError(f"lse has strides {strides} bytes; it must be contiguous")
+
+
 def place(device: int) -> str:
     """A device ordinal in words."""
     return "on the host" if device == HOST else f"on CUDA device {device}"

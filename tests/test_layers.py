@@ -36,6 +36,7 @@ PYTHON_LAYERS: dict[str, set[str]] = {
     "reference": {"_values"},
     "_call": {"_abi", "_errors", "_lib", "_problem", "_values", "_host", "_device"},
     "attention": {"_call"},
+    "plans": {"_abi", "_call", "_host", "_problem"},
 }
 
 MAX_LINES = 300

@@ -30,6 +30,13 @@ def _contenders(dtype: str, peers: Peers) -> Calls:
     dense, varlen = prepare(TINY, dtype, peers), prepare(TINY_VARLEN, dtype, peers)
     q = dense.outs["pyflash3"].copy()
     out = cupy.empty_like(q)
+    new = [q.copy() for _ in range(4)]
+    plan = pyflash3.plan(q, q, q, causal=True, out=out)
+    cu_seqlens = cupy.array([0, 64], np.int32)
+    plan_varlen = pyflash3.plan(
+        q[0], q[0], q[0], cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens, max_seqlen_q=64, max_seqlen_k=64,
+        causal=True, out=out[0],
+    )  # fmt: skip
     calls: Calls = {
         "an empty call through ctypes": version,
         "cupy.empty": lambda: cupy.empty((1, 64, 4, 64), np.float16),
@@ -37,6 +44,9 @@ def _contenders(dtype: str, peers: Peers) -> Calls:
         "pyflash3 dense": lambda: pyflash3.flash_attn_func(q, q, q, causal=True),
         "pyflash3 dense, return_lse": dense.calls["pyflash3"],
         "pyflash3 varlen, return_lse": varlen.calls["pyflash3"],
+        "pyflash3 plan": plan,
+        "pyflash3 plan, other q, k, v and out": lambda: plan(q=new[0], k=new[1], v=new[2], out=new[3]),
+        "pyflash3 plan, varlen": plan_varlen,
     }
     for name in ("FlashAttention-3", "cuDNN"):
         if name in dense.calls:

@@ -31,9 +31,18 @@ def run_python(code: str) -> str:
 
 
 def test_numpy_example() -> None:
-    errors = [float(x) for x in run_python(example("python", "import numpy")).split()]
+    errors = [float(x) for x in run_python(example("python", "reference.attention")).split()]
     assert len(errors) == 2
     assert max(errors) < 1e-5
+
+
+def test_plan_example() -> None:
+    check = """
+from pyflash3 import flash_attn_func
+want = flash_attn_func(other_q, k, v, causal=True, return_lse=True)
+assert (step.out == want[0]).all() and (step.lse == want[1]).all()
+"""
+    run_python(example("python", "import plan") + check)
 
 
 @pytest.mark.gpu

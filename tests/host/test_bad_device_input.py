@@ -128,7 +128,7 @@ def test_lengths_on_the_host_of_device_arrays() -> None:
 def test_lengths_are_not_read_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_call, "device_module", lambda: FakeCupy)
     with pytest.raises(RuntimeError, match="PYFLASH3_CHECK is 1, but lengths cannot be read while a graph is captured"):
-        _call._check_lengths(on_gpu(), [None] * 10)
+        _call.check_lengths(on_gpu(), [None] * 10)
 
 
 def test_sizes_of_one_may_have_any_stride() -> None:
