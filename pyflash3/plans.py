@@ -91,8 +91,9 @@ class Plan:
     """One call of flash_attn_func or flash_attn_varlen_func, ready to be issued again and again. `plan` makes it.
 
     Calling it reads the planned arrays and writes the same out and lse each time. The plan holds all of them, and its
-    workspace, as long as it lives. On a GPU a call looks up CuPy's current stream of the arrays' device, enqueues the
-    work there and does not wait for it.
+    workspace, as long as it lives. On a GPU a call looks up CuPy's current stream of the arrays' device and whether it
+    captures, enqueues the work there and does not wait for it. It allocates where the stream is not that of the last
+    call: a workspace from the pool of the new one.
 
     Threads and streams: calls of one plan from several threads are issued one after the other. But a plan has one out
     and one lse, so the caller must order its calls on different streams, as for all writers of one array; otherwise
