@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from .records import OURS, Record, Row, digest
 _COLOURS = {OURS: "#D55E00", "FlashAttention-3": "#0072B2", "cuDNN": "#8FB8A8"}
 _MORE_COLOURS = ["#E69F00", "#56B4E9", "#CC79A7", "#F0E442"]
 _CEILING = "#444444"
-_CEILING_NAME = "8192 x 8192 matrix product, measured in the same run"
+_CEILING_NAME = "matrix product, same run"
 _PANEL_INCHES = (4.4, 2.9)
 _MOST_COLUMNS = 3
 _GROUP = 0.84  # of the distance between two groups is covered by bars
@@ -43,8 +44,8 @@ def draw(record: Record, path: str) -> None:
         place.set_axis_off()
     for row in axes:
         row[0].set_ylabel("TFLOP/s")
-    _legend(figure, places[0])
-    figure.supxlabel(_conditions(record), fontsize=9, color=_CEILING)
+    _legend(figure, places[0], columns)
+    figure.supxlabel(textwrap.fill(_conditions(record), 62 * columns), fontsize=9, color=_CEILING)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=110, metadata={"Software": None, "Source": digest(record)})
@@ -81,7 +82,7 @@ def _title(shape: dict[str, Any]) -> str:
 def _tick(shape: dict[str, Any]) -> str:
     """The sequence length of equal ones ('32 x 512' in a record), else the label."""
     if shape["label"]:
-        return str(shape["label"]).replace(" ", "\n", 1)
+        return textwrap.fill(str(shape["label"]), 9)
     return f"{int(shape['lengths'].rpartition(' x ')[2]):,}"
 
 
@@ -107,7 +108,8 @@ def _panel(axes: Any, title: str, rows: list[Row], colours: dict[str, str], ceil
     )  # fmt: skip
     axes.set_title(title, fontsize=12)
     axes.set_xticks(range(len(rows)), [_tick(row["shape"]) for row in rows])
-    axes.set_xlim(-0.6, len(rows) - 0.4)
+    middle, half = (len(rows) - 1) / 2, max(len(rows), 3) / 2 + 0.1  # one group alone does not fill the panel
+    axes.set_xlim(middle - half, middle + half)
     axes.set_ylim(0, 1.12 * max(ceiling, *(value for row in rows for value in row["tflops"].values())))
     axes.tick_params(axis="x", length=0)
     axes.tick_params(axis="y", labelleft=True)
@@ -115,11 +117,11 @@ def _panel(axes: Any, title: str, rows: list[Row], colours: dict[str, str], ceil
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _legend(figure: Any, axes: Any) -> None:
+def _legend(figure: Any, axes: Any, columns: int) -> None:
     # matplotlib lists lines in front of bars; the contenders come first here.
     entries = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda entry: entry[1] == _CEILING_NAME)
     handles, labels = zip(*entries, strict=True)
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=11)
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 2 * columns), frameon=False)
 
 
 def _conditions(record: Record) -> str:
