@@ -51,7 +51,7 @@ struct Epilogue {
 
   // A tile whose rows see no key: zeros and LSE, without touching shared memory that the producer may be filling.
   __device__ __forceinline__ void store_empty(const WorkTile &tile) const {
-    const int64_t row0 = int64_t{tile.m_block} * Traits::kBlockM + warpgroup * 64;
+    const int64_t row0 = Traits::warpgroup_row(tile, warpgroup);
     const int rows = static_cast<int>(min(int64_t{64}, tile.seqlen_q - row0));
     const int chunks = args.head_dim_v / 8;
     for (int i = threadIdx.x % 128; i < rows * chunks; i += 128) {
@@ -113,7 +113,7 @@ struct Epilogue {
   }
 
   __device__ __forceinline__ void store_staged(const WorkTile &tile) const {
-    const int64_t row0 = int64_t{tile.m_block} * Traits::kBlockM + warpgroup * 64;
+    const int64_t row0 = Traits::warpgroup_row(tile, warpgroup);
     if (row0 >= tile.seqlen_q) return;
     const bool packed = args.q_side.cu_seqlens != nullptr;
     ptx::TmaCoord at;

@@ -1,10 +1,11 @@
-// What the forward kernel receives: flash3_params reduced to what the device reads, and the four tensor maps.
+// What the forward kernel receives: flash3_params reduced to what the device reads, and the tensor maps.
 #pragma once
 
 #include <cuda.h>
 
 #include <cstdint>
 
+#include "core/macros.h"
 #include "core/mask.h"
 #include "core/seqlen.h"
 #include "core/tile_scheduler.h"
@@ -17,6 +18,12 @@ struct TensorRows {
   const void *data;
   int64_t batch_stride, row_stride, head_stride;
 };
+
+// First element of row `row` (of the batch entry, or of the whole packed tensor) of a head.
+template <class Element>
+FLASH3_HD const Element *row_of(const TensorRows &t, int64_t batch, int64_t row, int64_t head) {
+  return static_cast<const Element *>(t.data) + batch * t.batch_stride + row * t.row_stride + head * t.head_stride;
+}
 
 struct FwdArgs {
   // (col, row, end, head, batch); see launch/tensor_map.h for what the third coordinate does.

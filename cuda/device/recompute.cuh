@@ -13,12 +13,6 @@
 
 namespace flash3::device {
 
-// First element of row `row` (of the batch entry, or of the whole packed tensor) of a head.
-template <class Element>
-__device__ __forceinline__ const Element *row_of(const TensorRows &t, int64_t batch, int64_t row, int64_t head) {
-  return static_cast<const Element *>(t.data) + batch * t.batch_stride + row * t.row_stride + head * t.head_stride;
-}
-
 template <class Element>
 struct WarpMma;
 template <>

@@ -9,7 +9,6 @@
 #include <cstdint>
 
 #include "device/fwd_args.h"
-#include "device/recompute.cuh"
 #include "device/scores.cuh"
 #include "device/softmax.cuh"
 #include "device/tile_traits.cuh"

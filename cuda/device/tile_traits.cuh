@@ -64,9 +64,13 @@ struct TileTraits {
 
     __device__ __forceinline__ Element *out() { return kOutAliasesQ ? q : out_; }
   };
-  // First row of the calling thread's warp, in the sequence. 64 bits, since a tile may end behind row 2^31.
+  // First row of a consumer warpgroup, and of the calling thread's warp in it, in the sequence. 64 bits, since a tile
+  // may end behind row 2^31.
+  static __device__ __forceinline__ int64_t warpgroup_row(const WorkTile &tile, int warpgroup) {
+    return int64_t{tile.m_block} * kBlockM + warpgroup * 64;
+  }
   static __device__ __forceinline__ int64_t warp_row(const WorkTile &tile, int warpgroup) {
-    return int64_t{tile.m_block} * kBlockM + warpgroup * 64 + (threadIdx.x % 128) / 32 * 16;
+    return warpgroup_row(tile, warpgroup) + (threadIdx.x % 128) / 32 * 16;
   }
   static_assert(sizeof(SharedStorage) <= 232448, "a block has 227 KB of shared memory");
 };

@@ -56,7 +56,22 @@ core::Status encode_maps(const flash3_params &p, const FwdKernel &kernel, device
   return status;
 }
 
-core::Status make_args(const flash3_params &p, const FwdKernel &kernel, device::FwdArgs *args) {
+// The scheduler's state in the workspace: a tile counter and, for packed q, the place of each sequence in the order of
+// tiles.
+struct SchedulerState {
+  int32_t *tile_counter;
+  int32_t *first_m_block;  // NULL for dense q
+};
+
+SchedulerState scheduler_state(const flash3_params &p) {
+  const core::WorkspaceLayout layout = core::workspace_layout(p);
+  char *workspace = static_cast<char *>(p.workspace);
+  return {reinterpret_cast<int32_t *>(workspace + layout.tile_counter),
+          p.cu_seqlens_q != nullptr ? reinterpret_cast<int32_t *>(workspace + layout.first_m_block) : nullptr};
+}
+
+core::Status make_args(const flash3_params &p, const FwdKernel &kernel, const SchedulerState &state,
+                       device::FwdArgs *args) {
   args->q_side = q_side(p);
   args->k_side = k_side(p);
   args->window = core::Window::make(p.window_left, p.window_right);
@@ -88,11 +103,8 @@ core::Status make_args(const flash3_params &p, const FwdKernel &kernel, device::
   args->alibi_slopes = p.alibi_slopes;
   args->alibi_batch_stride = p.alibi_batch_stride;
   args->sinks = p.sinks;
-  const core::WorkspaceLayout layout = core::workspace_layout(p);
-  char *workspace = static_cast<char *>(p.workspace);
-  args->tile_counter = reinterpret_cast<int32_t *>(workspace + layout.tile_counter);
-  args->first_m_block =
-      p.cu_seqlens_q != nullptr ? reinterpret_cast<int32_t *>(workspace + layout.first_m_block) : nullptr;
+  args->tile_counter = state.tile_counter;
+  args->first_m_block = state.first_m_block;
   return encode_maps(p, kernel, args);
 }
 
@@ -118,14 +130,12 @@ cudaError_t allow_shared_memory(const FwdKernel &kernel, int32_t device) {
   return error;
 }
 
-// The scheduler's state: a zero tile counter, and for packed q the place of each sequence in the order of tiles.
-cudaError_t enqueue_scheduler(const flash3_params &p, const FwdKernel &kernel, cudaStream_t stream) {
-  const core::WorkspaceLayout layout = core::workspace_layout(p);
-  char *workspace = static_cast<char *>(p.workspace);
-  auto *tile_counter = reinterpret_cast<int32_t *>(workspace + layout.tile_counter);
-  if (p.cu_seqlens_q == nullptr) return cudaMemsetAsync(tile_counter, 0, sizeof(int32_t), stream);
+// Fills the scheduler's state, the counter with zero.
+cudaError_t enqueue_scheduler(const flash3_params &p, const FwdKernel &kernel, const SchedulerState &state,
+                              cudaStream_t stream) {
+  if (state.first_m_block == nullptr) return cudaMemsetAsync(state.tile_counter, 0, sizeof(int32_t), stream);
   return launch_varlen_prepare(q_side(p), p.batch, kernel.block_m, static_cast<int32_t>(kMostTiles / p.nheads),
-                               reinterpret_cast<int32_t *>(workspace + layout.first_m_block), tile_counter, stream);
+                               state.first_m_block, state.tile_counter, stream);
 }
 
 cudaError_t enqueue_forward(const flash3_params &p, const FwdKernel &kernel, device::FwdArgs *args, int64_t tiles,
@@ -156,10 +166,11 @@ core::Status forward(const flash3_params &params, void *stream) {
   if (guard.error() != cudaSuccess) return cuda_error("cudaSetDevice", guard.error());
   // Before the tensor maps: in a thread that has not used the GPU yet this is what gives it a context, without which
   // the driver encodes none.
-  cudaError_t error = enqueue_scheduler(params, *kernel, static_cast<cudaStream_t>(stream));
+  const SchedulerState state = scheduler_state(params);
+  cudaError_t error = enqueue_scheduler(params, *kernel, state, static_cast<cudaStream_t>(stream));
   if (error != cudaSuccess) return cuda_error("preparing the tile scheduler", error);
   device::FwdArgs args;
-  status = make_args(params, *kernel, &args);
+  status = make_args(params, *kernel, state, &args);
   if (!status.ok()) return status;
   error = enqueue_forward(params, *kernel, &args, tiles, device, static_cast<cudaStream_t>(stream));
   if (error != cudaSuccess) return cuda_error("launching the forward kernel", error);

@@ -15,39 +15,39 @@ struct Entry {
 // The build defines FLASH3_HAS_<dtype>_HDIM<d> for every instantiation that it compiles.
 const Entry *table_begin() {
   static const Entry entries[] = {
-#define FLASH3_ENTRY(dtype, head_dim) {dtype, head_dim, fwd_kernel<dtype, head_dim>()},
+#define FLASH3_ENTRY(dtype, head_dim) {dtype, head_dim, fwd_kernel<dtype, head_dim>()}
 #ifdef FLASH3_HAS_FP16_HDIM64
-      FLASH3_ENTRY(FLASH3_FLOAT16, 64)
+      FLASH3_ENTRY(FLASH3_FLOAT16, 64),
 #endif
 #ifdef FLASH3_HAS_FP16_HDIM96
-          FLASH3_ENTRY(FLASH3_FLOAT16, 96)
+      FLASH3_ENTRY(FLASH3_FLOAT16, 96),
 #endif
 #ifdef FLASH3_HAS_FP16_HDIM128
-              FLASH3_ENTRY(FLASH3_FLOAT16, 128)
+      FLASH3_ENTRY(FLASH3_FLOAT16, 128),
 #endif
 #ifdef FLASH3_HAS_FP16_HDIM192
-                  FLASH3_ENTRY(FLASH3_FLOAT16, 192)
+      FLASH3_ENTRY(FLASH3_FLOAT16, 192),
 #endif
 #ifdef FLASH3_HAS_FP16_HDIM256
-                      FLASH3_ENTRY(FLASH3_FLOAT16, 256)
+      FLASH3_ENTRY(FLASH3_FLOAT16, 256),
 #endif
 #ifdef FLASH3_HAS_BF16_HDIM64
-                          FLASH3_ENTRY(FLASH3_BFLOAT16, 64)
+      FLASH3_ENTRY(FLASH3_BFLOAT16, 64),
 #endif
 #ifdef FLASH3_HAS_BF16_HDIM96
-                              FLASH3_ENTRY(FLASH3_BFLOAT16, 96)
+      FLASH3_ENTRY(FLASH3_BFLOAT16, 96),
 #endif
 #ifdef FLASH3_HAS_BF16_HDIM128
-                                  FLASH3_ENTRY(FLASH3_BFLOAT16, 128)
+      FLASH3_ENTRY(FLASH3_BFLOAT16, 128),
 #endif
 #ifdef FLASH3_HAS_BF16_HDIM192
-                                      FLASH3_ENTRY(FLASH3_BFLOAT16, 192)
+      FLASH3_ENTRY(FLASH3_BFLOAT16, 192),
 #endif
 #ifdef FLASH3_HAS_BF16_HDIM256
-                                          FLASH3_ENTRY(FLASH3_BFLOAT16, 256)
+      FLASH3_ENTRY(FLASH3_BFLOAT16, 256),
 #endif
 #undef FLASH3_ENTRY
-                                              {FLASH3_FLOAT16, 0, FwdKernel{}},  // end mark
+      {FLASH3_FLOAT16, 0, FwdKernel{}},  // end mark
   };
   return entries;
 }
