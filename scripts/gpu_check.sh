@@ -33,7 +33,11 @@ for name in $sanitizers; do
   log=$(mktemp)
   if timeout --kill-after=10 "${SANITIZER_SECONDS:-120}" \
     "$tool" --tool "$name" --error-exitcode 9 "$python" -m tests.gpu.sanitizer_shapes >"$log" 2>&1; then
-    echo "$name: clean, $((SECONDS - begin)) s"
+    # The tool's own verdict and the number of calls it saw, so that a run that checked nothing cannot pass.
+    calls=$(grep -c ': right$' "$log")
+    verdict=$(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$log" | tail -n 1)
+    echo "$name: $calls calls, ${verdict:-no verdict from the tool}, $((SECONDS - begin)) s"
+    [[ $calls -gt 0 && -n $verdict ]] || status=1
   else
     echo "$name: FAILED with exit code $?, $((SECONDS - begin)) s"
     tail -n 40 "$log"
