@@ -112,15 +112,29 @@ FLASH3_API void flash3_test_varlen_tile(const int32_t *first_m_block, int32_t nh
   put(schedule.tile(t, CountLeading{}, [=](int32_t b) { return Sections::make(nheads, 1, 1, most[b]); }), tile);
 }
 
-// config: head_dim, block_m, block_n, stages. Returns 0 where no class holds the head dims.
-FLASH3_API int32_t flash3_test_tile_config(int32_t head_dim, int32_t head_dim_v, int32_t *config) {
+// The first config of the class that holds the head dims, -1 for none.
+FLASH3_API int32_t flash3_test_tile_class(int32_t head_dim, int32_t head_dim_v) {
   const TileConfig *found = tile_config(head_dim, head_dim_v);
-  if (found == nullptr) return 0;
-  config[0] = found->head_dim;
-  config[1] = found->block_m;
-  config[2] = found->block_n;
-  config[3] = found->stages;
+  return found == nullptr ? -1 : static_cast<int32_t>(found - kTileConfigs);
+}
+
+// config: head_dim, block_m, block_n, stages, tile_clocks, block_clocks. Returns 0 where there is no such index.
+FLASH3_API int32_t flash3_test_tile_config(int32_t index, int32_t *config) {
+  if (index < 0 || index >= kNumTileConfigs) return 0;
+  const TileConfig &c = kTileConfigs[index];
+  const int32_t values[] = {c.head_dim, c.block_m, c.block_n, c.stages, c.tile_clocks, c.block_clocks};
+  for (int i = 0; i < 6; ++i) config[i] = values[i];
   return 1;
+}
+
+FLASH3_API int64_t flash3_test_estimated_clocks(int32_t index, int64_t left, int64_t right, int32_t seqlen_q,
+                                                int32_t seqlen_k) {
+  return estimated_clocks(kTileConfigs[index], make_mask(left, right, seqlen_q, seqlen_k));
+}
+
+FLASH3_API int32_t flash3_test_cheapest_config(int32_t class_head_dim, int64_t left, int64_t right, int32_t seqlen_q,
+                                               int32_t seqlen_k) {
+  return cheapest_config(class_head_dim, make_mask(left, right, seqlen_q, seqlen_k));
 }
 
 // layout: tile_counter, first_m_block, bytes

@@ -42,17 +42,18 @@ struct Sections {
   // Tile t of num_m_blocks a column. Inside a section the last m_block of every column comes first: under a causal mask
   // it is the longest, and the short ones at the end fill the gaps.
   FLASH3_HD void decode(int32_t t, int32_t num_m_blocks, int32_t *m_block, int32_t *column) const {
-    // 64 bits: the tiles of one section may be more than 2^31, but then t never leaves it.
-    const int32_t wide = narrow + group;
-    const int64_t tiles_of_wide = int64_t{num_wide} * wide * num_m_blocks;
-    const bool in_wide = t < tiles_of_wide;
-    const int32_t width = in_wide ? wide : narrow;
-    const int64_t from = in_wide ? t : t - tiles_of_wide;
-    const int64_t tiles_per_section = int64_t{width} * num_m_blocks;
-    const int32_t section = static_cast<int32_t>(from / tiles_per_section);
-    const int32_t r = static_cast<int32_t>(from - section * tiles_per_section);
-    *m_block = num_m_blocks - 1 - r / width;
-    *column = (in_wide ? 0 : num_wide * wide) + section * width + r % width;
+    // Unsigned and 32 bits, since a GPU divides anything else slowly. No product exceeds the number of tiles.
+    const uint32_t wide = narrow + group;
+    const uint32_t tiles_of_wide = num_wide * wide * num_m_blocks;
+    const bool in_wide = static_cast<uint32_t>(t) < tiles_of_wide;
+    const uint32_t width = in_wide ? wide : narrow;
+    const uint32_t from = in_wide ? t : t - tiles_of_wide;
+    const uint32_t tiles_per_section = width * num_m_blocks;
+    const uint32_t section = from / tiles_per_section;
+    const uint32_t r = from - section * tiles_per_section;
+    const uint32_t row = r / width;
+    *m_block = static_cast<int32_t>(num_m_blocks - 1 - row);
+    *column = static_cast<int32_t>((in_wide ? 0 : num_wide * wide) + section * width + (r - row * width));
   }
 };
 

@@ -25,28 +25,25 @@ struct Epilogue {
 
   __device__ __forceinline__ Epilogue(const FwdArgs &a, SharedStorage &s, int wg) : args(a), smem(s), warpgroup(wg) {}
 
+  // Stages the output in shared memory, each warp its own rows, and stores it through TMA, which still reads there when
+  // this returns.
   __device__ __forceinline__ void store(const WorkTile &tile, const OnlineSoftmax &softmax,
                                         float (&o)[kOutputs]) const {
-    const int64_t first_row = Traits::warp_row(tile, warpgroup);
+    const Repair<Traits> repair{args, tile, Traits::warp_row(tile, warpgroup)};
+    const bool suspect = repair.suspect(o);
     float lse[2];
-    normalise(tile, softmax, first_row, o, lse);
-    Repair<Traits>{args, tile, first_row}.run(o, lse);
-    const bool leader = threadIdx.x % 128 == 0;
-    if constexpr (!Traits::kOutAliasesQ) {
-      if (leader) ptx::tma_store_wait_read();  // the tile before has left the staging buffer
+    normalise(tile, softmax, o, lse);
+    if (suspect) repair.run(o, lse);
+    if constexpr (Traits::kOverlapsTiles) {
+      if (ptx::elect_one()) ptx::tma_store_wait_read();  // the tile before has left the staging buffer
+      __syncwarp();
     }
-    // Or, where the output takes Q's place: the products of all four warps with this warpgroup's rows are complete.
-    sync();
-    stage(o);
+    Element *const staging = smem.out() + (warpgroup * 64 + threadIdx.x % 128 / 32 * 16) * Traits::kBoxCols;
+    stage(o, staging);
     ptx::fence_proxy_async_shared();
-    sync();
-    if (leader) {
-      store_staged(tile);
-      if constexpr (Traits::kOutAliasesQ) {
-        ptx::tma_store_wait_read();
-        ptx::mbarrier_arrive(&smem.q_empty);
-      }
-    }
+    __syncwarp();
+    if (ptx::elect_one()) store_box(tile, staging);
+    store_lse(tile, lse);  // behind the fence, which waits for stores to global memory, too
   }
 
   // A tile whose rows see no key: zeros and LSE, without touching shared memory that the producer may be filling.
@@ -64,69 +61,67 @@ struct Epilogue {
   }
 
  private:
-  __device__ __forceinline__ void sync() const { ptx::bar_sync(NamedBarriers<Traits>::epilogue(warpgroup), 128); }
-
   __device__ __forceinline__ float *lse_row(const WorkTile &tile) const {
-    const int64_t b = args.q_side.cu_seqlens != nullptr ? tile.q_start : tile.batch * args.lse_batch_stride;
+    const bool packed = Traits::kVarlen && args.q_side.cu_seqlens != nullptr;
+    const int64_t b = packed ? tile.q_start : tile.batch * args.lse_batch_stride;
     return args.lse + b + tile.head * args.lse_head_stride;
   }
 
-  __device__ __forceinline__ void normalise(const WorkTile &tile, const OnlineSoftmax &softmax, int64_t first_row,
-                                            float (&o)[kOutputs], float (&lse)[2]) const {
-    const int lane = threadIdx.x % 32;
-    const int64_t row0 = first_row + lane / 4;
+  __device__ __forceinline__ void normalise(const WorkTile &tile, const OnlineSoftmax &softmax, float (&o)[kOutputs],
+                                            float (&lse)[2]) const {
     const float sink = args.sinks != nullptr ? args.sinks[tile.head] : -INFINITY;
+    const RowResult result[2] = {softmax.finish(0, sink), softmax.finish(1, sink)};
+#pragma unroll
+    for (int i = 0; i < kOutputs; ++i) o[i] *= result[i / 2 % 2].factor;
+    if (__any_sync(0xffffffffu, result[0].empty || result[1].empty)) {
+#pragma unroll
+      for (int i = 0; i < kOutputs; ++i) o[i] = result[i / 2 % 2].empty ? 0.f : o[i];
+    }
+    lse[0] = result[0].lse;
+    lse[1] = result[1].lse;
+  }
+
+  __device__ __forceinline__ void store_lse(const WorkTile &tile, const float (&lse)[2]) const {
+    const int lane = threadIdx.x % 32;
+    if (args.lse == nullptr || lane % 4 != 0) return;
+    const int64_t row0 = Traits::warp_row(tile, warpgroup) + lane / 4;
+    float *const at = lse_row(tile) + row0;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const RowResult result = softmax.finish(r, sink);
-      lse[r] = result.lse;
-      if (args.lse != nullptr && lane % 4 == 0 && row0 + 8 * r < tile.seqlen_q) {
-        lse_row(tile)[row0 + 8 * r] = result.lse;
-      }
-#pragma unroll
-      for (int j = 0; j < kOutputs / 4; ++j) {
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          float &x = o[4 * j + 2 * r + c];
-          x = result.empty ? 0.f : x * result.factor;
-        }
-      }
+      if (row0 + 8 * r < tile.seqlen_q) at[8 * r] = lse[r];
     }
   }
 
-  // Each stmatrix writes 16 rows x 16 columns of a warp: matrices (row half, column half) = (0,0) (1,0) (0,1) (1,1), in
-  // the order of the accumulator's registers. Lane l gives the address of row l % 16 and column half l / 16.
-  __device__ __forceinline__ void stage(const float (&o)[kOutputs]) const {
+  // 16 rows in the layout of the tensor map. Each stmatrix writes 16 rows x 16 columns: matrices (row half, column
+  // half) = (0,0) (1,0) (0,1) (1,1), in the order of the accumulator's registers. Lane l gives the address of row l %
+  // 16 and column half l / 16.
+  __device__ __forceinline__ void stage(const float (&o)[kOutputs], Element *staging) const {
     constexpr int kStepsPerBox = Traits::kBoxCols / 16;
     constexpr uint32_t kXorMask = Traits::kSwizzleBytes / 16 - 1;
     const int lane = threadIdx.x % 32;
-    const int row = warpgroup * 64 + (threadIdx.x % 128) / 32 * 16 + lane % 16;
-    char *base = reinterpret_cast<char *>(smem.out());
 #pragma unroll
     for (int j = 0; j < Traits::kHeadDim / 16; ++j) {
-      uint32_t at = (j / kStepsPerBox) * (Traits::kBlockM * Traits::kSwizzleBytes) + row * Traits::kSwizzleBytes +
-                    (j % kStepsPerBox) * 32 + lane / 16 * 16;
+      uint32_t at = lane % 16 * Traits::kSwizzleBytes + (j % kStepsPerBox) * 32 + lane / 16 * 16;
       at ^= (at >> 3) & (kXorMask << 4);  // the swizzle of the tensor map, which repeats every 8 rows of 128 bytes
-      ptx::stmatrix_x4(base + at, pack2<Element>(o[8 * j], o[8 * j + 1]), pack2<Element>(o[8 * j + 2], o[8 * j + 3]),
-                       pack2<Element>(o[8 * j + 4], o[8 * j + 5]), pack2<Element>(o[8 * j + 6], o[8 * j + 7]));
+      at += (j / kStepsPerBox) * (Traits::kBlockM * Traits::kSwizzleBytes);
+      ptx::stmatrix_x4(reinterpret_cast<char *>(staging) + at, pack2<Element>(o[8 * j], o[8 * j + 1]),
+                       pack2<Element>(o[8 * j + 2], o[8 * j + 3]), pack2<Element>(o[8 * j + 4], o[8 * j + 5]),
+                       pack2<Element>(o[8 * j + 6], o[8 * j + 7]));
     }
   }
 
-  __device__ __forceinline__ void store_staged(const WorkTile &tile) const {
-    const int64_t row0 = Traits::warpgroup_row(tile, warpgroup);
+  __device__ __forceinline__ void store_box(const WorkTile &tile, const Element *staging) const {
+    const int64_t row0 = Traits::warp_row(tile, warpgroup);
     if (row0 >= tile.seqlen_q) return;
-    const bool packed = args.q_side.cu_seqlens != nullptr;
     ptx::TmaCoord at;
     at.row = static_cast<int32_t>(args.q_side.rows - tile.seqlen_q + row0);
     at.end = tile.q_end;
     at.head = tile.head;
-    at.batch = packed ? 0 : tile.batch;
+    at.batch = Traits::kVarlen && args.q_side.cu_seqlens != nullptr ? 0 : tile.batch;
 #pragma unroll
     for (int c = 0; c < Traits::kColBlocks; ++c) {
       at.col = c * Traits::kBoxCols;
-      if (at.col < args.head_dim_v) {
-        ptx::tma_store(&args.out_map, smem.out() + (c * Traits::kBlockM + warpgroup * 64) * Traits::kBoxCols, at);
-      }
+      if (at.col < args.head_dim_v) ptx::tma_store(&args.out_map, staging + c * Traits::kBlockM * Traits::kBoxCols, at);
     }
     ptx::tma_store_commit_group();
   }

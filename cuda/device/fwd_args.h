@@ -41,19 +41,19 @@ struct FwdArgs {
   int32_t batch, nheads, group;  // group: query heads per KV head
   int32_t head_dim, head_dim_v;
   int32_t num_m_blocks;  // dense q: of every sequence
+  int32_t num_tiles;     // dense q
   core::Sections dense_sections;
   int64_t l2_budget;         // for packed q, whose sections depend on the sequence
   int64_t kv_bytes_per_key;  // of K and V of one KV head, for the tile order
 
-  float scale;       // softmax_scale
-  float scale_log2;  // softmax_scale * log2(e)
-  float softcap;     // 0: off
-  bool score_mod;    // softcap, ALiBi or a scale that is not positive: scores are transformed before the softmax
+  float scale;                // softmax_scale
+  float scale_log2;           // softmax_scale * log2(e)
+  float softcap;              // 0: off
   const float *alibi_slopes;  // may be NULL
   int64_t alibi_batch_stride;
   const float *sinks;  // may be NULL
 
-  int32_t *tile_counter;         // zero at launch
+  int32_t *tile_counter;         // zero at launch; NULL: no block has more than one tile
   const int32_t *first_m_block;  // packed q: (batch + 1)
 };
 

@@ -16,45 +16,80 @@ namespace flash3::device {
 template <class Traits>
 __device__ __forceinline__ void init_barriers(typename Traits::SharedStorage &smem) {
   constexpr int kConsumerWarps = Traits::kConsumers * 4;
-  ptx::mbarrier_init(&smem.q_full, 1);
-  // A warp each, or, where the epilogue gives Q back, a warpgroup each.
-  ptx::mbarrier_init(&smem.q_empty, Traits::kOutAliasesQ ? Traits::kConsumers : kConsumerWarps);
+  for (int i = 0; i < Traits::kQStages; ++i) {
+    ptx::mbarrier_init(&smem.q_full[i], 1);
+    ptx::mbarrier_init(&smem.q_empty[i], kConsumerWarps);
+  }
   for (int i = 0; i < Traits::kStages; ++i) {
     ptx::mbarrier_init(&smem.k_full[i], 1);
     ptx::mbarrier_init(&smem.k_empty[i], kConsumerWarps);
     ptx::mbarrier_init(&smem.v_full[i], 1);
     ptx::mbarrier_init(&smem.v_empty[i], kConsumerWarps);
   }
-  for (int i = 0; i < 2; ++i) {
+  ptx::mbarrier_init(&smem.out_empty, kConsumerWarps);
+  for (int i = 0; i < Traits::kTileSlots; ++i) {
     ptx::mbarrier_init(&smem.tile_full[i], 1);
     ptx::mbarrier_init(&smem.tile_empty[i], kConsumerWarps);
   }
   ptx::fence_mbarrier_init();
 }
 
+// The tiles that the producer publishes, one after the other.
+template <class Traits>
+struct TileReader {
+  typename Traits::SharedStorage &smem;
+  RingState<Traits::kTileSlots> state = RingState<Traits::kTileSlots>::consumer();
+
+  __device__ __forceinline__ explicit TileReader(typename Traits::SharedStorage &s) : smem(s) { wait(); }
+
+  __device__ __forceinline__ const WorkTile &tile() const { return smem.tile[state.index()]; }
+  __device__ __forceinline__ bool valid() const { return ptx::uniform(tile().valid != 0); }
+  __device__ __forceinline__ core::BlockRange range() const {
+    const core::BlockRange &r = tile().range;
+    return {ptx::uniform(r.begin), ptx::uniform(r.end), ptx::uniform(r.full_begin), ptx::uniform(r.full_end)};
+  }
+  __device__ __forceinline__ void wait() const { ptx::mbarrier_wait(&smem.tile_full[state.index()], state.parity()); }
+};
+
 template <class Traits>
 __device__ __forceinline__ void consume(const FwdArgs &args, typename Traits::SharedStorage &smem, int warpgroup) {
-  Mainloop<Traits> mainloop(args, smem, warpgroup);
+  using Loop = Mainloop<Traits>;
+  Loop mainloop(args, smem, warpgroup);
   const Epilogue<Traits> epilogue(args, smem, warpgroup);
-  RingState<2> tile_state{0};
+  TileReader<Traits> reader(smem);
+  bool started = false;  // the scores of the tile's first block are in `s`
+  float s[Loop::kScores];
   mainloop.begin_turns();
-  for (;;) {
-    ptx::mbarrier_wait(&smem.tile_full[tile_state.index], tile_state.parity);
-    const WorkTile &tile = smem.tile[tile_state.index];
-    if (!ptx::uniform(tile.valid != 0)) break;
-    const core::BlockRange range = {ptx::uniform(tile.range.begin), ptx::uniform(tile.range.end),
-                                    ptx::uniform(tile.range.full_begin), ptx::uniform(tile.range.full_end)};
+  while (reader.valid()) {
+    const WorkTile &tile = reader.tile();
+    const core::BlockRange range = reader.range();
+    TileReader<Traits> next = reader;
+    next.state.advance();
     if (ptx::uniform(range.begin == range.end)) {
       epilogue.store_empty(tile);
+      next.wait();
+      started = false;
     } else {
-      OnlineSoftmax softmax(args.score_mod ? 1.f : args.scale_log2);
-      float o[Mainloop<Traits>::kOutputs];
-      mainloop.run(tile, range, o, softmax);
-      epilogue.store(tile, softmax, o);
+      if (!started) mainloop.start(s);
+      OnlineSoftmax softmax(Traits::kScoreMod ? 1.f : args.scale_log2);
+      uint32_t p[Loop::kScores / 2];
+      float o[Loop::kOutputs];
+      mainloop.run(tile, range, s, p, o, softmax);
+      if constexpr (Traits::kOverlapsTiles) {
+        next.wait();
+        started = ptx::uniform(next.tile().valid != 0 && next.tile().range.begin < next.tile().range.end);
+        mainloop.finish_and_start(p, o, s, started);
+        epilogue.store(tile, softmax, o);
+        mainloop.join(s);
+      } else {
+        mainloop.finish(p, o);
+        epilogue.store(tile, softmax, o);
+        next.wait();
+      }
     }
     __syncwarp();
-    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&smem.tile_empty[tile_state.index]);
-    tile_state.advance();
+    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&smem.tile_empty[reader.state.index()]);
+    reader.state = next.state;
   }
   mainloop.end_turns();
   // The copy engine still reads this block's shared memory.

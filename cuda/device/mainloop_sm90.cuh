@@ -22,7 +22,7 @@ namespace flash3::device {
 template <class Traits>
 struct NamedBarriers {
   static __device__ __forceinline__ uint32_t turn(int warpgroup) { return warpgroup; }
-  static __device__ __forceinline__ uint32_t epilogue(int warpgroup) { return Traits::kConsumers + warpgroup; }
+  static __device__ __forceinline__ uint32_t consumers() { return Traits::kConsumers; }
 };
 
 template <class Traits>
@@ -37,16 +37,17 @@ struct Mainloop {
   const FwdArgs &args;
   SharedStorage &smem;
   const int warpgroup;  // among the consumers
-  // Low words of the descriptors of this warpgroup's rows of Q, and of the first stage of K and V.
+  // Low words of the descriptors of this warpgroup's rows of Q, and of K and V, each in the first stage.
   const uint32_t q_low, k_low, v_low;
-  RingState<1> q_state{0};
-  RingState<Traits::kStages> k_state{0}, v_state{0};
+  RingState<Traits::kQStages> q_state = RingState<Traits::kQStages>::consumer();
+  RingState<Traits::kStages> k_state = RingState<Traits::kStages>::consumer();
+  RingState<Traits::kStages> v_state = RingState<Traits::kStages>::consumer();
 
   __device__ __forceinline__ Mainloop(const FwdArgs &a, SharedStorage &s, int wg)
       : args(a),
         smem(s),
         warpgroup(wg),
-        q_low(ptx::uniform(Descriptor::k_major(ptx::shared_address(s.q + wg * 64 * Traits::kBoxCols)))),
+        q_low(ptx::uniform(Descriptor::k_major(ptx::shared_address(s.q[0] + wg * 64 * Traits::kBoxCols)))),
         k_low(ptx::uniform(Descriptor::k_major(ptx::shared_address(s.k)))),
         v_low(ptx::uniform(Descriptor::template mn_major<kBlockN>(ptx::shared_address(s.v)))) {}
 
@@ -59,33 +60,49 @@ struct Mainloop {
     if (warpgroup == 0) take_turn();
   }
 
-  // Leaves the unscaled output in `o` and the row statistics in `softmax`. The tile must have a key block.
-  __device__ __forceinline__ void run(const WorkTile &tile, const core::BlockRange &range, float (&o)[kOutputs],
-                                      OnlineSoftmax &softmax) {
-    float s[kScores];
-    uint32_t p[kScores / 2];
+  // Waits for Q and the first key block of the next tile that has one.
+  __device__ __forceinline__ void wait_tile() const {
+    ptx::mbarrier_wait(&smem.q_full[q_state.index()], q_state.parity());
+    ptx::mbarrier_wait(&smem.k_full[k_state.index()], k_state.parity());
+  }
+
+  // The scores of a tile's first block, for a tile that finish_and_start() did not start.
+  __device__ __forceinline__ void start(float (&s)[kScores]) {
+    wait_tile();
+    take_turn();
+    issue_qk(q_descriptor(), s);
+    pass_turn();
+    if constexpr (!Traits::kOverlapsTiles) release_out();
+    wgmma_wait_group<0>();
+    fence_accumulators(s);
+  }
+
+  // From the first block's scores in `s` up to the last product: leaves the probabilities of the last block in `p`,
+  // what all others add up to in `o`, and the row statistics in `softmax`. The tile must have a key block.
+  __device__ __forceinline__ void run(const WorkTile &tile, const core::BlockRange &range, float (&s)[kScores],
+                                      uint32_t (&p)[kScores / 2], float (&o)[kOutputs], OnlineSoftmax &softmax) {
+    // What does not change in the loop is kept from changing: the descriptors of Q then stay in uniform registers.
+    const uint32_t q = q_descriptor();
+    uint64_t *const q_empty = &smem.q_empty[q_state.index()];
+    q_state.advance();
+    // The scores are there: gives back the key block, and Q after the last one.
+    const auto release_k = [&](bool last) {
+      release(smem.k_empty, k_state);
+      if (last && threadIdx.x % 32 == 0) ptx::mbarrier_arrive(q_empty);
+    };
     float correction[2];
 #pragma unroll
     for (int i = 0; i < kOutputs; ++i) o[i] = 0.f;
 
     int32_t n = range.end - 1;
     auto prepare = [&](int32_t block) {
-      if (!args.score_mod && range.is_full(block)) return;
+      if (!Traits::kScoreMod && range.is_full(block)) return;
       const RowScores rows(args, tile, Traits::warp_row(tile, warpgroup));
-      if (args.score_mod) rows.modify(s, args, block * kBlockN);
+      if constexpr (Traits::kScoreMod) rows.modify(s, args, block * kBlockN);
       if (!range.is_full(block)) rows.mask(s, args.window.left >= 0, block * kBlockN);
     };
 
-    // First block.
-    ptx::mbarrier_wait(&smem.q_full, q_state.parity);
-    q_state.advance();
-    ptx::mbarrier_wait(&smem.k_full[k_state.index], k_state.parity);
-    take_turn();
-    issue_qk(s);
-    pass_turn();
-    wgmma_wait_group<0>();
-    fence_accumulators(s);
-    release(smem.k_empty, k_state);
+    release_k(n == range.begin);
     prepare(n);
     softmax.update(s, correction);
     pack_probabilities<Element>(s, p);
@@ -95,13 +112,19 @@ struct Mainloop {
     // The inner loop is the one that counts: whole blocks, whose scores go to the softmax as they are.
     while (ptx::uniform(n >= range.begin)) {
       const bool may_skip_max = !Traits::kExactMax && range.end - 1 - n >= blocks_before && softmax.has_references();
-      if (!args.score_mod && (Traits::kExactMax || may_skip_max)) {
+      if (!Traits::kScoreMod && (Traits::kExactMax || may_skip_max)) {
         for (; ptx::uniform(range.is_full(n)); --n) {
           if constexpr (Traits::kExactMax) {
-            step(s, p, o, [&] { softmax.update(s, correction); });
+            step(q, s, p, o, [&] {
+              release_k(n == range.begin);
+              softmax.update(s, correction);
+            });
           } else {
             float sum[2];
-            step(s, p, o, [&] { softmax.exponentials(s, sum); });
+            step(q, s, p, o, [&] {
+              release_k(n == range.begin);
+              softmax.exponentials(s, sum);
+            });
             if (softmax.accept(sum)) continue;
             recompute_scores<Element>(args, tile, Traits::warp_row(tile, warpgroup), n * kBlockN, s);
             softmax.update(s, correction);
@@ -111,7 +134,8 @@ struct Mainloop {
         }
       }
       if (ptx::uniform(n >= range.begin)) {
-        step(s, p, o, [&] {
+        step(q, s, p, o, [&] {
+          release_k(n == range.begin);
           prepare(n);
           softmax.update(s, correction);
         });
@@ -119,36 +143,52 @@ struct Mainloop {
         --n;
       }
     }
+  }
 
-    // Q is not needed any more; where the output is staged in its place, the epilogue gives it back.
-    if constexpr (!Traits::kOutAliasesQ) release_q();
-
-    ptx::mbarrier_wait(&smem.v_full[v_state.index], v_state.parity);
+  // The last product of a tile, which completes `o`, and those of all other warpgroups, which leave V to the output.
+  __device__ __forceinline__ void finish(uint32_t (&p)[kScores / 2], float (&o)[kOutputs]) {
+    ptx::mbarrier_wait(&smem.v_full[v_state.index()], v_state.parity());
     issue_pv(p, o);
     wgmma_wait_group<0>();
     fence_accumulators(o);
     release(smem.v_empty, v_state);
+    ptx::bar_sync(NamedBarriers<Traits>::consumers(), Traits::kConsumers * 128);
   }
 
-  __device__ __forceinline__ void release_q() const {
-    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&smem.q_empty);
+  // The same, and behind it the first product of the next tile, which stays in flight: join() completes `s`. Where
+  // there is no next tile (`has_next`), that product reads whatever lies there, and `s` is of no use.
+  __device__ __forceinline__ void finish_and_start(uint32_t (&p)[kScores / 2], float (&o)[kOutputs],
+                                                   float (&s)[kScores], bool has_next) {
+    if (has_next) wait_tile();
+    ptx::mbarrier_wait(&smem.v_full[v_state.index()], v_state.parity());
+    take_turn();
+    issue_pv(p, o);
+    issue_qk(q_descriptor(), s);
+    pass_turn();
+    wgmma_wait_group<1>();
+    fence_accumulators(o);
+    release(smem.v_empty, v_state);
+  }
+
+  static __device__ __forceinline__ void join(float (&s)[kScores]) {
+    wgmma_wait_group<0>();
+    fence_accumulators(s);
   }
 
  private:
   // One key block: s = Q * K^T of this block while o += P * V of the block before; then p = what the functor makes of
-  // s.
+  // s, after it has given back the key block.
   template <class ToProbabilities>
-  __device__ __forceinline__ void step(float (&s)[kScores], uint32_t (&p)[kScores / 2], float (&o)[kOutputs],
-                                       ToProbabilities to_probabilities) {
-    ptx::mbarrier_wait(&smem.k_full[k_state.index], k_state.parity);
+  __device__ __forceinline__ void step(uint32_t q, float (&s)[kScores], uint32_t (&p)[kScores / 2],
+                                       float (&o)[kOutputs], ToProbabilities to_probabilities) {
+    ptx::mbarrier_wait(&smem.k_full[k_state.index()], k_state.parity());
     take_turn();
-    issue_qk(s);
-    ptx::mbarrier_wait(&smem.v_full[v_state.index], v_state.parity);
+    issue_qk(q, s);
+    ptx::mbarrier_wait(&smem.v_full[v_state.index()], v_state.parity());
     issue_pv(p, o);
     pass_turn();
     wgmma_wait_group<1>();
     fence_accumulators(s);
-    release(smem.k_empty, k_state);
     to_probabilities();
     wgmma_wait_group<0>();
     fence_accumulators(o);
@@ -156,14 +196,19 @@ struct Mainloop {
     pack_probabilities<Element>(s, p);
   }
 
-  __device__ __forceinline__ void issue_qk(float (&s)[kScores]) const {
+  // Of this warpgroup's rows in the stage of Q that q_state is at.
+  __device__ __forceinline__ uint32_t q_descriptor() const {
+    return ptx::uniform(q_low + q_state.index() * (Traits::kQBytes / 16));
+  }
+
+  __device__ __forceinline__ void issue_qk(uint32_t q, float (&s)[kScores]) const {
     gemm_ss<Element, kBlockN, Traits::kHeadDim, Traits::kSwizzleBytes, Traits::kBlockM, kBlockN>(
-        q_low, k_low + k_state.index * (Traits::kKBytes / 16), s);
+        q, k_low + k_state.index() * (Traits::kKBytes / 16), s);
   }
 
   __device__ __forceinline__ void issue_pv(uint32_t (&p)[kScores / 2], float (&o)[kOutputs]) const {
     gemm_rs<Element, Traits::kHeadDim, kBlockN, Traits::kSwizzleBytes>(
-        p, v_low + v_state.index * (Traits::kVBytes / 16), o);
+        p, v_low + v_state.index() * (Traits::kVBytes / 16), o);
   }
 
   // Row maxima settle after a few blocks; from then on the factor is 1 nearly always.
@@ -173,10 +218,17 @@ struct Mainloop {
     for (int i = 0; i < kOutputs; ++i) o[i] *= correction[(i / 2) % 2];
   }
 
+  // Lets V of this tile in where the output of the tile before, if there is one, has been staged.
+  __device__ __forceinline__ void release_out() const {
+    if (q_state.step == 0 || !ptx::elect_one()) return;
+    ptx::tma_store_wait_read();
+    ptx::mbarrier_arrive(&smem.out_empty);
+  }
+
   // One arrival a warp, once the whole warp has read the buffer.
   template <int kStages>
   __device__ __forceinline__ static void release(uint64_t (&empty)[kStages], RingState<kStages> &state) {
-    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&empty[state.index]);
+    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&empty[state.index()]);
     state.advance();
   }
 

@@ -11,19 +11,20 @@
 
 namespace flash3::device {
 
-// A ring position: which of kStages buffers, and the parity of the phase that is being waited for.
+// A position in a ring of kStages buffers: which buffer, and the parity of its phase that is being waited for. One
+// register, since they are short.
 template <int kStages>
 struct RingState {
-  uint32_t index = 0;
-  uint32_t parity;
+  static_assert(kStages > 0 && (kStages & (kStages - 1)) == 0, "a power of two");
+  uint32_t step;
 
-  __device__ __forceinline__ explicit RingState(uint32_t first_parity) : parity(first_parity) {}
-  __device__ __forceinline__ void advance() {
-    if (++index == kStages) {
-      index = 0;
-      parity ^= 1;
-    }
-  }
+  // Consumers wait for the first phase of each buffer, producers for the one before it: at once.
+  static __device__ __forceinline__ RingState consumer() { return {0}; }
+  static __device__ __forceinline__ RingState producer() { return {kStages}; }
+
+  __device__ __forceinline__ uint32_t index() const { return step % kStages; }
+  __device__ __forceinline__ uint32_t parity() const { return step / kStages % 2; }
+  __device__ __forceinline__ void advance() { ++step; }
 };
 
 // How many of 32 probes hold, from the first on, one probe a lane (core::find_sequence).
@@ -41,30 +42,43 @@ struct Producer {
 
   const FwdArgs &args;
   SharedStorage &smem;
-  RingState<1> q_state{1};  // producers wait for the phase before the first: at once
-  RingState<Traits::kStages> k_state{1}, v_state{1};
-  RingState<2> tile_state{1};
+  RingState<Traits::kQStages> q_state = RingState<Traits::kQStages>::producer();
+  RingState<Traits::kStages> k_state = RingState<Traits::kStages>::producer();
+  RingState<Traits::kStages> v_state = RingState<Traits::kStages>::producer();
+  RingState<1> out_state = RingState<1>::producer();
+  RingState<Traits::kTileSlots> tile_state = RingState<Traits::kTileSlots>::producer();
 
   __device__ __forceinline__ Producer(const FwdArgs &a, SharedStorage &s) : args(a), smem(s) {}
 
-  // Runs on one whole warp.
+  // Runs on one whole warp: all lanes look for tiles, the first one issues the loads.
   __device__ __forceinline__ void run() {
-    const bool leader = threadIdx.x % 32 == 0;
-    const core::VarlenSchedule varlen{args.first_m_block, args.nheads, args.batch};
-    const int64_t num_tiles =
-        args.first_m_block != nullptr ? varlen.num_tiles() : int64_t{args.num_m_blocks} * args.nheads * args.batch;
-    int64_t next = blockIdx.x;
-    while (next < num_tiles) {
-      const int32_t ticket = run_tile(static_cast<int32_t>(next), varlen, leader);
-      next = int64_t{gridDim.x} + __shfl_sync(0xffffffffu, ticket, 0);
-    }
-    if (leader) publish(WorkTile{});  // valid = 0: no more
+    if (packed_q()) ptx::wait_for_previous_kernel();  // first_m_block is its work
+    Job job;
+    int64_t t = blockIdx.x;
+    do {
+      // The next tile is looked for, and its Q loaded, before the last load of this one, which waits longest.
+      const Job next = next_job(t);
+      if (job.range.count() > 0) load_v(job, job.range.begin);
+      job = next;
+      t = load_all_but_last(job);
+    } while (job.valid);
+    if (is_leader()) publish(WorkTile{});  // valid = 0: no more
   }
 
  private:
-  __device__ __forceinline__ core::Tile decode(int32_t t, const core::VarlenSchedule &varlen) const {
-    if (args.first_m_block != nullptr) {
-      return varlen.tile(t, WarpCountLeading{}, [this](int32_t b) {
+  // What the loads of a tile need to know, as TMA coordinates.
+  struct Job {
+    bool valid = false;  // no: no tile is left
+    core::BlockRange range = {0, 0, 0, 0};
+    int32_t q_row, q_end, head, batch_q;
+    int32_t k_row, k_end, kv_head, batch_k;  // k_row: of key 0
+  };
+
+  static __device__ __forceinline__ bool is_leader() { return threadIdx.x % 32 == 0; }
+
+  __device__ __forceinline__ core::Tile decode(int32_t t) const {
+    if (packed_q()) {
+      return varlen().tile(t, WarpCountLeading{}, [this](int32_t b) {
         return core::Sections::make(args.nheads, args.group, args.k_side.span(b).len * args.kv_bytes_per_key,
                                     args.l2_budget);
       });
@@ -72,73 +86,121 @@ struct Producer {
     return core::DenseSchedule{args.num_m_blocks, args.nheads, args.batch, args.dense_sections}.tile(t);
   }
 
-  // Takes the number of this block's next tile: not at once, since a block that claims work early keeps it from others
-  // that will be free sooner, but before the last load, so that the answer is there when it is needed.
-  __device__ __forceinline__ int32_t claim() const { return atomicAdd(args.tile_counter, 1); }
+  __device__ __forceinline__ bool packed_q() const { return Traits::kVarlen && args.first_m_block != nullptr; }
 
-  // Returns the leader's ticket for the next tile.
-  __device__ __forceinline__ int32_t run_tile(int32_t t, const core::VarlenSchedule &varlen, bool leader) {
-    const core::Tile where = decode(t, varlen);
-    const core::SeqSpan q = args.q_side.span(where.batch);
-    const core::SeqSpan k = args.k_side.span(where.batch);
-    const int32_t row_begin = where.m_block * Traits::kBlockM;
-    if (row_begin >= q.len) return leader ? claim() : 0;  // seqused_q ends before this tile
-    const int32_t row_end = row_begin + min(Traits::kBlockM, q.len - row_begin);
-    const core::Mask mask{args.window, q.len, k.len};
-    const core::BlockRange range = core::block_range(mask, row_begin, row_end, Traits::kBlockN);
-    if (!leader) return 0;
+  static __device__ __forceinline__ core::SeqSpan span(const core::SeqSide &side, int32_t b) {
+    if constexpr (Traits::kVarlen) return side.span(b);
+    return {0, static_cast<int32_t>(side.rows)};
+  }
 
-    WorkTile tile;
-    tile.m_block = where.m_block;
-    tile.head = where.head;
-    tile.batch = where.batch;
-    tile.valid = 1;
-    tile.range = range;
-    tile.seqlen_q = q.len;
-    tile.seqlen_k = k.len;
-    tile.q_start = static_cast<int32_t>(q.start);
-    tile.q_end = static_cast<int32_t>(q.start + q.len);
-    publish(tile);
-    if (range.count() == 0) return claim();
+  // The batch coordinate in a tensor map.
+  static __device__ __forceinline__ int32_t batch_of(const core::SeqSide &side, int32_t b) {
+    return Traits::kVarlen && side.cu_seqlens != nullptr ? 0 : b;
+  }
 
-    const int32_t batch_q = args.q_side.cu_seqlens != nullptr ? 0 : where.batch;
-    const int32_t batch_k = args.k_side.cu_seqlens != nullptr ? 0 : where.batch;
-    const int32_t kv_head = where.head / args.group;
-    // Row r of a sequence of length len that ends before row `end` of its tensor is at TMA row (rows - len + r): the
-    // bound of that dimension is the end of the sequence, and what lies behind reads as zero.
-    const int32_t q_row0 = static_cast<int32_t>(args.q_side.rows) - q.len + row_begin;
-    const int32_t k_row0 = static_cast<int32_t>(args.k_side.rows) - k.len;
-    const int32_t k_end = static_cast<int32_t>(k.start + k.len);
+  __device__ __forceinline__ core::VarlenSchedule varlen() const {
+    return {args.first_m_block, args.nheads, args.batch};
+  }
 
-    auto load_k = [&](int32_t n) {
-      load<Traits::kBlockN, Traits::kKBytes>(smem.k[k_state.index], args.k_map, args.kv_zero_map, args.head_dim,
-                                             smem.k_full[k_state.index], smem.k_empty[k_state.index], k_state.parity,
-                                             ptx::L2Hint::kEvictLast,
-                                             {0, k_row0 + n * Traits::kBlockN, k_end, kv_head, batch_k});
-      k_state.advance();
-    };
-    auto load_v = [&](int32_t n) {
-      load<Traits::kBlockN, Traits::kVBytes>(smem.v[v_state.index], args.v_map, args.kv_zero_map, args.head_dim_v,
-                                             smem.v_full[v_state.index], smem.v_empty[v_state.index], v_state.parity,
-                                             ptx::L2Hint::kEvictLast,
-                                             {0, k_row0 + n * Traits::kBlockN, k_end, kv_head, batch_k});
-      v_state.advance();
-    };
+  __device__ __forceinline__ int64_t num_tiles() const { return packed_q() ? varlen().num_tiles() : args.num_tiles; }
 
-    // K before Q, whose buffer may come free later; and K one block ahead of V, as the consumers take them.
-    load_k(range.end - 1);
-    load<Traits::kBlockM, Traits::kQBytes>(smem.q, args.q_map, args.q_zero_map, args.head_dim, smem.q_full,
-                                           smem.q_empty, q_state.parity, ptx::L2Hint::kEvictFirst,
-                                           {0, q_row0, tile.q_end, where.head, batch_q});
-    q_state.advance();
-#pragma unroll 1
-    for (int32_t n = range.end - 2; n >= range.begin; --n) {
-      load_k(n);
-      load_v(n + 1);
+  // Draws the ticket for this block's next tile: not early, since a block that claims work ahead keeps it from others
+  // that will be free sooner, but a load or two before it is needed, so that the answer is there. In the leader only.
+  __device__ __forceinline__ int32_t claim() const {
+    if (!is_leader()) return 0;
+    if (args.tile_counter == nullptr) return INT32_MAX;
+    ptx::wait_for_previous_kernel();  // until then the counter is not zero
+    return atomicAdd(args.tile_counter, 1);
+  }
+  static __device__ __forceinline__ int64_t successor(int32_t ticket) {
+    return int64_t{gridDim.x} + __shfl_sync(0xffffffffu, ticket, 0);
+  }
+
+  // The first tile from number t on that has rows, announced to the consumers, with Q on its way if there is room.
+  __device__ __forceinline__ Job next_job(int64_t t) {
+    for (; t < num_tiles(); t = successor(claim())) {
+      const core::Tile where = decode(static_cast<int32_t>(t));
+      const core::SeqSpan q = span(args.q_side, where.batch);
+      const core::SeqSpan k = span(args.k_side, where.batch);
+      const int32_t row_begin = where.m_block * Traits::kBlockM;
+      if (Traits::kVarlen && row_begin >= q.len) continue;  // seqused_q ends before this tile
+      const int32_t row_end = row_begin + min(Traits::kBlockM, q.len - row_begin);
+
+      WorkTile tile;
+      tile.m_block = where.m_block;
+      tile.head = where.head;
+      tile.batch = where.batch;
+      tile.valid = 1;
+      tile.range = core::block_range({args.window, q.len, k.len}, row_begin, row_end, Traits::kBlockN);
+      tile.seqlen_q = q.len;
+      tile.seqlen_k = k.len;
+      tile.q_start = static_cast<int32_t>(q.start);
+      tile.q_end = static_cast<int32_t>(q.start + q.len);
+      if (is_leader()) publish(tile);
+
+      Job job;
+      job.valid = true;
+      job.range = tile.range;
+      // Row r of a sequence of length len that ends before row `end` of its tensor is at TMA row (rows - len + r): the
+      // bound of that dimension is the end of the sequence, and what lies behind reads as zero.
+      job.q_row = static_cast<int32_t>(args.q_side.rows) - q.len + row_begin;
+      job.q_end = tile.q_end;
+      job.head = where.head;
+      job.batch_q = batch_of(args.q_side, where.batch);
+      job.k_row = static_cast<int32_t>(args.k_side.rows) - k.len;
+      job.k_end = static_cast<int32_t>(k.start + k.len);
+      job.kv_head = where.head / args.group;
+      job.batch_k = batch_of(args.k_side, where.batch);
+      if (Traits::kQStages > 1 && job.range.count() > 0) load_q(job);
+      return job;
     }
-    const int32_t ticket = claim();
-    load_v(range.begin);
-    return ticket;
+    return {};
+  }
+
+  // Loads the key blocks of a tile, all but its last V, and K one block ahead of V, as the consumers take them. Returns
+  // where to go on.
+  __device__ __forceinline__ int64_t load_all_but_last(const Job &job) {
+    int32_t ticket = 0;
+    if (job.valid && job.range.count() <= 1) ticket = claim();
+#pragma unroll 1
+    for (int32_t n = job.range.end - 1; n >= job.range.begin; --n) {
+      if (n == job.range.begin + 1) ticket = claim();
+      load_k(job, n);
+      if (n < job.range.end - 1) {
+        load_v(job, n + 1);
+      } else if constexpr (Traits::kQStages == 1) {
+        load_q(job);
+      }
+    }
+    return successor(ticket);
+  }
+
+  __device__ __forceinline__ void load_q(const Job &job) {
+    load<Traits::kBlockM, Traits::kQBytes>(smem.q[q_state.index()], args.q_map, args.q_zero_map, args.head_dim,
+                                           smem.q_full[q_state.index()], smem.q_empty[q_state.index()],
+                                           q_state.parity(), ptx::L2Hint::kEvictFirst,
+                                           {0, job.q_row, job.q_end, job.head, job.batch_q});
+    q_state.advance();
+  }
+
+  __device__ __forceinline__ void load_k(const Job &job, int32_t n) {
+    load<Traits::kBlockN, Traits::kKBytes>(smem.k[k_state.index()], args.k_map, args.kv_zero_map, args.head_dim,
+                                           smem.k_full[k_state.index()], smem.k_empty[k_state.index()],
+                                           k_state.parity(), ptx::L2Hint::kEvictLast,
+                                           {0, job.k_row + n * Traits::kBlockN, job.k_end, job.kv_head, job.batch_k});
+    k_state.advance();
+  }
+
+  __device__ __forceinline__ void load_v(const Job &job, int32_t n) {
+    if (!Traits::kOverlapsTiles && n == job.range.end - 1) {
+      ptx::mbarrier_wait(&smem.out_empty, out_state.parity());  // where the output of the tile before has been staged
+      out_state.advance();
+    }
+    load<Traits::kBlockN, Traits::kVBytes>(smem.v[v_state.index()], args.v_map, args.kv_zero_map, args.head_dim_v,
+                                           smem.v_full[v_state.index()], smem.v_empty[v_state.index()],
+                                           v_state.parity(), ptx::L2Hint::kEvictLast,
+                                           {0, job.k_row + n * Traits::kBlockN, job.k_end, job.kv_head, job.batch_k});
+    v_state.advance();
   }
 
   // Waits until the buffer is free, then loads all column blocks of a tile of kRows rows: those that hold columns of
@@ -147,24 +209,25 @@ struct Producer {
   __device__ __forceinline__ void load(typename Traits::Element *dst, const CUtensorMap &map,
                                        const CUtensorMap &zero_map, int32_t head_dim, uint64_t &full,
                                        const uint64_t &empty, uint32_t parity, ptx::L2Hint hint, ptx::TmaCoord at) {
+    if (!ptx::elect_one()) return;
     ptx::mbarrier_wait(&empty, parity);
     ptx::mbarrier_arrive_expect_tx(&full, kBytes);
 #pragma unroll
     for (int c = 0; c < Traits::kColBlocks; ++c) {
-      at.col = c * Traits::kBoxCols;
-      typename Traits::Element *box = dst + c * kRows * Traits::kBoxCols;
-      if (c == 0 || at.col < head_dim) {
-        ptx::tma_load(box, &map, &full, hint, at);
-      } else {
-        ptx::tma_load(box, &zero_map, &full, hint, {at.col, 0, 0, 0, 0});
-      }
+      // Selected and not branched to: the first tile waits for every jump in code that is not in a cache yet.
+      const int32_t col = c * Traits::kBoxCols;
+      const bool inside = c == 0 || col < head_dim;
+      const ptx::TmaCoord box = {col, inside ? at.row : 0, inside ? at.end : 0, inside ? at.head : 0,
+                                 inside ? at.batch : 0};
+      ptx::tma_load(dst + c * kRows * Traits::kBoxCols, inside ? &map : &zero_map, &full, hint, box);
     }
   }
 
+  // In the leader only.
   __device__ __forceinline__ void publish(const WorkTile &tile) {
-    ptx::mbarrier_wait(&smem.tile_empty[tile_state.index], tile_state.parity);
-    smem.tile[tile_state.index] = tile;
-    ptx::mbarrier_arrive(&smem.tile_full[tile_state.index]);  // release: orders the store before it
+    ptx::mbarrier_wait(&smem.tile_empty[tile_state.index()], tile_state.parity());
+    smem.tile[tile_state.index()] = tile;
+    ptx::mbarrier_arrive(&smem.tile_full[tile_state.index()]);  // release: orders the store before it
     tile_state.advance();
   }
 };

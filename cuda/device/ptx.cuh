@@ -6,6 +6,7 @@
 #include <cutlass/arch/reg_reconfig.h>
 
 #include <cstdint>
+#include <cute/arch/cluster_sm90.hpp>
 #include <cute/arch/copy_sm90.hpp>
 #include <cute/arch/copy_sm90_desc.hpp>
 #include <cute/arch/copy_sm90_tma.hpp>
@@ -22,6 +23,10 @@ __device__ __forceinline__ T uniform(T x) {
 
 // A condition that is the same in every lane, made known as such, for branches.
 __device__ __forceinline__ bool uniform(bool condition) { return __any_sync(0xffffffffu, condition); }
+
+// Of a converged warp, one lane, always the same; unlike a comparison of lane numbers this tells the compiler that it
+// is only one.
+__device__ __forceinline__ bool elect_one() { return cute::elect_one_sync(); }
 
 __device__ __forceinline__ uint32_t shared_address(const void *smem) { return cute::cast_smem_ptr_to_uint(smem); }
 
@@ -75,6 +80,12 @@ __device__ __forceinline__ void setmaxnreg_dec() {
   cutlass::arch::warpgroup_reg_dealloc<kRegisters>();
 }
 
+// Programmatic dependent launch: lets the next kernel of the stream start, if it was launched so.
+__device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
+// Returns once the kernel before, if it let this one start early, has completed and what it wrote can be seen.
+__device__ __forceinline__ void wait_for_previous_kernel() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
 struct TmaCoord {
   int32_t col, row, end, head, batch;
 };
@@ -109,6 +120,12 @@ __device__ __forceinline__ void stmatrix_x4(void *row, uint32_t r0, uint32_t r1,
 __device__ __forceinline__ float ex2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float lg2(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 

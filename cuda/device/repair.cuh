@@ -36,9 +36,22 @@ struct Repair {
   const WorkTile &tile;
   const int64_t first_row;  // of the warp, in the sequence
 
+  // Whether a row of the warp may have to be computed again, from its output before the normalisation. A V row that is
+  // not finite shows in its column in every row that took part in the product, so one row of the two will do.
+  __device__ __forceinline__ bool suspect(const float (&o)[kOutputs]) const {
+    if (!args.window.limited()) return false;
+    float trace[4] = {0.f, 0.f, 0.f, 0.f};  // becomes NaN with the first value that is not finite
+#pragma unroll
+    for (int j = 0; j < kOutputs / 4; ++j) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) trace[j % 2 * 2 + c] = fmaf(o[4 * j + c], 0.f, trace[j % 2 * 2 + c]);
+    }
+    const float sum = (trace[0] + trace[1]) + (trace[2] + trace[3]);
+    return __any_sync(0xffffffffu, sum != sum);
+  }
+
   // o holds the final output of the thread's two rows, lse their log-sum-exp.
   __device__ __forceinline__ void run(float (&o)[kOutputs], const float (&lse)[2]) const {
-    if (!args.window.limited()) return;
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {

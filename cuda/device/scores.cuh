@@ -87,30 +87,28 @@ struct RowScores {
   // -inf for every invisible key of the block that starts at key `first_key`.
   template <int kS>
   __device__ __forceinline__ void mask(float (&s)[kS], bool has_left, int first_key) const {
-    const int first = first_key + 2 * (lane % 4);
+    static_assert(kS / 2 <= 32, "a bit for each of a row's scores");
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int end = key_end[r] - first;
+      uint32_t visible = scores_before<kS>(key_end[r] - first_key);
+      if (has_left) visible &= ~scores_before<kS>(key_begin[r] - first_key);
 #pragma unroll
       for (int j = 0; j < kS / 4; ++j) {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          if (8 * j + c >= end) s[4 * j + 2 * r + c] = -INFINITY;
+          if ((visible >> (2 * j + c) & 1) == 0) s[4 * j + 2 * r + c] = -INFINITY;
         }
       }
     }
-    if (!has_left) return;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int begin = key_begin[r] - first;
-#pragma unroll
-      for (int j = 0; j < kS / 4; ++j) {
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          if (8 * j + c < begin) s[4 * j + 2 * r + c] = -INFINITY;
-        }
-      }
-    }
+  }
+
+ private:
+  // Bit 2 * j + c: whether column 8 * j + 2 * (lane % 4) + c, the place of score s[4 * j + 2 * r + c], is below `end`.
+  template <int kS>
+  __device__ __forceinline__ uint32_t scores_before(int end) const {
+    const int own = min(max(end - 2 * (lane % 4), 0), 2 * kS);
+    const int count = own / 8 * 2 + min(own % 8, 2);
+    return count < 32 ? (1u << count) - 1 : 0xffffffffu;
   }
 };
 

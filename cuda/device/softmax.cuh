@@ -44,8 +44,8 @@ __device__ __forceinline__ float quad_sum(float x) {
 
 struct RowResult {
   float lse;     // natural logarithm
-  float factor;  // turns the accumulated output into the result
-  bool empty;    // no key was visible: the result is 0 whatever was accumulated
+  float factor;  // turns the accumulated output into the result; 0 for an empty row
+  bool empty;    // no key was visible: the result is 0 whatever was accumulated, NaN included
 };
 
 // Exponentials are taken relative to a reference per row, which need not be the running maximum: any reference gives
@@ -142,8 +142,9 @@ struct OnlineSoftmax {
     RowResult out;
     // The first visible score gave the row its reference.
     out.empty = sum == 0.f && reference[r] == -INFINITY;
-    out.lse = out.empty ? sink : (top + log2f(total)) * core::kLn2;
-    out.factor = keep / total;
+    // The approximations of the hardware do: total is at least 1, as the largest term is, or the sink.
+    out.lse = out.empty ? sink : (top + ptx::lg2(total)) * core::kLn2;
+    out.factor = out.empty ? 0.f : keep * ptx::rcp(total);
     return out;
   }
 };

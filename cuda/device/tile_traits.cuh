@@ -18,18 +18,26 @@ struct alignas(16) WorkTile {
   int32_t q_start, q_end;  // first row of the sequence in q and out, and the row behind its last
 };
 
-template <class Element_, int kHeadDim_>
+// kScoreMod: scores go through softcap or ALiBi, or have a scale that is not positive. In a kernel of its own, so that
+// the others have neither the registers nor the code for it.
+// kVarlen: lengths come from device memory (cu_seqlens, seqused).
+template <class Element_, int kConfigIndex, bool kScoreMod_, bool kVarlen_>
 struct TileTraits {
   using Element = Element_;
-  static constexpr int kHeadDim = kHeadDim_;
-  static constexpr core::TileConfig kConfig = *core::tile_config(kHeadDim, kHeadDim);
-  static_assert(kConfig.head_dim == kHeadDim, "instantiate the head dims of kTileConfigs only");
+  static constexpr bool kScoreMod = kScoreMod_;
+  static constexpr bool kVarlen = kVarlen_;
+  static constexpr core::TileConfig kConfig = core::kTileConfigs[kConfigIndex];
+  static constexpr int kHeadDim = kConfig.head_dim;
   static_assert(sizeof(Element) == 2, "16-bit inputs");
 
   static constexpr int kBlockM = kConfig.block_m;
   static constexpr int kBlockN = kConfig.block_n;
   static constexpr int kStages = kConfig.stages;
-  static constexpr bool kOutAliasesQ = kConfig.out_aliases_q;
+  static constexpr int kQStages = kConfig.q_stages;
+  // Whether a tile begins while the one before ends. Where there is no room for a second Q, there is none for the
+  // output either: that is staged in the place of V then, and the next tile's V has to wait.
+  static constexpr bool kOverlapsTiles = kQStages > 1;
+  static constexpr int kTileSlots = 4;
   static constexpr bool kExactMax = kConfig.exact_max;
   static_assert(kBlockM % 64 == 0, "a consumer warpgroup owns 64 rows");
   static_assert(kBlockN % 16 == 0 && kBlockN <= 256, "P * V takes 16 keys a step, Q * K^T at most 256 keys");
@@ -52,17 +60,18 @@ struct TileTraits {
   static constexpr uint32_t kVBytes = kBlockN * kHeadDim * 2;
 
   struct SharedStorage {
-    alignas(1024) Element q[kBlockM * kHeadDim];
+    alignas(1024) Element q[kQStages][kBlockM * kHeadDim];
     alignas(1024) Element k[kStages][kBlockN * kHeadDim];
     alignas(1024) Element v[kStages][kBlockN * kHeadDim];
-    alignas(1024) Element out_[kOutAliasesQ ? 1 : kBlockM * kHeadDim];
-    uint64_t q_full, q_empty;
+    alignas(1024) Element own_out[kOverlapsTiles ? kBlockM * kHeadDim : 1];
+    uint64_t q_full[kQStages], q_empty[kQStages];
     uint64_t k_full[kStages], k_empty[kStages];
     uint64_t v_full[kStages], v_empty[kStages];
-    uint64_t tile_full[2], tile_empty[2];
-    WorkTile tile[2];
+    uint64_t tile_full[kTileSlots], tile_empty[kTileSlots];
+    uint64_t out_empty;  // where the output is staged in the place of V
+    WorkTile tile[kTileSlots];
 
-    __device__ __forceinline__ Element *out() { return kOutAliasesQ ? q : out_; }
+    __device__ __forceinline__ Element *out() { return kOverlapsTiles ? own_out : v[0]; }
   };
   // First row of a consumer warpgroup, and of the calling thread's warp in it, in the sequence. 64 bits, since a tile
   // may end behind row 2^31.
@@ -72,6 +81,7 @@ struct TileTraits {
   static __device__ __forceinline__ int64_t warp_row(const WorkTile &tile, int warpgroup) {
     return warpgroup_row(tile, warpgroup) + (threadIdx.x % 128) / 32 * 16;
   }
+  static_assert(kOverlapsTiles || kStages * kBlockN >= kBlockM, "room for the output");
   static_assert(sizeof(SharedStorage) <= 232448, "a block has 227 KB of shared memory");
 };
 

@@ -1,11 +1,12 @@
-// Runs before the forward kernel of a packed call: where each sequence's tiles begin in the order of tiles, and a zero
-// tile counter.
+// Run before the forward kernel, which starts while they run and waits where it needs what they write: a zero tile
+// counter, and for a packed call where each sequence's tiles begin in the order of tiles.
 #pragma once
 
 #include <cstdint>
 
 #include "core/seqlen.h"
 #include "core/tile_scheduler.h"
+#include "device/ptx.cuh"
 
 namespace flash3::device {
 
@@ -18,10 +19,16 @@ struct PrepareArgs {
   int32_t *tile_counter;
 };
 
+__global__ void __launch_bounds__(32) dense_prepare(int32_t *tile_counter) {
+  ptx::launch_dependents();
+  if (threadIdx.x == 0) *tile_counter = 0;
+}
+
 inline constexpr int kPrepareThreads = 1024;
 
 // One block. Each round scans the m_blocks of 1024 sequences and carries the sum on.
 __global__ void __launch_bounds__(kPrepareThreads) varlen_prepare(const PrepareArgs args) {
+  ptx::launch_dependents();
   __shared__ int64_t warp_sums[kPrepareThreads / 32];
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;

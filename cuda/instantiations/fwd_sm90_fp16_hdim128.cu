@@ -1,3 +1,6 @@
 #include "launch/fwd_kernel.cuh"
 
-template flash3::launch::FwdKernel flash3::launch::fwd_kernel<FLASH3_FLOAT16, 128>();
+template flash3::launch::FwdKernel flash3::launch::fwd_kernel<FLASH3_FLOAT16, 3, false, false>();
+template flash3::launch::FwdKernel flash3::launch::fwd_kernel<FLASH3_FLOAT16, 3, false, true>();
+template flash3::launch::FwdKernel flash3::launch::fwd_kernel<FLASH3_FLOAT16, 3, true, false>();
+template flash3::launch::FwdKernel flash3::launch::fwd_kernel<FLASH3_FLOAT16, 3, true, true>();

@@ -1,3 +1,6 @@
 #include "launch/fwd_kernel.cuh"
 
-template flash3::launch::FwdKernel flash3::launch::fwd_kernel<FLASH3_FLOAT16, 256>();
+template flash3::launch::FwdKernel flash3::launch::fwd_kernel<FLASH3_FLOAT16, 5, false, false>();
+template flash3::launch::FwdKernel flash3::launch::fwd_kernel<FLASH3_FLOAT16, 5, false, true>();
+template flash3::launch::FwdKernel flash3::launch::fwd_kernel<FLASH3_FLOAT16, 5, true, false>();
+template flash3::launch::FwdKernel flash3::launch::fwd_kernel<FLASH3_FLOAT16, 5, true, true>();

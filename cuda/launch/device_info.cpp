@@ -1,6 +1,7 @@
 #include "launch/device_info.h"
 
 #include "core/architecture.h"
+#include "launch/driver.h"
 #include "launch/fwd.h"
 
 namespace flash3::launch {
@@ -33,12 +34,24 @@ core::Status device_check(int32_t device) {
   return usable_device(device, &info);
 }
 
+namespace {
+
+// A thread that has not used the GPU yet has none, and the driver then encodes no tensor maps.
+bool has_context() {
+  static const auto get_current = driver_function<decltype(&cuCtxGetCurrent)>("cuCtxGetCurrent");
+  CUcontext context = nullptr;
+  return get_current != nullptr && get_current(&context) == CUDA_SUCCESS && context != nullptr;
+}
+
+}  // namespace
+
 DeviceGuard::DeviceGuard(int32_t device) {
   error_ = cudaGetDevice(&before_);
-  if (error_ == cudaSuccess && device >= 0 && device != before_) {
-    error_ = cudaSetDevice(device);
-    switched_ = error_ == cudaSuccess;
-  }
+  if (error_ != cudaSuccess || device < 0) return;
+  const bool other = device != before_;
+  if (!other && has_context()) return;
+  error_ = cudaSetDevice(device);
+  switched_ = other && error_ == cudaSuccess;
 }
 
 DeviceGuard::~DeviceGuard() {

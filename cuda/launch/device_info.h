@@ -20,7 +20,8 @@ struct DeviceInfo {
 // kernel for it.
 core::Status usable_device(int32_t device, DeviceInfo *info);
 
-// Makes a device current and the old one again at the end. Nothing happens if it is current already.
+// Makes a device current, with a context in the calling thread, and the old device again at the end. Nothing happens if
+// that is so already.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int32_t device);

@@ -39,7 +39,7 @@ core::Status encode_maps(const flash3_params &p, const FwdKernel &kernel, device
   const TensorView out{"out", args->out, p.head_dim_v, rows_q, p.nheads, batch_q};
   const BoxShape q_box{kernel.box_cols, kernel.block_m, kernel.swizzle_bytes};
   const BoxShape kv_box{kernel.box_cols, kernel.block_n, kernel.swizzle_bytes};
-  const BoxShape out_box{kernel.box_cols, 64, kernel.swizzle_bytes};
+  const BoxShape out_box{kernel.box_cols, 16, kernel.swizzle_bytes};  // rows of a warp
   core::Status status = encode_tensor_map(q, bf16, q_box, &args->q_map);
   if (status.ok()) status = encode_tensor_map(out, bf16, out_box, &args->out_map);
   if (rows_k == 0) {
@@ -57,17 +57,21 @@ core::Status encode_maps(const flash3_params &p, const FwdKernel &kernel, device
 }
 
 // The scheduler's state in the workspace: a tile counter and, for packed q, the place of each sequence in the order of
-// tiles.
+// tiles. A grid with a block for every tile needs neither.
 struct SchedulerState {
   int32_t *tile_counter;
   int32_t *first_m_block;  // NULL for dense q
+
+  bool needs_preparing() const { return tile_counter != nullptr; }
 };
 
-SchedulerState scheduler_state(const flash3_params &p) {
+SchedulerState scheduler_state(const flash3_params &p, bool one_tile_a_block) {
   const core::WorkspaceLayout layout = core::workspace_layout(p);
   char *workspace = static_cast<char *>(p.workspace);
+  const bool packed = p.cu_seqlens_q != nullptr;
+  if (one_tile_a_block && !packed) return {nullptr, nullptr};
   return {reinterpret_cast<int32_t *>(workspace + layout.tile_counter),
-          p.cu_seqlens_q != nullptr ? reinterpret_cast<int32_t *>(workspace + layout.first_m_block) : nullptr};
+          packed ? reinterpret_cast<int32_t *>(workspace + layout.first_m_block) : nullptr};
 }
 
 core::Status make_args(const flash3_params &p, const FwdKernel &kernel, const SchedulerState &state,
@@ -90,6 +94,7 @@ core::Status make_args(const flash3_params &p, const FwdKernel &kernel, const Sc
   args->head_dim = p.head_dim;
   args->head_dim_v = p.head_dim_v;
   args->num_m_blocks = core::ceil_div(static_cast<int32_t>(args->q_side.rows), kernel.block_m);
+  args->num_tiles = packed_q ? 0 : args->num_m_blocks * p.nheads * p.batch;
   args->kv_bytes_per_key = 2 * (int64_t{p.head_dim} + p.head_dim_v);
   args->l2_budget = args->window.limited() ? core::kL2BudgetCausal : core::kL2Budget;
   // Of packed keys only the mean length is known here; the order of tiles is a matter of speed alone.
@@ -99,7 +104,6 @@ core::Status make_args(const flash3_params &p, const FwdKernel &kernel, const Sc
   args->scale = p.softmax_scale;
   args->scale_log2 = p.softmax_scale * core::kLog2e;
   args->softcap = p.softcap;
-  args->score_mod = p.softcap > 0.f || p.alibi_slopes != nullptr || !(p.softmax_scale > 0.f);
   args->alibi_slopes = p.alibi_slopes;
   args->alibi_batch_stride = p.alibi_batch_stride;
   args->sinks = p.sinks;
@@ -133,19 +137,29 @@ cudaError_t allow_shared_memory(const FwdKernel &kernel, int32_t device) {
 // Fills the scheduler's state, the counter with zero.
 cudaError_t enqueue_scheduler(const flash3_params &p, const FwdKernel &kernel, const SchedulerState &state,
                               cudaStream_t stream) {
-  if (state.first_m_block == nullptr) return cudaMemsetAsync(state.tile_counter, 0, sizeof(int32_t), stream);
+  if (!state.needs_preparing()) return cudaSuccess;
+  if (state.first_m_block == nullptr) return launch_dense_prepare(state.tile_counter, stream);
   return launch_varlen_prepare(q_side(p), p.batch, kernel.block_m, static_cast<int32_t>(kMostTiles / p.nheads),
                                state.first_m_block, state.tile_counter, stream);
 }
 
-cudaError_t enqueue_forward(const flash3_params &p, const FwdKernel &kernel, device::FwdArgs *args, int64_t tiles,
-                            const DeviceInfo &device, cudaStream_t stream) {
-  const cudaError_t error = allow_shared_memory(kernel, device.ordinal);
+cudaError_t enqueue_forward(const FwdKernel &kernel, device::FwdArgs *args, unsigned blocks, int32_t device,
+                            cudaStream_t stream) {
+  const cudaError_t error = allow_shared_memory(kernel, device);
   if (error != cudaSuccess) return error;
-  const int64_t blocks = device.multiprocessors > p.sm_margin ? device.multiprocessors - p.sm_margin : 1;
-  const dim3 grid(static_cast<unsigned>(tiles < blocks ? tiles : blocks));
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(kernel.threads);
+  config.dynamicSmemBytes = kernel.shared_bytes;
+  config.stream = stream;
+  // It may start while the preparing kernel runs, if there is one; that one waits for everything before, as usual.
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &attribute;
+  config.numAttrs = args->tile_counter != nullptr ? 1 : 0;
   void *arguments[] = {args};
-  return cudaLaunchKernel(kernel.function, grid, dim3(kernel.threads), arguments, kernel.shared_bytes, stream);
+  return cudaLaunchKernelExC(&config, kernel.function, arguments);
 }
 
 }  // namespace
@@ -164,15 +178,15 @@ core::Status forward(const flash3_params &params, void *stream) {
   }
   const DeviceGuard guard(device.ordinal);
   if (guard.error() != cudaSuccess) return cuda_error("cudaSetDevice", guard.error());
-  // Before the tensor maps: in a thread that has not used the GPU yet this is what gives it a context, without which
-  // the driver encodes none.
-  const SchedulerState state = scheduler_state(params);
+  const int64_t most_blocks = std::max(device.multiprocessors - params.sm_margin, 1);
+  const SchedulerState state = scheduler_state(params, tiles <= most_blocks);
   cudaError_t error = enqueue_scheduler(params, *kernel, state, static_cast<cudaStream_t>(stream));
   if (error != cudaSuccess) return cuda_error("preparing the tile scheduler", error);
   device::FwdArgs args;
   status = make_args(params, *kernel, state, &args);
   if (!status.ok()) return status;
-  error = enqueue_forward(params, *kernel, &args, tiles, device, static_cast<cudaStream_t>(stream));
+  error = enqueue_forward(*kernel, &args, static_cast<unsigned>(std::min(tiles, most_blocks)), device.ordinal,
+                          static_cast<cudaStream_t>(stream));
   if (error != cudaSuccess) return cuda_error("launching the forward kernel", error);
   return {};
 }

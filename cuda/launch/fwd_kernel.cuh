@@ -8,16 +8,16 @@
 
 namespace flash3::launch {
 
-template <flash3_dtype kDtype, int kHeadDim>
+template <flash3_dtype kDtype, int kConfigIndex, bool kScoreMod, bool kVarlen>
 FwdKernel fwd_kernel() {
   static_assert(kDtype == FLASH3_FLOAT16 || kDtype == FLASH3_BFLOAT16, "16-bit inputs");
   using Element = std::conditional_t<kDtype == FLASH3_FLOAT16, cutlass::half_t, cutlass::bfloat16_t>;
-  using Traits = device::TileTraits<Element, kHeadDim>;
+  using Traits = device::TileTraits<Element, kConfigIndex, kScoreMod, kVarlen>;
   FwdKernel kernel;
   kernel.function = reinterpret_cast<const void *>(&device::fwd_kernel_sm90<Traits>);
   kernel.shared_bytes = sizeof(typename Traits::SharedStorage);
   kernel.threads = Traits::kThreads;
-  kernel.head_dim = kHeadDim;
+  kernel.head_dim = Traits::kHeadDim;
   kernel.block_m = Traits::kBlockM;
   kernel.block_n = Traits::kBlockN;
   kernel.box_cols = Traits::kBoxCols;

@@ -15,8 +15,9 @@ struct FwdKernel {
   int32_t box_cols, swizzle_bytes;
 };
 
-// One instantiation; defined in cuda/instantiations.
-template <flash3_dtype kDtype, int kHeadDim>
+// The kernel of one of core::kTileConfigs, with or without softcap and ALiBi, with or without lengths from device
+// memory; defined in cuda/instantiations.
+template <flash3_dtype kDtype, int kConfigIndex, bool kScoreMod, bool kVarlen>
 FwdKernel fwd_kernel();
 
 }  // namespace flash3::launch

@@ -1,21 +1,14 @@
 #include "launch/tensor_map.h"
 
-#include <cuda_runtime_api.h>
+#include "launch/driver.h"
 
 namespace flash3::launch {
 namespace {
 
 using Encode = decltype(&cuTensorMapEncodeTiled);
 
-// The driver's encoder, asked for through the runtime so that nothing links libcuda. NULL without a driver.
 Encode find_encoder() {
-  static const Encode encoder = [] {
-    void *entry = nullptr;
-    cudaDriverEntryPointQueryResult result;
-    const cudaError_t error =
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &result);
-    return error == cudaSuccess && result == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(entry) : nullptr;
-  }();
+  static const auto encoder = driver_function<Encode>("cuTensorMapEncodeTiled");
   return encoder;
 }
 

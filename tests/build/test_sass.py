@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import pytest
 
 from pyflash3._lib import library
 from tests.build_dir import BUILD_DIR, built_file
+from tests.core.surface import tile_configs
 
 # Bytes of a thread in its stack frame, and bytes that its instructions store there. A few registers saved now and then
 # are cheap, an accumulator (64 registers, 256 bytes) that goes through memory in every block is not; these limits are
@@ -61,9 +63,13 @@ def test_every_built_kernel_is_there(sass: dict[str, str]) -> None:
     dtypes, head_dims = (info[key].replace(";", ",").split(",") for key in ("dtypes", "head_dims"))
     forward = [name for name in sass if FORWARD in name]
     for dtype in dtypes:
-        for head_dim in head_dims:
-            marks = ({"fp16": "half_t", "bf16": "bfloat16_t"}[dtype], f"Li{head_dim}E")
-            assert any(all(mark in name for mark in marks) for name in forward), (dtype, head_dim)
+        for index, config in enumerate(tile_configs()):
+            if str(config.head_dim) not in head_dims:
+                continue
+            # With and without modified scores, with and without lengths from device memory.
+            for flags in itertools.product("01", repeat=2):
+                marks = ({"fp16": "half_t", "bf16": "bfloat16_t"}[dtype], f"Li{index}ELb{flags[0]}ELb{flags[1]}E")
+                assert any(all(mark in name for mark in marks) for name in forward), (dtype, config, flags)
 
 
 USES = {

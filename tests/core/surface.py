@@ -7,7 +7,7 @@ import functools
 from collections.abc import Sequence
 from ctypes import POINTER, byref, c_char_p, c_int32, c_int64, c_uint64, c_void_p
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyflash3._abi import Params
 from tests.build_dir import load_library
@@ -25,7 +25,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "find_sequence": (c_int32, [c_void_p, c_int32, c_int32]),
     "varlen_num_tiles": (c_int64, [c_void_p, c_int32, c_int32]),
     "varlen_tile": (None, [c_void_p, c_int32, c_int32, c_void_p, c_int32, _int32_p]),
-    "tile_config": (c_int32, [c_int32, c_int32, _int32_p]),
+    "tile_class": (c_int32, [c_int32, c_int32]),
+    "tile_config": (c_int32, [c_int32, _int32_p]),
+    "estimated_clocks": (c_int64, [c_int32, c_int64, c_int64, c_int32, c_int32]),
+    "cheapest_config": (c_int32, [c_int32, c_int64, c_int64, c_int32, c_int32]),
     "workspace_layout": (None, [POINTER(Params), POINTER(c_uint64)]),
     "validate": (c_int32, [POINTER(Params), c_char_p, c_int32]),
     "check_architecture": (c_int32, [c_int32, c_int32, c_char_p, c_char_p, c_int32]),
@@ -128,12 +131,38 @@ def varlen_tiles(first_m_block: Sequence[int], nheads: int, most: Sequence[int])
     return [(m_block, head, entry) for m_block, head, entry in tiles]
 
 
-def tile_config(head_dim: int, head_dim_v: int) -> tuple[int, int, int, int] | None:
-    """head_dim, block_m, block_n and stages of the class; None where none holds the head dims."""
-    config = (c_int32 * 4)()
-    if not _function("tile_config")(head_dim, head_dim_v, config):
-        return None
-    return config[0], config[1], config[2], config[3]
+class TileConfig(NamedTuple):
+    head_dim: int
+    block_m: int
+    block_n: int
+    stages: int
+    tile_clocks: int
+    block_clocks: int
+
+
+def tile_configs() -> list[TileConfig]:
+    """Every tile shape that kernels are instantiated for."""
+    found: list[TileConfig] = []
+    values = (c_int32 * 6)()
+    while _function("tile_config")(len(found), values):
+        found.append(TileConfig(*values))
+    return found
+
+
+def tile_class(head_dim: int, head_dim_v: int) -> int | None:
+    """Index of the first config of the class; None where no class holds the head dims."""
+    index: int = _function("tile_class")(head_dim, head_dim_v)
+    return None if index < 0 else index
+
+
+def estimated_clocks(index: int, left: int, right: int, seqlen_q: int, seqlen_k: int) -> int:
+    clocks: int = _function("estimated_clocks")(index, left, right, seqlen_q, seqlen_k)
+    return clocks
+
+
+def cheapest_config(class_head_dim: int, left: int, right: int, seqlen_q: int, seqlen_k: int) -> int:
+    index: int = _function("cheapest_config")(class_head_dim, left, right, seqlen_q, seqlen_k)
+    return index
 
 
 def workspace_layout(params: Params) -> tuple[int, int, int]:

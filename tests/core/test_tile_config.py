@@ -1,0 +1,61 @@
+"""Tile shapes: which class holds a head dim, and which of its shapes a call gets."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.core.surface import MaskCase, cheapest_config, estimated_clocks, tile_class, tile_configs
+
+CONFIGS = tile_configs()
+CLASSES = sorted({config.head_dim for config in CONFIGS})
+sides = st.just(-1) | st.integers(0, 3000)
+
+
+@pytest.mark.parametrize("head_dim", range(8, 265, 8))
+@pytest.mark.parametrize("head_dim_v", [8, 64, 72, 136, 256])
+def test_smallest_class_that_holds_both(head_dim: int, head_dim_v: int) -> None:
+    fitting = [i for i, config in enumerate(CONFIGS) if config.head_dim >= max(head_dim, head_dim_v)]
+    assert tile_class(head_dim, head_dim_v) == (fitting[0] if fitting else None)
+
+
+@given(st.sampled_from(range(len(CONFIGS))), sides, sides, st.integers(1, 4000), st.integers(0, 4000))
+def test_estimate_counts_every_tile_and_block(index: int, left: int, right: int, seqlen_q: int, seqlen_k: int) -> None:
+    config = CONFIGS[index]
+    firsts = range(0, seqlen_q, config.block_m)
+    if len(firsts) > 64:
+        return
+    mask = MaskCase(left, right, seqlen_q, seqlen_k)
+    blocks = 0
+    for first in firsts:
+        begin, end, *_ = mask.block_range(first, min(first + config.block_m, seqlen_q), config.block_n)
+        blocks += end - begin
+    expected = len(firsts) * config.tile_clocks + blocks * config.block_clocks
+    assert estimated_clocks(index, left, right, seqlen_q, seqlen_k) == expected
+
+
+@given(st.sampled_from(CLASSES), sides, sides, st.integers(1, 2**31 - 1), st.integers(0, 2**31 - 1))
+def test_the_cheapest_of_the_class(head_dim: int, left: int, right: int, seqlen_q: int, seqlen_k: int) -> None:
+    of_class = [i for i, config in enumerate(CONFIGS) if config.head_dim == head_dim]
+    chosen = cheapest_config(head_dim, left, right, seqlen_q, seqlen_k)
+    assert chosen in of_class
+    least = min(estimated_clocks(i, left, right, seqlen_q, seqlen_k) for i in of_class)
+    assert estimated_clocks(chosen, left, right, seqlen_q, seqlen_k) == least
+
+
+@pytest.mark.parametrize(
+    ("right", "seqlen", "block_m"),
+    [
+        (0, 512, 128),
+        (0, 1024, 128),
+        (0, 2048, 192),
+        (0, 16384, 192),
+        (-1, 512, 192),
+        (-1, 1024, 192),
+        (-1, 16384, 192),
+        (-1, 128, 128),
+    ],
+)
+def test_head_dim_64_as_measured(right: int, seqlen: int, block_m: int) -> None:
+    assert CONFIGS[cheapest_config(64, -1, right, seqlen, seqlen)].block_m == block_m
