@@ -25,8 +25,8 @@ struct Epilogue {
 
   __device__ __forceinline__ Epilogue(const FwdArgs &a, SharedStorage &s, int wg) : args(a), smem(s), warpgroup(wg) {}
 
-  // Stages the output in shared memory, each warp its own rows, and stores it through TMA, which still reads there when
-  // this returns.
+  // Stages the output in shared memory and stores it through TMA, which still reads there when this returns. All the
+  // warps of the warpgroup must know that it has read what was there before.
   __device__ __forceinline__ void store(const WorkTile &tile, const OnlineSoftmax &softmax,
                                         float (&o)[kOutputs]) const {
     const Repair<Traits> repair{args, tile, Traits::warp_row(tile, warpgroup)};
@@ -34,15 +34,10 @@ struct Epilogue {
     float lse[2];
     normalise(tile, softmax, o, lse);
     if (suspect) repair.run(o, lse);
-    if constexpr (Traits::kOverlapsTiles) {
-      if (ptx::elect_one()) ptx::tma_store_wait_read();  // the tile before has left the staging buffer
-      __syncwarp();
-    }
-    Element *const staging = smem.out() + (warpgroup * 64 + threadIdx.x % 128 / 32 * 16) * Traits::kBoxCols;
-    stage(o, staging);
+    stage(o);
     ptx::fence_proxy_async_shared();
-    __syncwarp();
-    if (ptx::elect_one()) store_box(tile, staging);
+    ptx::bar_sync(NamedBarriers<Traits>::epilogue(warpgroup), 128);
+    store_boxes(tile);
     store_lse(tile, lse);  // behind the fence, which waits for stores to global memory, too
   }
 
@@ -92,38 +87,44 @@ struct Epilogue {
     }
   }
 
-  // 16 rows in the layout of the tensor map. Each stmatrix writes 16 rows x 16 columns: matrices (row half, column
-  // half) = (0,0) (1,0) (0,1) (1,1), in the order of the accumulator's registers. Lane l gives the address of row l %
-  // 16 and column half l / 16.
-  __device__ __forceinline__ void stage(const float (&o)[kOutputs], Element *staging) const {
+  // The warp's 16 rows in the layout of the tensor map. Each stmatrix writes 16 rows x 16 columns: matrices (row half,
+  // column half) = (0,0) (1,0) (0,1) (1,1), in the order of the accumulator's registers. Lane l gives the address of row
+  // l % 16 and column half l / 16.
+  __device__ __forceinline__ void stage(const float (&o)[kOutputs]) const {
     constexpr int kStepsPerBox = Traits::kBoxCols / 16;
     constexpr uint32_t kXorMask = Traits::kSwizzleBytes / 16 - 1;
     const int lane = threadIdx.x % 32;
+    char *const rows =
+        reinterpret_cast<char *>(smem.out() + (warpgroup * 64 + threadIdx.x % 128 / 32 * 16) * Traits::kBoxCols);
 #pragma unroll
     for (int j = 0; j < Traits::kHeadDim / 16; ++j) {
       uint32_t at = lane % 16 * Traits::kSwizzleBytes + (j % kStepsPerBox) * 32 + lane / 16 * 16;
       at ^= (at >> 3) & (kXorMask << 4);  // the swizzle of the tensor map, which repeats every 8 rows of 128 bytes
       at += (j / kStepsPerBox) * (Traits::kBlockM * Traits::kSwizzleBytes);
-      ptx::stmatrix_x4(reinterpret_cast<char *>(staging) + at, pack2<Element>(o[8 * j], o[8 * j + 1]),
-                       pack2<Element>(o[8 * j + 2], o[8 * j + 3]), pack2<Element>(o[8 * j + 4], o[8 * j + 5]),
-                       pack2<Element>(o[8 * j + 6], o[8 * j + 7]));
+      ptx::stmatrix_x4(rows + at, pack2<Element>(o[8 * j], o[8 * j + 1]), pack2<Element>(o[8 * j + 2], o[8 * j + 3]),
+                       pack2<Element>(o[8 * j + 4], o[8 * j + 5]), pack2<Element>(o[8 * j + 6], o[8 * j + 7]));
     }
   }
 
-  __device__ __forceinline__ void store_box(const WorkTile &tile, const Element *staging) const {
-    const int64_t row0 = Traits::warp_row(tile, warpgroup);
+  // The warpgroup's 64 rows, a column block to a warp: issuing a store takes some hundred clocks.
+  __device__ __forceinline__ void store_boxes(const WorkTile &tile) const {
+    const int64_t row0 = Traits::warpgroup_row(tile, warpgroup);
     if (row0 >= tile.seqlen_q) return;
-    ptx::TmaCoord at;
-    at.row = static_cast<int32_t>(args.q_side.rows - tile.seqlen_q + row0);
-    at.end = tile.q_end;
-    at.head = tile.head;
-    at.batch = Traits::kVarlen && args.q_side.cu_seqlens != nullptr ? 0 : tile.batch;
+    const int warp = ptx::uniform(threadIdx.x % 128 / 32);
 #pragma unroll
-    for (int c = 0; c < Traits::kColBlocks; ++c) {
-      at.col = c * Traits::kBoxCols;
-      if (at.col < args.head_dim_v) ptx::tma_store(&args.out_map, staging + c * Traits::kBlockM * Traits::kBoxCols, at);
+    for (int pass = 0; pass < Traits::kColBlocks; pass += 4) {
+      const int c = pass + warp;
+      const int32_t col = c * Traits::kBoxCols;
+      if (c >= Traits::kColBlocks || col >= args.head_dim_v || !ptx::elect_one()) continue;
+      ptx::TmaCoord at;
+      at.col = col;
+      at.row = static_cast<int32_t>(args.q_side.rows - tile.seqlen_q + row0);
+      at.end = tile.q_end;
+      at.head = tile.head;
+      at.batch = Traits::kVarlen && args.q_side.cu_seqlens != nullptr ? 0 : tile.batch;
+      ptx::tma_store(&args.out_map, smem.out() + (c * Traits::kBlockM + warpgroup * 64) * Traits::kBoxCols, at);
+      ptx::tma_store_commit_group();
     }
-    ptx::tma_store_commit_group();
   }
 };
 

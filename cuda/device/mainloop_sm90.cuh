@@ -22,7 +22,8 @@ namespace flash3::device {
 template <class Traits>
 struct NamedBarriers {
   static __device__ __forceinline__ uint32_t turn(int warpgroup) { return warpgroup; }
-  static __device__ __forceinline__ uint32_t consumers() { return Traits::kConsumers; }
+  static __device__ __forceinline__ uint32_t epilogue(int warpgroup) { return Traits::kConsumers + warpgroup; }
+  static __device__ __forceinline__ uint32_t consumers() { return 2 * Traits::kConsumers; }
 };
 
 template <class Traits>
@@ -161,6 +162,7 @@ struct Mainloop {
                                                    float (&s)[kScores], bool has_next) {
     if (has_next) wait_tile();
     ptx::mbarrier_wait(&smem.v_full[v_state.index()], v_state.parity());
+    if (ptx::elect_one()) ptx::tma_store_wait_read();  // the epilogue is next, and the turn tells the other warps
     take_turn();
     issue_pv(p, o);
     issue_qk(q_descriptor(), s);

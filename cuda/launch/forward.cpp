@@ -39,7 +39,7 @@ core::Status encode_maps(const flash3_params &p, const FwdKernel &kernel, device
   const TensorView out{"out", args->out, p.head_dim_v, rows_q, p.nheads, batch_q};
   const BoxShape q_box{kernel.box_cols, kernel.block_m, kernel.swizzle_bytes};
   const BoxShape kv_box{kernel.box_cols, kernel.block_n, kernel.swizzle_bytes};
-  const BoxShape out_box{kernel.box_cols, 16, kernel.swizzle_bytes};  // rows of a warp
+  const BoxShape out_box{kernel.box_cols, 64, kernel.swizzle_bytes};  // rows of a warpgroup
   core::Status status = encode_tensor_map(q, bf16, q_box, &args->q_map);
   if (status.ok()) status = encode_tensor_map(out, bf16, out_box, &args->out_map);
   if (rows_k == 0) {
