@@ -46,4 +46,26 @@ struct Mask {
   FLASH3_HD bool visible(int64_t i, int64_t j) const { return j >= key_begin(i) && j < key_end(i); }
 };
 
+// The same around one block of keys, for up to 2^16 rows from one row on, in 32 bits: keys are counted from the first one
+// of the block, and what is far away from it is cut to "far".
+struct BlockMask {
+  int32_t begin;   // first visible key of the first row, and one more for every further row
+  int32_t end;     // likewise, behind the last one
+  int32_t length;  // keys of the sequence from the block on: no row sees more
+
+  FLASH3_HD static BlockMask make(const Mask &mask, int64_t first_row, int64_t first_key) {
+    const int64_t diagonal = mask.diagonal(first_row) - first_key;
+    return {mask.window.left < 0 ? -kFar : cut(diagonal - mask.window.left),
+            mask.window.right < 0 ? kFar : cut(diagonal + mask.window.right + 1), cut(mask.seqlen_k - first_key)};
+  }
+
+  // Of row `row`, counted from the first one. May lie outside the block.
+  FLASH3_HD int32_t key_begin(int32_t row) const { return begin + row; }
+  FLASH3_HD int32_t key_end(int32_t row) const { return end + row < length ? end + row : length; }
+
+ private:
+  static constexpr int32_t kFar = 1 << 20;
+  FLASH3_HD static int32_t cut(int64_t x) { return static_cast<int32_t>(x < -kFar ? -kFar : (x > kFar ? kFar : x)); }
+};
+
 }  // namespace flash3::core

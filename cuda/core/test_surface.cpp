@@ -59,6 +59,14 @@ FLASH3_API int32_t flash3_test_mask_visible(int64_t left, int64_t right, int32_t
   return make_mask(left, right, seqlen_q, seqlen_k).visible(i, j);
 }
 
+// keys: begin, end
+FLASH3_API void flash3_test_block_mask_keys(int64_t left, int64_t right, int32_t seqlen_q, int32_t seqlen_k,
+                                            int64_t first_row, int64_t first_key, int32_t row, int32_t *keys) {
+  const BlockMask block = BlockMask::make(make_mask(left, right, seqlen_q, seqlen_k), first_row, first_key);
+  keys[0] = block.key_begin(row);
+  keys[1] = block.key_end(row);
+}
+
 // range: begin, end, full_begin, full_end
 FLASH3_API void flash3_test_block_range(int64_t left, int64_t right, int32_t seqlen_q, int32_t seqlen_k,
                                         int32_t row_begin, int32_t row_end, int32_t block_n, int32_t *range) {

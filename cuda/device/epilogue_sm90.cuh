@@ -25,20 +25,24 @@ struct Epilogue {
 
   __device__ __forceinline__ Epilogue(const FwdArgs &a, SharedStorage &s, int wg) : args(a), smem(s), warpgroup(wg) {}
 
+  // What does not need the output yet; the LSE is written here.
+  __device__ __forceinline__ RowResults finish_rows(const WorkTile &tile, const OnlineSoftmax &softmax) const {
+    const RowResults results = softmax.finish(args.sinks != nullptr ? args.sinks[tile.head] : -INFINITY);
+    store_lse(tile, results.lse);
+    return results;
+  }
+
   // Stages the output in shared memory and stores it through TMA, which still reads there when this returns. All the
   // warps of the warpgroup must know that it has read what was there before.
-  __device__ __forceinline__ void store(const WorkTile &tile, const OnlineSoftmax &softmax,
-                                        float (&o)[kOutputs]) const {
+  __device__ __forceinline__ void store(const WorkTile &tile, const RowResults &results, float (&o)[kOutputs]) const {
     const Repair<Traits> repair{args, tile, Traits::warp_row(tile, warpgroup)};
     const bool suspect = repair.suspect(o);
-    float lse[2];
-    normalise(tile, softmax, o, lse);
-    if (suspect) repair.run(o, lse);
+    normalise(results, o);
+    if (suspect) repair.run(o, results.lse);
     stage(o);
     ptx::fence_proxy_async_shared();
     ptx::bar_sync(NamedBarriers<Traits>::epilogue(warpgroup), 128);
     store_boxes(tile);
-    store_lse(tile, lse);  // behind the fence, which waits for stores to global memory, too
   }
 
   // A tile whose rows see no key: zeros and LSE, without touching shared memory that the producer may be filling.
@@ -62,18 +66,12 @@ struct Epilogue {
     return args.lse + b + tile.head * args.lse_head_stride;
   }
 
-  __device__ __forceinline__ void normalise(const WorkTile &tile, const OnlineSoftmax &softmax, float (&o)[kOutputs],
-                                            float (&lse)[2]) const {
-    const float sink = args.sinks != nullptr ? args.sinks[tile.head] : -INFINITY;
-    const RowResult result[2] = {softmax.finish(0, sink), softmax.finish(1, sink)};
+  static __device__ __forceinline__ void normalise(const RowResults &results, float (&o)[kOutputs]) {
 #pragma unroll
-    for (int i = 0; i < kOutputs; ++i) o[i] *= result[i / 2 % 2].factor;
-    if (__any_sync(0xffffffffu, result[0].empty || result[1].empty)) {
+    for (int i = 0; i < kOutputs; ++i) o[i] *= results.factor[i / 2 % 2];
+    if (!__any_sync(0xffffffffu, results.empty[0] || results.empty[1])) return;
 #pragma unroll
-      for (int i = 0; i < kOutputs; ++i) o[i] = result[i / 2 % 2].empty ? 0.f : o[i];
-    }
-    lse[0] = result[0].lse;
-    lse[1] = result[1].lse;
+    for (int i = 0; i < kOutputs; ++i) o[i] = results.empty[i / 2 % 2] ? 0.f : o[i];
   }
 
   __device__ __forceinline__ void store_lse(const WorkTile &tile, const float (&lse)[2]) const {

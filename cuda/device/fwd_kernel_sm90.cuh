@@ -79,11 +79,15 @@ __device__ __forceinline__ void consume(const FwdArgs &args, typename Traits::Sh
         next.wait();
         started = ptx::uniform(next.tile().valid != 0 && next.tile().range.begin < next.tile().range.end);
         mainloop.finish_and_start(p, o, s, started);
-        epilogue.store(tile, softmax, o);
-        mainloop.join(s);
       } else {
         mainloop.finish(p, o);
-        epilogue.store(tile, softmax, o);
+      }
+      const RowResults results = epilogue.finish_rows(tile, softmax);
+      mainloop.wait_output(o);
+      epilogue.store(tile, results, o);
+      if constexpr (Traits::kOverlapsTiles) {
+        mainloop.join(s);
+      } else {
         next.wait();
       }
     }

@@ -98,9 +98,11 @@ struct Mainloop {
     int32_t n = range.end - 1;
     auto prepare = [&](int32_t block) {
       if (!Traits::kScoreMod && range.is_full(block)) return;
-      const RowScores rows(args, tile, Traits::warp_row(tile, warpgroup));
-      if constexpr (Traits::kScoreMod) rows.modify(s, args, block * kBlockN);
-      if (!range.is_full(block)) rows.mask(s, args.window.left >= 0, block * kBlockN);
+      const int64_t first_row = Traits::warp_row(tile, warpgroup);
+      if constexpr (Traits::kScoreMod) RowScores(args, tile, first_row).modify(s, args, block * kBlockN);
+      if (range.is_full(block)) return;
+      const core::Mask mask{args.window, tile.seqlen_q, tile.seqlen_k};
+      mask_scores(s, core::BlockMask::make(mask, first_row, int64_t{block} * kBlockN), args.window.left >= 0);
     };
 
     release_k(n == range.begin);
@@ -146,18 +148,14 @@ struct Mainloop {
     }
   }
 
-  // The last product of a tile, which completes `o`, and those of all other warpgroups, which leave V to the output.
+  // The last product of a tile, which stays in flight.
   __device__ __forceinline__ void finish(uint32_t (&p)[kScores / 2], float (&o)[kOutputs]) {
     ptx::mbarrier_wait(&smem.v_full[v_state.index()], v_state.parity());
     issue_pv(p, o);
-    wgmma_wait_group<0>();
-    fence_accumulators(o);
-    release(smem.v_empty, v_state);
-    ptx::bar_sync(NamedBarriers<Traits>::consumers(), Traits::kConsumers * 128);
   }
 
-  // The same, and behind it the first product of the next tile, which stays in flight: join() completes `s`. Where
-  // there is no next tile (`has_next`), that product reads whatever lies there, and `s` is of no use.
+  // The same, and behind it the first product of the next tile: join() completes `s`. Where there is no next tile
+  // (`has_next`), that product reads whatever lies there, and `s` is of no use.
   __device__ __forceinline__ void finish_and_start(uint32_t (&p)[kScores / 2], float (&o)[kOutputs],
                                                    float (&s)[kScores], bool has_next) {
     if (has_next) wait_tile();
@@ -167,9 +165,16 @@ struct Mainloop {
     issue_pv(p, o);
     issue_qk(q_descriptor(), s);
     pass_turn();
-    wgmma_wait_group<1>();
+  }
+
+  // Completes `o`, and where the output is going to be staged in the place of V also that of all other warpgroups.
+  __device__ __forceinline__ void wait_output(float (&o)[kOutputs]) {
+    wgmma_wait_group<Traits::kOverlapsTiles ? 1 : 0>();
     fence_accumulators(o);
     release(smem.v_empty, v_state);
+    if constexpr (!Traits::kOverlapsTiles) {
+      ptx::bar_sync(NamedBarriers<Traits>::consumers(), Traits::kConsumers * 128);
+    }
   }
 
   static __device__ __forceinline__ void join(float (&s)[kScores]) {

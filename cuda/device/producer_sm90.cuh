@@ -151,44 +151,67 @@ struct Producer {
       job.k_end = static_cast<int32_t>(k.start + k.len);
       job.kv_head = where.head / args.group;
       job.batch_k = batch_of(args.k_side, where.batch);
-      if (Traits::kQStages > 1 && job.range.count() > 0) load_q(job);
+      if (job.range.count() > 0) load_first(job);
       return job;
     }
     return {};
   }
 
-  // Loads the key blocks of a tile, all but its last V, and K one block ahead of V, as the consumers take them. Returns
-  // where to go on.
+  // What load() needs to know of one of the rings.
+  struct Load {
+    const CUtensorMap *map, *zero_map;
+    int32_t head_dim;
+    typename Traits::Element *to;
+    uint64_t *full, *empty;
+    uint32_t parity, rows;
+    ptx::L2Hint hint;
+    ptx::TmaCoord at;  // without the column
+  };
+
+  // Of a tile that has key blocks: the first block of K, and Q if there is a buffer for it.
+  __device__ __forceinline__ void load_first(const Job &job) {
+    const Load first_k = load_of_k(job, job.range.end - 1);
+    if constexpr (Traits::kQStages == 1) {
+      load(first_k);
+    } else {
+      // In a loop, so that the first tile, when no code is in a cache yet, does not wait for it twice.
+      const Load q = load_of_q(job);
+#pragma unroll 1
+      for (int i = 0; i < 2; ++i) load(i == 0, q, first_k);
+    }
+  }
+
+  // Loads the other key blocks of a tile, all but its last V, and K one block ahead of V, as the consumers take them.
+  // Returns where to go on.
   __device__ __forceinline__ int64_t load_all_but_last(const Job &job) {
     int32_t ticket = 0;
     if (job.valid && job.range.count() <= 1) ticket = claim();
+    if (Traits::kQStages == 1 && job.range.count() > 0) load(load_of_q(job));
 #pragma unroll 1
-    for (int32_t n = job.range.end - 1; n >= job.range.begin; --n) {
-      if (n == job.range.begin + 1) ticket = claim();
-      load_k(job, n);
-      if (n < job.range.end - 1) {
-        load_v(job, n + 1);
-      } else if constexpr (Traits::kQStages == 1) {
-        load_q(job);
-      }
+    for (int32_t n = job.range.end - 2; n >= job.range.begin; --n) {
+      if (n == job.range.begin) ticket = claim();
+      load(load_of_k(job, n));
+      load_v(job, n + 1);
     }
     return successor(ticket);
   }
 
-  __device__ __forceinline__ void load_q(const Job &job) {
-    load<Traits::kBlockM, Traits::kQBytes>(smem.q[q_state.index()], args.q_map, args.q_zero_map, args.head_dim,
-                                           smem.q_full[q_state.index()], smem.q_empty[q_state.index()],
-                                           q_state.parity(), ptx::L2Hint::kEvictFirst,
-                                           {0, job.q_row, job.q_end, job.head, job.batch_q});
+  __device__ __forceinline__ Load load_of_q(const Job &job) {
+    const uint32_t i = q_state.index();
+    const uint32_t parity = q_state.parity();
     q_state.advance();
+    return {&args.q_map,    &args.q_zero_map, args.head_dim,   smem.q[i],
+            &smem.q_full[i], &smem.q_empty[i], parity,          Traits::kBlockM,
+            ptx::L2Hint::kEvictFirst,          {0, job.q_row, job.q_end, job.head, job.batch_q}};
   }
 
-  __device__ __forceinline__ void load_k(const Job &job, int32_t n) {
-    load<Traits::kBlockN, Traits::kKBytes>(smem.k[k_state.index()], args.k_map, args.kv_zero_map, args.head_dim,
-                                           smem.k_full[k_state.index()], smem.k_empty[k_state.index()],
-                                           k_state.parity(), ptx::L2Hint::kEvictLast,
-                                           {0, job.k_row + n * Traits::kBlockN, job.k_end, job.kv_head, job.batch_k});
+  __device__ __forceinline__ Load load_of_k(const Job &job, int32_t n) {
+    const uint32_t i = k_state.index();
+    const uint32_t parity = k_state.parity();
     k_state.advance();
+    return {&args.k_map,    &args.kv_zero_map, args.head_dim,   smem.k[i],
+            &smem.k_full[i], &smem.k_empty[i],  parity,          Traits::kBlockN,
+            ptx::L2Hint::kEvictLast,            {0, job.k_row + n * Traits::kBlockN, job.k_end, job.kv_head, job.batch_k}};
   }
 
   __device__ __forceinline__ void load_v(const Job &job, int32_t n) {
@@ -196,30 +219,36 @@ struct Producer {
       ptx::mbarrier_wait(&smem.out_empty, out_state.parity());  // where the output of the tile before has been staged
       out_state.advance();
     }
-    load<Traits::kBlockN, Traits::kVBytes>(smem.v[v_state.index()], args.v_map, args.kv_zero_map, args.head_dim_v,
-                                           smem.v_full[v_state.index()], smem.v_empty[v_state.index()],
-                                           v_state.parity(), ptx::L2Hint::kEvictLast,
-                                           {0, job.k_row + n * Traits::kBlockN, job.k_end, job.kv_head, job.batch_k});
+    const uint32_t i = v_state.index();
+    load({&args.v_map, &args.kv_zero_map, args.head_dim_v, smem.v[i], &smem.v_full[i], &smem.v_empty[i],
+          v_state.parity(), Traits::kBlockN, ptx::L2Hint::kEvictLast,
+          {0, job.k_row + n * Traits::kBlockN, job.k_end, job.kv_head, job.batch_k}});
     v_state.advance();
   }
 
-  // Waits until the buffer is free, then loads all column blocks of a tile of kRows rows: those that hold columns of
-  // the head dim from `map`, the others from `zero_map`.
-  template <int kRows, uint32_t kBytes>
-  __device__ __forceinline__ void load(typename Traits::Element *dst, const CUtensorMap &map,
-                                       const CUtensorMap &zero_map, int32_t head_dim, uint64_t &full,
-                                       const uint64_t &empty, uint32_t parity, ptx::L2Hint hint, ptx::TmaCoord at) {
+  // One of two. Field by field, or the compiler keeps both in local memory.
+  static __device__ __forceinline__ void load(bool first, const Load &a, const Load &b) {
+    load({first ? a.map : b.map, first ? a.zero_map : b.zero_map, first ? a.head_dim : b.head_dim,
+          first ? a.to : b.to, first ? a.full : b.full, first ? a.empty : b.empty, first ? a.parity : b.parity,
+          first ? a.rows : b.rows, first ? a.hint : b.hint,
+          {0, first ? a.at.row : b.at.row, first ? a.at.end : b.at.end, first ? a.at.head : b.at.head,
+           first ? a.at.batch : b.at.batch}});
+  }
+
+  // Waits until the buffer is free, then loads all column blocks: those that hold columns of the head dim from `map`, the
+  // others from `zero_map`.
+  static __device__ __forceinline__ void load(const Load &l) {
     if (!ptx::elect_one()) return;
-    ptx::mbarrier_wait(&empty, parity);
-    ptx::mbarrier_arrive_expect_tx(&full, kBytes);
+    ptx::mbarrier_wait(l.empty, l.parity);
+    ptx::mbarrier_arrive_expect_tx(l.full, l.rows * (Traits::kHeadDim * 2));
 #pragma unroll
     for (int c = 0; c < Traits::kColBlocks; ++c) {
-      // Selected and not branched to: the first tile waits for every jump in code that is not in a cache yet.
+      // Selected and not branched to, for the same reason as above.
       const int32_t col = c * Traits::kBoxCols;
-      const bool inside = c == 0 || col < head_dim;
-      const ptx::TmaCoord box = {col, inside ? at.row : 0, inside ? at.end : 0, inside ? at.head : 0,
-                                 inside ? at.batch : 0};
-      ptx::tma_load(dst + c * kRows * Traits::kBoxCols, inside ? &map : &zero_map, &full, hint, box);
+      const bool inside = c == 0 || col < l.head_dim;
+      const ptx::TmaCoord box = {col, inside ? l.at.row : 0, inside ? l.at.end : 0, inside ? l.at.head : 0,
+                                 inside ? l.at.batch : 0};
+      ptx::tma_load(l.to + c * l.rows * Traits::kBoxCols, inside ? l.map : l.zero_map, l.full, l.hint, box);
     }
   }
 

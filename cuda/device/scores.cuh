@@ -83,33 +83,33 @@ struct RowScores {
                                        : dot * args.scale_log2;
     return fmaf(-alibi_slope_log2, fabsf(static_cast<float>(distance)), x);
   }
+};
 
-  // -inf for every invisible key of the block that starts at key `first_key`.
-  template <int kS>
-  __device__ __forceinline__ void mask(float (&s)[kS], bool has_left, int first_key) const {
-    static_assert(kS / 2 <= 32, "a bit for each of a row's scores");
+// Bit 2 * j + c: whether column 8 * j + 2 * (lane % 4) + c, the place of score s[4 * j + 2 * r + c], is below `end`.
+template <int kS>
+__device__ __forceinline__ uint32_t scores_before(int end) {
+  static_assert(kS / 2 <= 32, "a bit for each of a row's scores");
+  const int own = min(max(end - 2 * static_cast<int>(threadIdx.x % 4), 0), 2 * kS);
+  const int count = own / 8 * 2 + min(own % 8, 2);
+  return count < 32 ? (1u << count) - 1 : 0xffffffffu;
+}
+
+// -inf for every invisible key of a block. `block` counts rows from the warp's first one.
+template <int kS>
+__device__ __forceinline__ void mask_scores(float (&s)[kS], const core::BlockMask &block, bool has_left) {
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      uint32_t visible = scores_before<kS>(key_end[r] - first_key);
-      if (has_left) visible &= ~scores_before<kS>(key_begin[r] - first_key);
+  for (int r = 0; r < 2; ++r) {
+    const int row = threadIdx.x % 32 / 4 + 8 * r;
+    uint32_t visible = scores_before<kS>(block.key_end(row));
+    if (has_left) visible &= ~scores_before<kS>(block.key_begin(row));
 #pragma unroll
-      for (int j = 0; j < kS / 4; ++j) {
+    for (int j = 0; j < kS / 4; ++j) {
 #pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          if ((visible >> (2 * j + c) & 1) == 0) s[4 * j + 2 * r + c] = -INFINITY;
-        }
+      for (int c = 0; c < 2; ++c) {
+        if ((visible >> (2 * j + c) & 1) == 0) s[4 * j + 2 * r + c] = -INFINITY;
       }
     }
   }
-
- private:
-  // Bit 2 * j + c: whether column 8 * j + 2 * (lane % 4) + c, the place of score s[4 * j + 2 * r + c], is below `end`.
-  template <int kS>
-  __device__ __forceinline__ uint32_t scores_before(int end) const {
-    const int own = min(max(end - 2 * (lane % 4), 0), 2 * kS);
-    const int count = own / 8 * 2 + min(own % 8, 2);
-    return count < 32 ? (1u << count) - 1 : 0xffffffffu;
-  }
-};
+}
 
 }  // namespace flash3::device

@@ -42,10 +42,11 @@ __device__ __forceinline__ float quad_sum(float x) {
   return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
-struct RowResult {
-  float lse;     // natural logarithm
-  float factor;  // turns the accumulated output into the result; 0 for an empty row
-  bool empty;    // no key was visible: the result is 0 whatever was accumulated, NaN included
+// Of a thread's two rows.
+struct RowResults {
+  float lse[2];     // natural logarithm
+  float factor[2];  // turns the accumulated output into the result
+  bool empty[2];    // no key was visible: the result is 0 whatever was accumulated, NaN included
 };
 
 // Exponentials are taken relative to a reference per row, which need not be the running maximum: any reference gives
@@ -131,20 +132,23 @@ struct OnlineSoftmax {
     }
   }
 
-  // What is left to do for row r. A sink (-inf: none) is one more logit without a value.
-  __device__ __forceinline__ RowResult finish(int r, float sink) const {
-    const float sum = quad_sum(row_sum[r]);
+  // What is left to do for the rows. A sink (-inf: none) is one more logit without a value.
+  __device__ __forceinline__ RowResults finish(float sink) const {
+    RowResults out;
     const float sink_log2 = sink * core::kLog2e;
-    const float top = fmaxf(reference[r], sink_log2);
-    const float keep = ptx::ex2(reference[r] - top);
-    // A sink of +inf leaves nothing to the keys, but is no NaN.
-    const float total = sum * keep + (sink_log2 == top ? 1.f : ptx::ex2(sink_log2 - top));
-    RowResult out;
-    // The first visible score gave the row its reference.
-    out.empty = sum == 0.f && reference[r] == -INFINITY;
-    // The approximations of the hardware do: total is at least 1, as the largest term is, or the sink.
-    out.lse = out.empty ? sink : (top + ptx::lg2(total)) * core::kLn2;
-    out.factor = out.empty ? 0.f : keep * ptx::rcp(total);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float sum = quad_sum(row_sum[r]);
+      const float top = fmaxf(reference[r], sink_log2);
+      const float keep = ptx::ex2(reference[r] - top);
+      // A sink of +inf leaves nothing to the keys, but is no NaN.
+      const float total = sum * keep + (sink_log2 == top ? 1.f : ptx::ex2(sink_log2 - top));
+      // The first visible score gave the row its reference.
+      out.empty[r] = sum == 0.f && reference[r] == -INFINITY;
+      // The approximations of the hardware do: total is at least 1, as the largest term is, or the sink.
+      out.lse[r] = out.empty[r] ? sink : (top + ptx::lg2(total)) * core::kLn2;
+      out.factor[r] = keep * ptx::rcp(total);
+    }
     return out;
   }
 };

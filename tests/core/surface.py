@@ -17,6 +17,7 @@ _int32_p = POINTER(c_int32)
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "mask_keys": (None, [c_int64, c_int64, c_int32, c_int32, _int32_p]),
     "mask_visible": (c_int32, [c_int64, c_int64, c_int32, c_int32, c_int64, c_int64]),
+    "block_mask_keys": (None, [c_int64, c_int64, c_int32, c_int32, c_int64, c_int64, c_int32, _int32_p]),
     "block_range": (None, [c_int64, c_int64, *[c_int32] * 5, _int32_p]),
     "seq_span": (None, [c_void_p, c_void_p, c_int64, c_int32, POINTER(c_int64), _int32_p]),
     "sections": (None, [c_int32, c_int32, c_int64, c_int64, _int32_p]),
@@ -81,6 +82,11 @@ class MaskCase:
 
     def visible(self, i: int, j: int) -> bool:
         return bool(_function("mask_visible")(*self._args(), i, j))
+
+    def block_mask_keys(self, first_row: int, first_key: int, row: int) -> tuple[int, int]:
+        """Visible keys of row first_row + row, counted from first_key; may lie outside the sequence."""
+        begin, end = _int32s(2, "block_mask_keys", *self._args(), first_row, first_key, row)
+        return begin, end
 
     def block_range(self, row_begin: int, row_end: int, block_n: int) -> tuple[int, int, int, int]:
         """begin, end, full_begin, full_end"""
