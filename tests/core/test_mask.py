@@ -58,3 +58,19 @@ def test_widest_windows_hide_nothing(side: int, seqlen_q: int, seqlen_k: int) ->
         assert case.visible(i, 0)
         assert case.visible(i, seqlen_k - 1)
         assert not case.visible(i, seqlen_k)
+
+
+@given(big_sides, big_sides, big_lengths, big_lengths, st.data())
+def test_around_a_block(left: int, right: int, seqlen_q: int, seqlen_k: int, data: st.DataObject) -> None:
+    """The 32-bit form that the kernels use: the same keys of a block, for rows near its first one."""
+    case = MaskCase(left, right, seqlen_q, seqlen_k)
+    first_row = data.draw(st.sampled_from(sorted({0, seqlen_q // 2, max(0, seqlen_q - 200)})))
+    near = [0, seqlen_k // 2, seqlen_k - 1, first_row + seqlen_k - seqlen_q - left, first_row + seqlen_k - seqlen_q]
+    first_key = data.draw(st.sampled_from([min(max(0, x), seqlen_k - 1) // 128 * 128 for x in near]))
+    for row in (0, 1, 63, 191):
+        if first_row + row >= seqlen_q:
+            continue
+        begin, end = case.block_mask_keys(first_row, first_key, row)
+        for key in (0, 1, 64, 127, begin - 1, begin, end - 1, end):
+            if 0 <= key < 256:
+                assert (begin <= key < end) == case.sees(first_row + row, first_key + key)
