@@ -105,23 +105,18 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) fwd_kernel_sm90(const __g
   extern __shared__ __align__(1024) unsigned char shared_memory[];
   auto &smem = *reinterpret_cast<typename Traits::SharedStorage *>(shared_memory);
   const int warpgroup = ptx::uniform(threadIdx.x / 128);
+  if (threadIdx.x == 0) {
+    init_barriers<Traits>(smem);
+    ptx::prefetch_tensormap(&args.q_map);
+    ptx::prefetch_tensormap(&args.k_map);
+    ptx::prefetch_tensormap(&args.v_map);
+    ptx::prefetch_tensormap(&args.out_map);
+  }
+  __syncthreads();
   if (warpgroup == 0) {
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
-    // Looks for its first tile before it joins the other warps at the barrier.
-    if (threadIdx.x < 32) {
-      Producer<Traits>(args, smem).run();
-    } else {
-      __syncthreads();
-    }
+    if (threadIdx.x < 32) Producer<Traits>(args, smem).run();
   } else {
-    if (threadIdx.x == 128) {
-      init_barriers<Traits>(smem);
-      ptx::prefetch_tensormap(&args.q_map);
-      ptx::prefetch_tensormap(&args.k_map);
-      ptx::prefetch_tensormap(&args.v_map);
-      ptx::prefetch_tensormap(&args.out_map);
-    }
-    __syncthreads();
     ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
     consume<Traits>(args, smem, warpgroup - 1);
   }

@@ -50,17 +50,14 @@ struct Producer {
 
   __device__ __forceinline__ Producer(const FwdArgs &a, SharedStorage &s) : args(a), smem(s) {}
 
-  // Runs on one whole warp: all lanes look for tiles, the first one issues the loads. Joins the other warps at the
-  // block's barrier, behind which the mbarriers can be used, once the first tile is found: when no code is in a cache
-  // yet, that takes as long as what the others do before.
+  // Runs on one whole warp: all lanes look for tiles, the first one issues the loads.
   __device__ __forceinline__ void run() {
     if (packed_q()) ptx::wait_for_previous_kernel();  // first_m_block is its work
     Job job;
     int64_t t = blockIdx.x;
-    bool joined = false;
     do {
       // The next tile is looked for, and its Q loaded, before the last load of this one, which waits longest.
-      const Job next = next_job(t, joined);
+      const Job next = next_job(t);
       if (job.range.count() > 0) load_v(job, job.range.begin);
       job = next;
       t = load_all_but_last(job);
@@ -120,7 +117,7 @@ struct Producer {
   }
 
   // The first tile from number t on that has rows, announced to the consumers, with Q on its way if there is room.
-  __device__ __forceinline__ Job next_job(int64_t t, bool &joined) {
+  __device__ __forceinline__ Job next_job(int64_t t) {
     for (; t < num_tiles(); t = successor(claim())) {
       const core::Tile where = decode(static_cast<int32_t>(t));
       const core::SeqSpan q = span(args.q_side, where.batch);
@@ -139,8 +136,6 @@ struct Producer {
       tile.seqlen_k = k.len;
       tile.q_start = static_cast<int32_t>(q.start);
       tile.q_end = static_cast<int32_t>(q.start + q.len);
-      if (!joined) __syncthreads();
-      joined = true;
       if (is_leader()) publish(tile);
 
       Job job;
@@ -159,8 +154,6 @@ struct Producer {
       if (job.range.count() > 0) load_first(job);
       return job;
     }
-    if (!joined) __syncthreads();
-    joined = true;
     return {};
   }
 
