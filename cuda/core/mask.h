@@ -46,8 +46,8 @@ struct Mask {
   FLASH3_HD bool visible(int64_t i, int64_t j) const { return j >= key_begin(i) && j < key_end(i); }
 };
 
-// The same around one block of keys, for up to 2^16 rows from one row on, in 32 bits: keys are counted from the first one
-// of the block, and what is far away from it is cut to "far".
+// The same around one block of keys, for up to 2^16 rows from one row on, in 32 bits: keys are counted from the first
+// one of the block, and what is far away from it is cut to "far".
 struct BlockMask {
   int32_t begin;   // first visible key of the first row, and one more for every further row
   int32_t end;     // likewise, behind the last one

@@ -86,8 +86,8 @@ struct Epilogue {
   }
 
   // The warp's 16 rows in the layout of the tensor map. Each stmatrix writes 16 rows x 16 columns: matrices (row half,
-  // column half) = (0,0) (1,0) (0,1) (1,1), in the order of the accumulator's registers. Lane l gives the address of row
-  // l % 16 and column half l / 16.
+  // column half) = (0,0) (1,0) (0,1) (1,1), in the order of the accumulator's registers. Lane l gives the address of
+  // row l % 16 and column half l / 16.
   __device__ __forceinline__ void stage(const float (&o)[kOutputs]) const {
     constexpr int kStepsPerBox = Traits::kBoxCols / 16;
     constexpr uint32_t kXorMask = Traits::kSwizzleBytes / 16 - 1;

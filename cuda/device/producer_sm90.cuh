@@ -200,18 +200,32 @@ struct Producer {
     const uint32_t i = q_state.index();
     const uint32_t parity = q_state.parity();
     q_state.advance();
-    return {&args.q_map,    &args.q_zero_map, args.head_dim,   smem.q[i],
-            &smem.q_full[i], &smem.q_empty[i], parity,          Traits::kBlockM,
-            ptx::L2Hint::kEvictFirst,          {0, job.q_row, job.q_end, job.head, job.batch_q}};
+    return {&args.q_map,
+            &args.q_zero_map,
+            args.head_dim,
+            smem.q[i],
+            &smem.q_full[i],
+            &smem.q_empty[i],
+            parity,
+            Traits::kBlockM,
+            ptx::L2Hint::kEvictFirst,
+            {0, job.q_row, job.q_end, job.head, job.batch_q}};
   }
 
   __device__ __forceinline__ Load load_of_k(const Job &job, int32_t n) {
     const uint32_t i = k_state.index();
     const uint32_t parity = k_state.parity();
     k_state.advance();
-    return {&args.k_map,    &args.kv_zero_map, args.head_dim,   smem.k[i],
-            &smem.k_full[i], &smem.k_empty[i],  parity,          Traits::kBlockN,
-            ptx::L2Hint::kEvictLast,            {0, job.k_row + n * Traits::kBlockN, job.k_end, job.kv_head, job.batch_k}};
+    return {&args.k_map,
+            &args.kv_zero_map,
+            args.head_dim,
+            smem.k[i],
+            &smem.k_full[i],
+            &smem.k_empty[i],
+            parity,
+            Traits::kBlockN,
+            ptx::L2Hint::kEvictLast,
+            {0, job.k_row + n * Traits::kBlockN, job.k_end, job.kv_head, job.batch_k}};
   }
 
   __device__ __forceinline__ void load_v(const Job &job, int32_t n) {
@@ -220,23 +234,36 @@ struct Producer {
       out_state.advance();
     }
     const uint32_t i = v_state.index();
-    load({&args.v_map, &args.kv_zero_map, args.head_dim_v, smem.v[i], &smem.v_full[i], &smem.v_empty[i],
-          v_state.parity(), Traits::kBlockN, ptx::L2Hint::kEvictLast,
+    load({&args.v_map,
+          &args.kv_zero_map,
+          args.head_dim_v,
+          smem.v[i],
+          &smem.v_full[i],
+          &smem.v_empty[i],
+          v_state.parity(),
+          Traits::kBlockN,
+          ptx::L2Hint::kEvictLast,
           {0, job.k_row + n * Traits::kBlockN, job.k_end, job.kv_head, job.batch_k}});
     v_state.advance();
   }
 
   // One of two. Field by field, or the compiler keeps both in local memory.
   static __device__ __forceinline__ void load(bool first, const Load &a, const Load &b) {
-    load({first ? a.map : b.map, first ? a.zero_map : b.zero_map, first ? a.head_dim : b.head_dim,
-          first ? a.to : b.to, first ? a.full : b.full, first ? a.empty : b.empty, first ? a.parity : b.parity,
-          first ? a.rows : b.rows, first ? a.hint : b.hint,
+    load({first ? a.map : b.map,
+          first ? a.zero_map : b.zero_map,
+          first ? a.head_dim : b.head_dim,
+          first ? a.to : b.to,
+          first ? a.full : b.full,
+          first ? a.empty : b.empty,
+          first ? a.parity : b.parity,
+          first ? a.rows : b.rows,
+          first ? a.hint : b.hint,
           {0, first ? a.at.row : b.at.row, first ? a.at.end : b.at.end, first ? a.at.head : b.at.head,
            first ? a.at.batch : b.at.batch}});
   }
 
-  // Waits until the buffer is free, then loads all column blocks: those that hold columns of the head dim from `map`, the
-  // others from `zero_map`.
+  // Waits until the buffer is free, then loads all column blocks: those that hold columns of the head dim from `map`,
+  // the others from `zero_map`.
   static __device__ __forceinline__ void load(const Load &l) {
     if (!ptx::elect_one()) return;
     ptx::mbarrier_wait(l.empty, l.parity);
