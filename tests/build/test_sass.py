@@ -90,7 +90,7 @@ def test_forward_kernels_use(sass: dict[str, str], instruction: str) -> None:
 
 
 def test_the_barrier_of_the_whole_block_is_reached_from_one_place(sass: dict[str, str]) -> None:
-    """From two, as in the branches of the producer and the consumers, it is no __syncthreads(): synccheck refuses it."""
+    """From two, say the branches of the producer and the consumers, it is no __syncthreads(): synccheck refuses it."""
     places = {name: len(re.findall(r"BAR\.SYNC\S* 0x0 ;", code)) for name, code in sass.items() if FORWARD in name}
     assert places
     assert {name: n for name, n in places.items() if n != 1} == {}
