@@ -26,3 +26,10 @@ FwdKernel fwd_kernel() {
 }
 
 }  // namespace flash3::launch
+
+// Compiles every kernel of one tile config.
+#define FLASH3_INSTANTIATE(dtype, config)                       \
+  template FwdKernel fwd_kernel<dtype, config, false, false>(); \
+  template FwdKernel fwd_kernel<dtype, config, false, true>();  \
+  template FwdKernel fwd_kernel<dtype, config, true, false>();  \
+  template FwdKernel fwd_kernel<dtype, config, true, true>()
