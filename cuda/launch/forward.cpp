@@ -57,7 +57,7 @@ core::Status encode_maps(const flash3_params &p, const FwdKernel &kernel, device
 }
 
 // The scheduler's state in the workspace: a tile counter and, for packed q, the place of each sequence in the order of
-// tiles. A grid with a block for every tile needs neither.
+// tiles. A dense call with a block for every tile needs neither.
 struct SchedulerState {
   int32_t *tile_counter;
   int32_t *first_m_block;  // NULL for dense q
@@ -120,14 +120,14 @@ int64_t most_tiles(const flash3_params &p, const FwdKernel &kernel) {
 
 // A block may use more than 48 KB of shared memory only after this, once a kernel and device.
 cudaError_t allow_shared_memory(const FwdKernel &kernel, int32_t device) {
-  static std::atomic<const void *> allowed[64][16];
+  static std::atomic<const void *> allowed[64][kMostKernels];
   std::atomic<const void *> *row = device < 64 ? allowed[device] : nullptr;
-  for (int i = 0; row != nullptr && i < 16; ++i) {
+  for (int i = 0; row != nullptr && i < kMostKernels; ++i) {
     if (row[i].load(std::memory_order_acquire) == kernel.function) return cudaSuccess;
   }
   const cudaError_t error = cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                  static_cast<int>(kernel.shared_bytes));
-  for (int i = 0; error == cudaSuccess && row != nullptr && i < 16; ++i) {
+  for (int i = 0; error == cudaSuccess && row != nullptr && i < kMostKernels; ++i) {
     const void *none = nullptr;
     if (row[i].compare_exchange_strong(none, kernel.function)) break;
   }
