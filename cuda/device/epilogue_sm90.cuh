@@ -61,8 +61,7 @@ struct Epilogue {
 
  private:
   __device__ __forceinline__ float *lse_row(const WorkTile &tile) const {
-    const bool packed = Traits::kVarlen && args.q_side.cu_seqlens != nullptr;
-    const int64_t b = packed ? tile.q_start : tile.batch * args.lse_batch_stride;
+    const int64_t b = Traits::packed(args.q_side) ? tile.q_start : tile.batch * args.lse_batch_stride;
     return args.lse + b + tile.head * args.lse_head_stride;
   }
 
@@ -119,7 +118,7 @@ struct Epilogue {
       at.row = static_cast<int32_t>(args.q_side.rows - tile.seqlen_q + row0);
       at.end = tile.q_end;
       at.head = tile.head;
-      at.batch = Traits::kVarlen && args.q_side.cu_seqlens != nullptr ? 0 : tile.batch;
+      at.batch = Traits::packed(args.q_side) ? 0 : tile.batch;
       ptx::tma_store(&args.out_map, smem.out() + (c * Traits::kBlockM + warpgroup * 64) * Traits::kBoxCols, at);
       ptx::tma_store_commit_group();
     }

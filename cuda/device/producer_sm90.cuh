@@ -50,13 +50,13 @@ struct Producer {
 
   __device__ __forceinline__ Producer(const FwdArgs &a, SharedStorage &s) : args(a), smem(s) {}
 
-  // Runs on one whole warp: all lanes look for tiles, the first one issues the loads.
+  // Runs on one whole warp: all lanes look for tiles, one issues the loads.
   __device__ __forceinline__ void run() {
     if (packed_q()) ptx::wait_for_previous_kernel();  // first_m_block is its work
     Job job;
     int64_t t = blockIdx.x;
     do {
-      // The next tile is looked for, and its Q loaded, before the last load of this one, which waits longest.
+      // The next tile is looked for, and its first loads issued, before the last load of this one, which waits longest.
       const Job next = next_job(t);
       if (job.range.count() > 0) load_v(job, job.range.begin);
       job = next;
@@ -93,11 +93,6 @@ struct Producer {
     return {0, static_cast<int32_t>(side.rows)};
   }
 
-  // The batch coordinate in a tensor map.
-  static __device__ __forceinline__ int32_t batch_of(const core::SeqSide &side, int32_t b) {
-    return Traits::kVarlen && side.cu_seqlens != nullptr ? 0 : b;
-  }
-
   __device__ __forceinline__ core::VarlenSchedule varlen() const {
     return {args.first_m_block, args.nheads, args.batch};
   }
@@ -116,7 +111,7 @@ struct Producer {
     return int64_t{gridDim.x} + __shfl_sync(0xffffffffu, ticket, 0);
   }
 
-  // The first tile from number t on that has rows, announced to the consumers, with Q on its way if there is room.
+  // The first tile from number t on that has rows, announced to the consumers, with its first loads on their way.
   __device__ __forceinline__ Job next_job(int64_t t) {
     for (; t < num_tiles(); t = successor(claim())) {
       const core::Tile where = decode(static_cast<int32_t>(t));
@@ -146,11 +141,11 @@ struct Producer {
       job.q_row = static_cast<int32_t>(args.q_side.rows) - q.len + row_begin;
       job.q_end = tile.q_end;
       job.head = where.head;
-      job.batch_q = batch_of(args.q_side, where.batch);
+      job.batch_q = Traits::packed(args.q_side) ? 0 : where.batch;
       job.k_row = static_cast<int32_t>(args.k_side.rows) - k.len;
       job.k_end = static_cast<int32_t>(k.start + k.len);
       job.kv_head = where.head / args.group;
-      job.batch_k = batch_of(args.k_side, where.batch);
+      job.batch_k = Traits::packed(args.k_side) ? 0 : where.batch;
       if (job.range.count() > 0) load_first(job);
       return job;
     }

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/block_range.h"
+#include "core/seqlen.h"
 #include "core/tile_config.h"
 
 namespace flash3::device {
@@ -37,7 +38,7 @@ struct TileTraits {
   // Whether a tile begins while the one before ends. Where there is no room for a second Q, there is none for the
   // output either: that is staged in the place of V then, and the next tile's V has to wait.
   static constexpr bool kOverlapsTiles = kQStages > 1;
-  static constexpr int kTileSlots = 4;
+  static constexpr int kTileSlots = 4;  // the tile that ends, the one that begins, and those that the producer found
   static constexpr bool kExactMax = kConfig.exact_max;
   static_assert(kBlockM % 64 == 0, "a consumer warpgroup owns 64 rows");
   static_assert(kBlockN % 16 == 0 && kBlockN <= 256, "P * V takes 16 keys a step, Q * K^T at most 256 keys");
@@ -73,6 +74,10 @@ struct TileTraits {
 
     __device__ __forceinline__ Element *out() { return kOverlapsTiles ? own_out : v[0]; }
   };
+  // Whether that side of the call is packed: without a batch dimension.
+  static __device__ __forceinline__ bool packed(const core::SeqSide &side) {
+    return kVarlen && side.cu_seqlens != nullptr;
+  }
   // First row of a consumer warpgroup, and of the calling thread's warp in it, in the sequence. 64 bits, since a tile
   // may end behind row 2^31.
   static __device__ __forceinline__ int64_t warpgroup_row(const WorkTile &tile, int warpgroup) {
