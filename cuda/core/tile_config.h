@@ -16,23 +16,34 @@ struct TileConfig {
   int32_t block_n;   // keys of a block
   int32_t stages;    // K and V blocks in flight, each
   int32_t q_stages;  // 2: Q of the next tile is loaded, and its first scores computed, while this tile ends
-  bool exact_max;    // the softmax follows the running maximum in every block; see OnlineSoftmax for the other way
-  // The costs that decide between the configs of a head dim, as measured on an H200: clocks of a tile, and of each of
-  // its key blocks in addition.
+  // Tiles that a multiprocessor works on side by side: `streams` in one thread block of the warp-specialised kernel,
+  // or one in each of `blocks_per_sm` thread blocks of the kernel for short sequences.
+  int32_t streams;
+  int32_t blocks_per_sm;
+  bool exact_max;  // the softmax follows the running maximum in every block; see OnlineSoftmax for the other way
+  // The costs that decide between the configs of a head dim, as measured on an H200: clocks of a multiprocessor for a
+  // tile, and for each of its key blocks in addition.
   int32_t tile_clocks, block_clocks;
+  int32_t most_rows;  // longest query sequence that it is made for; 0: any
+
+  constexpr bool is_short() const { return blocks_per_sm > 1; }
 };
 
 // Wide heads are bound by the tensor cores: looking for the maximum costs them no time, and the way around it
 // registers.
 // clang-format off
 inline constexpr TileConfig kTileConfigs[] = {
-    // head_dim, block_m, block_n, stages, q_stages, exact_max, tile_clocks, block_clocks
-    {64, 192, 128, 4, 2, false, 5600, 2330},
-    {64, 128, 128, 4, 2, false, 4900, 1750},
-    {96, 128, 128, 2, 2, false, 0, 0},
-    {128, 128, 128, 2, 2, false, 0, 0},
-    {192, 128, 96, 2, 1, true, 0, 0},
-    {256, 128, 80, 2, 1, true, 0, 0},
+    // head_dim, block_m, block_n, stages, q_stages, streams, blocks_per_sm, exact_max, tile_clocks, block_clocks, most_rows
+    {64, 192, 128, 4, 2, 1, 1, false, 5600, 2330, 0},
+    {64, 256, 64, 4, 2, 1, 1, false, 5640, 1740, 0},
+    {64, 128, 64, 4, 2, 2, 1, false, 2850, 890, 0},
+    {64, 64, 64, 1, 1, 1, 4, true, 1400, 640, 256},
+    {96, 128, 128, 2, 2, 1, 1, false, 2800, 2300, 0},
+    {96, 64, 64, 1, 1, 1, 3, true, 1500, 850, 256},
+    {128, 128, 128, 2, 2, 1, 1, false, 2800, 2600, 0},
+    {128, 64, 64, 1, 1, 1, 3, true, 1500, 1000, 256},
+    {192, 128, 96, 2, 1, 1, 1, true, 0, 0, 0},
+    {256, 128, 80, 2, 1, 1, 1, true, 0, 0, 0},
 };
 // clang-format on
 
@@ -51,10 +62,12 @@ constexpr const TileConfig *tile_config(int32_t head_dim, int32_t head_dim_v) {
 // What one head of one sequence costs, roughly. Long sequences are not counted tile by tile but taken as without mask,
 // which makes less and less of a difference.
 inline int64_t estimated_clocks(const TileConfig &config, const Mask &mask) {
-  constexpr int64_t kMostCounted = 64;
-  const int64_t tiles = (int64_t{mask.seqlen_q} + config.block_m - 1) / config.block_m;
-  const int64_t all_blocks = (int64_t{mask.seqlen_k} + config.block_n - 1) / config.block_n;
-  if (tiles > kMostCounted) return tiles * (config.tile_clocks + all_blocks * config.block_clocks);
+  constexpr int32_t kMostCounted = 8192;
+  if (mask.seqlen_q > kMostCounted) {
+    const int64_t tiles = (int64_t{mask.seqlen_q} + config.block_m - 1) / config.block_m;
+    const int64_t blocks = (int64_t{mask.seqlen_k} + config.block_n - 1) / config.block_n;
+    return tiles * (config.tile_clocks + blocks * config.block_clocks);
+  }
   int64_t clocks = 0;
   for (int64_t first = 0; first < mask.seqlen_q; first += config.block_m) {
     const int64_t end = first + config.block_m < mask.seqlen_q ? first + config.block_m : mask.seqlen_q;
@@ -64,13 +77,43 @@ inline int64_t estimated_clocks(const TileConfig &config, const Mask &mask) {
   return clocks;
 }
 
-// Among the configs of a class of head dims, the index of the one that costs a sequence of that mask least.
-inline int32_t cheapest_config(int32_t class_head_dim, const Mask &mask) {
+// The lengths of a call as far as the host knows them: those of every sequence, or only what they are on average.
+struct Workload {
+  Mask mask;            // with the mean lengths
+  bool q_vary, k_vary;  // sequences have different lengths
+  int64_t longest_q;
+
+  // Lengths that vary are taken as spread evenly between none and twice the mean.
+  static constexpr int32_t kSamples = 8;
+
+  Mask sample(int32_t i) const {
+    const auto length = [=](int32_t mean, bool varies) {
+      if (!varies) return mean;
+      const int64_t part = int64_t{mean} * (2 * i + 1) / kSamples;
+      constexpr int64_t kMost = INT32_MAX;
+      return static_cast<int32_t>(part < 1 ? 1 : (part > kMost ? kMost : part));
+    };
+    return {mask.window, length(mask.seqlen_q, q_vary), length(mask.seqlen_k, k_vary)};
+  }
+};
+
+inline int64_t estimated_clocks(const TileConfig &config, const Workload &work) {
+  if (!work.q_vary && !work.k_vary) return estimated_clocks(config, work.mask);
+  int64_t clocks = 0;
+  for (int32_t i = 0; i < Workload::kSamples; ++i)
+    clocks += estimated_clocks(config, work.sample(i)) / Workload::kSamples;
+  return clocks;
+}
+
+// Among the configs of a class of head dims, the index of the one that costs least.
+inline int32_t cheapest_config(int32_t class_head_dim, const Workload &work) {
   int32_t best = -1;
   int64_t least = 0;
   for (int32_t i = 0; i < kNumTileConfigs; ++i) {
-    if (kTileConfigs[i].head_dim != class_head_dim) continue;
-    const int64_t clocks = estimated_clocks(kTileConfigs[i], mask);
+    const TileConfig &config = kTileConfigs[i];
+    if (config.head_dim != class_head_dim) continue;
+    if (config.most_rows > 0 && work.longest_q > config.most_rows) continue;
+    const int64_t clocks = estimated_clocks(config, work);
     if (best >= 0 && clocks >= least) continue;
     best = i;
     least = clocks;

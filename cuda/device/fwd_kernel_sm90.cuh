@@ -103,10 +103,10 @@ __device__ __forceinline__ void consume(const FwdArgs &args, typename Traits::Sh
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, 1) fwd_kernel_sm90(const __grid_constant__ FwdArgs args) {
   extern __shared__ __align__(1024) unsigned char shared_memory[];
-  auto &smem = *reinterpret_cast<typename Traits::SharedStorage *>(shared_memory);
+  auto *const smem = reinterpret_cast<typename Traits::SharedStorage *>(shared_memory);
   const int warpgroup = ptx::uniform(threadIdx.x / 128);
   if (threadIdx.x == 0) {
-    init_barriers<Traits>(smem);
+    for (int i = 0; i < Traits::kStreams; ++i) init_barriers<Traits>(smem[i]);
     ptx::prefetch_tensormap(&args.q_map);
     ptx::prefetch_tensormap(&args.k_map);
     ptx::prefetch_tensormap(&args.v_map);
@@ -115,10 +115,11 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) fwd_kernel_sm90(const __g
   __syncthreads();
   if (warpgroup == 0) {
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
-    if (threadIdx.x < 32) Producer<Traits>(args, smem).run();
+    const int stream = ptx::uniform(threadIdx.x / 32);
+    if (stream < Traits::kStreams) Producer<Traits>(args, smem[stream], stream).run();
   } else {
     ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
-    consume<Traits>(args, smem, warpgroup - 1);
+    consume<Traits>(args, smem[(warpgroup - 1) / Traits::kConsumers], (warpgroup - 1) % Traits::kConsumers);
   }
 }
 

@@ -21,9 +21,15 @@ namespace flash3::device {
 // Named barriers; CUTLASS keeps the hardware's first eight to itself.
 template <class Traits>
 struct NamedBarriers {
-  static __device__ __forceinline__ uint32_t turn(int warpgroup) { return warpgroup; }
-  static __device__ __forceinline__ uint32_t epilogue(int warpgroup) { return Traits::kConsumers + warpgroup; }
-  static __device__ __forceinline__ uint32_t consumers() { return 2 * Traits::kConsumers; }
+  static __device__ __forceinline__ uint32_t turn(int warpgroup) { return first() + warpgroup; }
+  static __device__ __forceinline__ uint32_t epilogue(int warpgroup) {
+    return Traits::kWarpgroups + first() + warpgroup;
+  }
+  static __device__ __forceinline__ uint32_t first() {
+    if constexpr (Traits::kStreams == 1) return 0;
+    return ptx::uniform(threadIdx.x / 128 - 1) / Traits::kConsumers * Traits::kConsumers;
+  }
+  static __device__ __forceinline__ uint32_t consumers() { return 2 * Traits::kWarpgroups; }
 };
 
 template <class Traits>
@@ -133,7 +139,7 @@ struct Mainloop {
             softmax.update(s, correction);
             pack_probabilities<Element>(s, p);
           }
-          rescale(o, correction);
+          softmax.rescale(o, correction);
         }
       }
       if (ptx::uniform(n >= range.begin)) {
@@ -142,7 +148,7 @@ struct Mainloop {
           prepare(n);
           softmax.update(s, correction);
         });
-        rescale(o, correction);
+        softmax.rescale(o, correction);
         --n;
       }
     }
@@ -216,13 +222,6 @@ struct Mainloop {
   __device__ __forceinline__ void issue_pv(uint32_t (&p)[kScores / 2], float (&o)[kOutputs]) const {
     gemm_rs<Element, Traits::kHeadDim, kBlockN, Traits::kSwizzleBytes>(
         p, v_low + v_state.index() * (Traits::kVBytes / 16), o);
-  }
-
-  // Row maxima settle after a few blocks; from then on the factor is 1 nearly always.
-  __device__ __forceinline__ static void rescale(float (&o)[kOutputs], const float (&correction)[2]) {
-    if (__all_sync(0xffffffffu, correction[0] == 1.f && correction[1] == 1.f)) return;
-#pragma unroll
-    for (int i = 0; i < kOutputs; ++i) o[i] *= correction[(i / 2) % 2];
   }
 
   // Lets V of this tile in where the output of the tile before, if there is one, has been staged.

@@ -132,6 +132,14 @@ struct OnlineSoftmax {
     }
   }
 
+  // Row maxima settle after a few blocks; from then on the factor is 1 nearly always.
+  template <int kO>
+  static __device__ __forceinline__ void rescale(float (&o)[kO], const float (&correction)[2]) {
+    if (__all_sync(0xffffffffu, correction[0] == 1.f && correction[1] == 1.f)) return;
+#pragma unroll
+    for (int i = 0; i < kO; ++i) o[i] *= correction[(i / 2) % 2];
+  }
+
   // What is left to do for the rows. A sink (-inf: none) is one more logit without a value.
   __device__ __forceinline__ RowResults finish(float sink) const {
     RowResults out;

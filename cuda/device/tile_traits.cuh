@@ -35,20 +35,30 @@ struct TileTraits {
   static constexpr int kBlockN = kConfig.block_n;
   static constexpr int kStages = kConfig.stages;
   static constexpr int kQStages = kConfig.q_stages;
-  // Whether a tile begins while the one before ends. Where there is no room for a second Q, there is none for the
-  // output either: that is staged in the place of V then, and the next tile's V has to wait.
+  // The kernel for short sequences, or the warp-specialised one.
+  static constexpr bool kIsShort = kConfig.is_short();
+  // Whether a tile begins while the one before ends. Where the warp-specialised kernel has no room for a second Q,
+  // there is none for the output either: that is staged in the place of V then, and the next tile's V has to wait.
   static constexpr bool kOverlapsTiles = kQStages > 1;
+  static constexpr bool kStagesInV = !kIsShort && !kOverlapsTiles;
   static constexpr int kTileSlots = 4;  // the tile that ends, the one that begins, and those that the producer found
   static constexpr bool kExactMax = kConfig.exact_max;
   static_assert(kBlockM % 64 == 0, "a consumer warpgroup owns 64 rows");
   static_assert(kBlockN % 16 == 0 && kBlockN <= 256, "P * V takes 16 keys a step, Q * K^T at most 256 keys");
 
+  // A stream is what works on one tile: a producer warp, kConsumers warpgroups and a SharedStorage. The producer warps
+  // are of one warpgroup.
+  static constexpr int kStreams = kConfig.streams;
   static constexpr int kConsumers = kBlockM / 64;
-  static constexpr int kThreads = 128 * (kConsumers + 1);
+  static constexpr int kWarpgroups = kConsumers * kStreams;
+  static constexpr int kBlocksPerSm = kConfig.blocks_per_sm;
+  static constexpr int kThreads = 128 * (kWarpgroups + (kIsShort ? 0 : 1));
   // 64 K registers, handed from the producer to the consumers in steps of 8.
-  static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 32;
-  static constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : 160;
-  static_assert(kConsumers == 2 || kConsumers == 3, "register budgets exist for 2 and 3 consumer warpgroups");
+  static constexpr int kProducerRegisters = kWarpgroups == 2 ? 40 : 32;
+  static constexpr int kConsumerRegisters = kWarpgroups == 2 ? 232 : kWarpgroups == 3 ? 160 : 112;
+  static_assert(kIsShort || (kWarpgroups >= 2 && kWarpgroups <= 4), "register budgets: 2 to 4 consumer warpgroups");
+  // Rings find their place by the low bits of a count.
+  static_assert((kStages & (kStages - 1)) == 0 && (kQStages & (kQStages - 1)) == 0, "powers of two");
 
   // Columns of one TMA box and of one swizzle pattern.
   static constexpr int kSwizzleBytes = kHeadDim % 64 == 0 ? 128 : 64;
@@ -60,19 +70,29 @@ struct TileTraits {
   static constexpr uint32_t kKBytes = kBlockN * kHeadDim * 2;
   static constexpr uint32_t kVBytes = kBlockN * kHeadDim * 2;
 
+  // What the loads of a tile need to know, as TMA coordinates.
+  struct Job {
+    bool valid = false;  // no: no tile is left
+    core::BlockRange range = {0, 0, 0, 0};
+    int32_t q_row, q_end, head, batch_q;
+    int32_t k_row, k_end, kv_head, batch_k;  // k_row: of key 0
+    int32_t number, round;                   // of the tile, in the kernel for short sequences
+  };
+
   struct SharedStorage {
     alignas(1024) Element q[kQStages][kBlockM * kHeadDim];
     alignas(1024) Element k[kStages][kBlockN * kHeadDim];
     alignas(1024) Element v[kStages][kBlockN * kHeadDim];
-    alignas(1024) Element own_out[kOverlapsTiles ? kBlockM * kHeadDim : 1];
+    alignas(1024) Element own_out[kStagesInV ? 1 : kBlockM * kHeadDim];
     uint64_t q_full[kQStages], q_empty[kQStages];
     uint64_t k_full[kStages], k_empty[kStages];
     uint64_t v_full[kStages], v_empty[kStages];
     uint64_t tile_full[kTileSlots], tile_empty[kTileSlots];
     uint64_t out_empty;  // where the output is staged in the place of V
     WorkTile tile[kTileSlots];
+    Job job[kIsShort ? kTileSlots : 1];
 
-    __device__ __forceinline__ Element *out() { return kOverlapsTiles ? own_out : v[0]; }
+    __device__ __forceinline__ Element *out() { return kStagesInV ? v[0] : own_out; }
   };
   // Whether that side of the call is packed: without a batch dimension.
   static __device__ __forceinline__ bool packed(const core::SeqSide &side) {
@@ -86,8 +106,8 @@ struct TileTraits {
   static __device__ __forceinline__ int64_t warp_row(const WorkTile &tile, int warpgroup) {
     return warpgroup_row(tile, warpgroup) + (threadIdx.x % 128) / 32 * 16;
   }
-  static_assert(kOverlapsTiles || kStages * kBlockN >= kBlockM, "room for the output");
-  static_assert(sizeof(SharedStorage) <= 232448, "a block has 227 KB of shared memory");
+  static_assert(!kStagesInV || kStages * kBlockN >= kBlockM, "room for the output");
+  static_assert(kStreams * sizeof(SharedStorage) <= 232448, "a block has 227 KB of shared memory");
 };
 
 }  // namespace flash3::device

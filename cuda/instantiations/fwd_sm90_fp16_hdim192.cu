@@ -2,6 +2,6 @@
 
 namespace flash3::launch {
 
-FLASH3_INSTANTIATE(FLASH3_FLOAT16, 4);
+FLASH3_INSTANTIATE(FLASH3_FLOAT16, 8);
 
 }  // namespace flash3::launch

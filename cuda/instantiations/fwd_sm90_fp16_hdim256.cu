@@ -2,6 +2,6 @@
 
 namespace flash3::launch {
 
-FLASH3_INSTANTIATE(FLASH3_FLOAT16, 5);
+FLASH3_INSTANTIATE(FLASH3_FLOAT16, 9);
 
 }  // namespace flash3::launch

@@ -57,7 +57,7 @@ core::Status encode_maps(const flash3_params &p, const FwdKernel &kernel, device
 }
 
 // The scheduler's state in the workspace: a tile counter and, for packed q, the place of each sequence in the order of
-// tiles. A dense call with a block for every tile needs neither.
+// tiles. A dense call with a stream for every tile needs neither, nor does the kernel for short sequences.
 struct SchedulerState {
   int32_t *tile_counter;
   int32_t *first_m_block;  // NULL for dense q
@@ -65,13 +65,20 @@ struct SchedulerState {
   bool needs_preparing() const { return tile_counter != nullptr; }
 };
 
-SchedulerState scheduler_state(const flash3_params &p, bool one_tile_a_block) {
+SchedulerState scheduler_state(const flash3_params &p, const FwdKernel &kernel, bool one_tile_a_stream) {
   const core::WorkspaceLayout layout = core::workspace_layout(p);
   char *workspace = static_cast<char *>(p.workspace);
   const bool packed = p.cu_seqlens_q != nullptr;
-  if (one_tile_a_block && !packed) return {nullptr, nullptr};
+  if (kernel.is_short || (one_tile_a_stream && !packed)) return {nullptr, nullptr};
   return {reinterpret_cast<int32_t *>(workspace + layout.tile_counter),
           packed ? reinterpret_cast<int32_t *>(workspace + layout.first_m_block) : nullptr};
+}
+
+// Tiles of a sequence and head: of every one of a dense call. In a packed one the lengths are only known on the device,
+// and the kernel for short sequences shares out the tiles of one of mean length.
+int32_t num_m_blocks(const flash3_params &p, const FwdKernel &kernel) {
+  const int64_t rows = p.cu_seqlens_q != nullptr ? (p.total_q + p.batch - 1) / p.batch : p.seqlen_q;
+  return core::ceil_div(static_cast<int32_t>(rows), kernel.block_m);
 }
 
 core::Status make_args(const flash3_params &p, const FwdKernel &kernel, const SchedulerState &state,
@@ -93,8 +100,8 @@ core::Status make_args(const flash3_params &p, const FwdKernel &kernel, const Sc
   args->group = p.nheads / p.nheads_k;
   args->head_dim = p.head_dim;
   args->head_dim_v = p.head_dim_v;
-  args->num_m_blocks = core::ceil_div(static_cast<int32_t>(args->q_side.rows), kernel.block_m);
-  args->num_tiles = packed_q ? 0 : args->num_m_blocks * p.nheads * p.batch;
+  args->num_m_blocks = num_m_blocks(p, kernel);
+  args->num_tiles = packed_q && !kernel.is_short ? 0 : args->num_m_blocks * p.nheads * p.batch;
   args->kv_bytes_per_key = 2 * (int64_t{p.head_dim} + p.head_dim_v);
   args->l2_budget = args->window.limited() ? core::kL2BudgetCausal : core::kL2Budget;
   // Of packed keys only the mean length is known here; the order of tiles is a matter of speed alone.
@@ -114,7 +121,7 @@ core::Status make_args(const flash3_params &p, const FwdKernel &kernel, const Sc
 
 // Upper bound: the lengths of a packed call are only known on the device.
 int64_t most_tiles(const flash3_params &p, const FwdKernel &kernel) {
-  if (p.cu_seqlens_q == nullptr) return (p.seqlen_q + kernel.block_m - 1) / kernel.block_m * p.nheads * p.batch;
+  if (p.cu_seqlens_q == nullptr || kernel.is_short) return int64_t{num_m_blocks(p, kernel)} * p.nheads * p.batch;
   return (p.total_q / kernel.block_m + p.batch) * p.nheads;
 }
 
@@ -178,8 +185,8 @@ core::Status forward(const flash3_params &params, void *stream) {
   }
   const DeviceGuard guard(device.ordinal);
   if (guard.error() != cudaSuccess) return cuda_error("cudaSetDevice", guard.error());
-  const int64_t most_blocks = std::max(device.multiprocessors - params.sm_margin, 1);
-  const SchedulerState state = scheduler_state(params, tiles <= most_blocks);
+  const int64_t most_blocks = std::max(device.multiprocessors - params.sm_margin, 1) * kernel->blocks_per_sm;
+  const SchedulerState state = scheduler_state(params, *kernel, tiles <= most_blocks * kernel->streams);
   cudaError_t error = enqueue_scheduler(params, *kernel, state, static_cast<cudaStream_t>(stream));
   if (error != cudaSuccess) return cuda_error("preparing the tile scheduler", error);
   device::FwdArgs args;

@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "device/fwd_kernel_sm90.cuh"
+#include "device/short_kernel_sm90.cuh"
 #include "launch/fwd_kernel.h"
 
 namespace flash3::launch {
@@ -14,8 +15,15 @@ FwdKernel fwd_kernel() {
   using Element = std::conditional_t<kDtype == FLASH3_FLOAT16, cutlass::half_t, cutlass::bfloat16_t>;
   using Traits = device::TileTraits<Element, kConfigIndex, kScoreMod, kVarlen>;
   FwdKernel kernel;
-  kernel.function = reinterpret_cast<const void *>(&device::fwd_kernel_sm90<Traits>);
-  kernel.shared_bytes = sizeof(typename Traits::SharedStorage);
+  if constexpr (Traits::kIsShort) {
+    kernel.function = reinterpret_cast<const void *>(&device::short_fwd_kernel_sm90<Traits>);
+  } else {
+    kernel.function = reinterpret_cast<const void *>(&device::fwd_kernel_sm90<Traits>);
+  }
+  kernel.shared_bytes = sizeof(typename Traits::SharedStorage) * Traits::kStreams;
+  kernel.is_short = Traits::kIsShort;
+  kernel.streams = Traits::kStreams;
+  kernel.blocks_per_sm = Traits::kBlocksPerSm;
   kernel.threads = Traits::kThreads;
   kernel.head_dim = Traits::kHeadDim;
   kernel.block_m = Traits::kBlockM;

@@ -11,6 +11,8 @@ struct FwdKernel {
   const void *function;  // __global__ void(device::FwdArgs)
   uint32_t shared_bytes;
   int32_t threads;
+  bool is_short;  // the kernel for short sequences, which needs no tile counter and nothing prepared
+  int32_t streams, blocks_per_sm;
   int32_t head_dim, block_m, block_n;
   int32_t box_cols, swizzle_bytes;
 };

@@ -1,5 +1,8 @@
 #include "launch/kernel_table.h"
 
+#include <utility>
+#include <vector>
+
 #include "core/tile_config.h"
 #include "launch/fwd.h"
 
@@ -8,73 +11,105 @@ namespace {
 
 struct Entry {
   flash3_dtype dtype;
-  int32_t config;           // of core::kTileConfigs; -1 marks the end
+  int32_t config;           // of core::kTileConfigs
   FwdKernel kernels[2][2];  // [modified scores][lengths from device memory]
 };
 
-template <flash3_dtype kDtype, int kConfig>
-Entry entry() {
-  return {kDtype,
-          kConfig,
-          {{fwd_kernel<kDtype, kConfig, false, false>(), fwd_kernel<kDtype, kConfig, false, true>()},
-           {fwd_kernel<kDtype, kConfig, true, false>(), fwd_kernel<kDtype, kConfig, true, true>()}}};
-}
-
 // The build defines FLASH3_HAS_<dtype>_HDIM<d> for every instantiation that it compiles.
-const Entry *table_begin() {
-  static const Entry entries[] = {
-#define FLASH3_ENTRY(dtype, config) entry<dtype, config>()
+constexpr bool is_built(flash3_dtype dtype, int32_t head_dim) {
+  constexpr struct {
+    flash3_dtype dtype;
+    int32_t head_dim;
+  } kBuilt[] = {
 #ifdef FLASH3_HAS_FP16_HDIM64
-      FLASH3_ENTRY(FLASH3_FLOAT16, 0),  FLASH3_ENTRY(FLASH3_FLOAT16, 1),
+      {FLASH3_FLOAT16, 64},
 #endif
 #ifdef FLASH3_HAS_FP16_HDIM96
-      FLASH3_ENTRY(FLASH3_FLOAT16, 2),
+      {FLASH3_FLOAT16, 96},
 #endif
 #ifdef FLASH3_HAS_FP16_HDIM128
-      FLASH3_ENTRY(FLASH3_FLOAT16, 3),
+      {FLASH3_FLOAT16, 128},
 #endif
 #ifdef FLASH3_HAS_FP16_HDIM192
-      FLASH3_ENTRY(FLASH3_FLOAT16, 4),
+      {FLASH3_FLOAT16, 192},
 #endif
 #ifdef FLASH3_HAS_FP16_HDIM256
-      FLASH3_ENTRY(FLASH3_FLOAT16, 5),
+      {FLASH3_FLOAT16, 256},
 #endif
 #ifdef FLASH3_HAS_BF16_HDIM64
-      FLASH3_ENTRY(FLASH3_BFLOAT16, 0), FLASH3_ENTRY(FLASH3_BFLOAT16, 1),
+      {FLASH3_BFLOAT16, 64},
 #endif
 #ifdef FLASH3_HAS_BF16_HDIM96
-      FLASH3_ENTRY(FLASH3_BFLOAT16, 2),
+      {FLASH3_BFLOAT16, 96},
 #endif
 #ifdef FLASH3_HAS_BF16_HDIM128
-      FLASH3_ENTRY(FLASH3_BFLOAT16, 3),
+      {FLASH3_BFLOAT16, 128},
 #endif
 #ifdef FLASH3_HAS_BF16_HDIM192
-      FLASH3_ENTRY(FLASH3_BFLOAT16, 4),
+      {FLASH3_BFLOAT16, 192},
 #endif
 #ifdef FLASH3_HAS_BF16_HDIM256
-      FLASH3_ENTRY(FLASH3_BFLOAT16, 5),
+      {FLASH3_BFLOAT16, 256},
 #endif
-#undef FLASH3_ENTRY
-      {FLASH3_FLOAT16, -1, {}},
+      {FLASH3_FLOAT16, 0},
   };
-  return entries;
+  for (const auto &built : kBuilt) {
+    if (built.dtype == dtype && built.head_dim == head_dim) return true;
+  }
+  return false;
 }
 
-// Of a sequence of the mean length; the lengths of a packed call are only known on the device.
-core::Mask typical_mask(const flash3_params &p) {
-  const int64_t seqlen_q = p.cu_seqlens_q != nullptr ? (p.total_q + p.batch - 1) / p.batch : p.seqlen_q;
-  const int64_t seqlen_k = p.cu_seqlens_k != nullptr ? (p.total_k + p.batch - 1) / p.batch : p.seqlen_k;
-  return {core::Window::make(p.window_left, p.window_right), static_cast<int32_t>(seqlen_q),
-          static_cast<int32_t>(seqlen_k)};
+template <flash3_dtype kDtype, int kConfig>
+Entry entry_if_built() {
+  if constexpr (is_built(kDtype, core::kTileConfigs[kConfig].head_dim)) {
+    return {kDtype,
+            kConfig,
+            {{fwd_kernel<kDtype, kConfig, false, false>(), fwd_kernel<kDtype, kConfig, false, true>()},
+             {fwd_kernel<kDtype, kConfig, true, false>(), fwd_kernel<kDtype, kConfig, true, true>()}}};
+  }
+  return {kDtype, -1, {}};
+}
+
+struct Table {
+  std::vector<Entry> entries;
+
+  template <int... kConfigs>
+  explicit Table(std::integer_sequence<int, kConfigs...>) {
+    for (const Entry &e :
+         {entry_if_built<FLASH3_FLOAT16, kConfigs>()..., entry_if_built<FLASH3_BFLOAT16, kConfigs>()...}) {
+      if (e.config >= 0) entries.push_back(e);
+    }
+  }
+};
+
+const std::vector<Entry> &table() {
+  static const Table built(std::make_integer_sequence<int, core::kNumTileConfigs>{});
+  return built.entries;
+}
+
+// The lengths as far as they are known here: those of a packed call are in device memory.
+core::Workload workload(const flash3_params &p) {
+  const auto mean = [&](int64_t total) { return static_cast<int32_t>((total + p.batch - 1) / p.batch); };
+  const bool packed_q = p.cu_seqlens_q != nullptr;
+  const bool packed_k = p.cu_seqlens_k != nullptr;
+  core::Workload work;
+  work.mask = {core::Window::make(p.window_left, p.window_right),
+               packed_q ? mean(p.total_q) : static_cast<int32_t>(p.seqlen_q),
+               packed_k ? mean(p.total_k) : static_cast<int32_t>(p.seqlen_k)};
+  work.q_vary = packed_q && p.batch > 1;
+  work.k_vary = packed_k && p.batch > 1;
+  const int64_t guess = work.q_vary ? 2 * int64_t{work.mask.seqlen_q} : work.mask.seqlen_q;
+  work.longest_q = packed_q && p.max_seqlen_q > 0 ? p.max_seqlen_q : guess;
+  return work;
 }
 
 // Among the kernels of a dtype the narrowest class of at least that head dim, which is 0 where there is none: a wider
 // kernel computes narrower heads just as well, if the right one was left out of the build.
 int32_t narrowest_class(flash3_dtype dtype, int32_t at_least) {
   int32_t best = 0;
-  for (const Entry *e = table_begin(); e->config >= 0; ++e) {
-    const int32_t head_dim = core::kTileConfigs[e->config].head_dim;
-    if (e->dtype == dtype && head_dim >= at_least && (best == 0 || head_dim < best)) best = head_dim;
+  for (const Entry &e : table()) {
+    const int32_t head_dim = core::kTileConfigs[e.config].head_dim;
+    if (e.dtype == dtype && head_dim >= at_least && (best == 0 || head_dim < best)) best = head_dim;
   }
   return best;
 }
@@ -90,13 +125,13 @@ core::Status find_kernel(const flash3_params &params, const FwdKernel **kernel) 
                        " with head_dim ", params.head_dim, " and head_dim_v ", params.head_dim_v,
                        " has no kernel in this build, which has: ", built_kernels());
   }
-  const int32_t chosen = core::cheapest_config(head_dim, typical_mask(params));
+  const int32_t chosen = core::cheapest_config(head_dim, workload(params));
   // The softmax of the plain kernels relies on scores that grow with the product.
   const bool score_mod = params.softcap > 0.f || params.alibi_slopes != nullptr || !(params.softmax_scale > 0.f);
   const bool varlen = params.cu_seqlens_q != nullptr || params.cu_seqlens_k != nullptr || params.seqused_q != nullptr ||
                       params.seqused_k != nullptr;
-  for (const Entry *e = table_begin(); e->config >= 0; ++e) {
-    if (e->dtype == dtype && e->config == chosen) *kernel = &e->kernels[score_mod][varlen];
+  for (const Entry &e : table()) {
+    if (e.dtype == dtype && e.config == chosen) *kernel = &e.kernels[score_mod][varlen];
   }
   return {};
 }

@@ -17,10 +17,10 @@ from tests.build_dir import BUILD_DIR, built_file
 from tests.core.surface import tile_configs
 
 # Bytes of a thread in its stack frame, and bytes that its instructions store there. A few registers saved now and then
-# are cheap, an accumulator (64 registers, 256 bytes) that goes through memory in every block is not; these limits are
-# under half of one. They bound how much is spilled, not where.
+# are cheap, an accumulator (64 registers, 256 bytes) that goes through memory in every block is not. The most is
+# spilled where four consumer warpgroups leave a thread 112 registers. The limits bound how much is spilled, not where.
 MAX_STACK_BYTES = 96
-MAX_SPILL_BYTES = 128
+MAX_SPILL_BYTES = 160
 
 FORWARD = "fwd_kernel_sm90"
 
@@ -77,7 +77,6 @@ USES = {
     "UTMALDG": "TMA load",
     "UTMASTG": "TMA store",
     "SYNCS": "mbarrier",
-    "USETMAXREG": "setmaxnreg",
 }
 
 
@@ -87,6 +86,12 @@ def test_forward_kernels_use(sass: dict[str, str], instruction: str) -> None:
     assert forward
     missing = [name for name, code in forward.items() if instruction not in code]
     assert missing == [], f"no {USES[instruction]}"
+
+
+def test_warp_specialised_kernels_hand_registers_to_the_consumers(sass: dict[str, str]) -> None:
+    """The others are those for short sequences, which have no producer."""
+    without = {name for name, code in sass.items() if FORWARD in name and "USETMAXREG" not in code}
+    assert without == {name for name in sass if f"short_{FORWARD}" in name}
 
 
 def test_the_barrier_of_the_whole_block_is_reached_from_one_place(sass: dict[str, str]) -> None:

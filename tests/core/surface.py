@@ -29,7 +29,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "tile_class": (c_int32, [c_int32, c_int32]),
     "tile_config": (c_int32, [c_int32, _int32_p]),
     "estimated_clocks": (c_int64, [c_int32, c_int64, c_int64, c_int32, c_int32]),
-    "cheapest_config": (c_int32, [c_int32, c_int64, c_int64, c_int32, c_int32]),
+    "cheapest_config": (c_int32, [c_int32, c_int64, c_int64, c_int32, c_int32, c_int32, c_int64]),
     "workspace_layout": (None, [POINTER(Params), POINTER(c_uint64)]),
     "validate": (c_int32, [POINTER(Params), c_char_p, c_int32]),
     "check_architecture": (c_int32, [c_int32, c_int32, c_char_p, c_char_p, c_int32]),
@@ -144,12 +144,14 @@ class TileConfig(NamedTuple):
     stages: int
     tile_clocks: int
     block_clocks: int
+    most_rows: int
+    is_short: int
 
 
 def tile_configs() -> list[TileConfig]:
     """Every tile shape that kernels are instantiated for."""
     found: list[TileConfig] = []
-    values = (c_int32 * 6)()
+    values = (c_int32 * 8)()
     while _function("tile_config")(len(found), values):
         found.append(TileConfig(*values))
     return found
@@ -166,8 +168,19 @@ def estimated_clocks(index: int, left: int, right: int, seqlen_q: int, seqlen_k:
     return clocks
 
 
-def cheapest_config(class_head_dim: int, left: int, right: int, seqlen_q: int, seqlen_k: int) -> int:
-    index: int = _function("cheapest_config")(class_head_dim, left, right, seqlen_q, seqlen_k)
+def cheapest_config(
+    class_head_dim: int,
+    left: int,
+    right: int,
+    seqlen_q: int,
+    seqlen_k: int,
+    *,
+    vary: bool = False,
+    longest_q: int | None = None,
+) -> int:
+    """vary: the lengths are means."""
+    longest = seqlen_q if longest_q is None else longest_q
+    index: int = _function("cheapest_config")(class_head_dim, left, right, seqlen_q, seqlen_k, vary, longest)
     return index
 
 

@@ -24,8 +24,6 @@ def test_smallest_class_that_holds_both(head_dim: int, head_dim_v: int) -> None:
 def test_estimate_counts_every_tile_and_block(index: int, left: int, right: int, seqlen_q: int, seqlen_k: int) -> None:
     config = CONFIGS[index]
     firsts = range(0, seqlen_q, config.block_m)
-    if len(firsts) > 64:
-        return
     mask = MaskCase(left, right, seqlen_q, seqlen_k)
     blocks = 0
     for first in firsts:
@@ -37,11 +35,29 @@ def test_estimate_counts_every_tile_and_block(index: int, left: int, right: int,
 
 @given(st.sampled_from(CLASSES), sides, sides, st.integers(1, 2**31 - 1), st.integers(0, 2**31 - 1))
 def test_the_cheapest_of_the_class(head_dim: int, left: int, right: int, seqlen_q: int, seqlen_k: int) -> None:
-    of_class = [i for i, config in enumerate(CONFIGS) if config.head_dim == head_dim]
+    of_class = [
+        i
+        for i, config in enumerate(CONFIGS)
+        if config.head_dim == head_dim and (config.most_rows == 0 or seqlen_q <= config.most_rows)
+    ]
     chosen = cheapest_config(head_dim, left, right, seqlen_q, seqlen_k)
     assert chosen in of_class
     least = min(estimated_clocks(i, left, right, seqlen_q, seqlen_k) for i in of_class)
     assert estimated_clocks(chosen, left, right, seqlen_q, seqlen_k) == least
+
+
+@given(st.sampled_from(CLASSES), sides, sides, st.integers(1, 2**31 - 1), st.integers(0, 2**31 - 1))
+def test_lengths_that_vary_never_get_a_config_made_for_shorter_ones(
+    head_dim: int, left: int, right: int, mean: int, longest: int
+) -> None:
+    config = CONFIGS[cheapest_config(head_dim, left, right, mean, mean, vary=True, longest_q=longest)]
+    assert config.head_dim == head_dim
+    assert config.most_rows == 0 or longest <= config.most_rows
+
+
+@pytest.mark.parametrize("head_dim", CLASSES)
+def test_every_class_has_a_config_for_any_length(head_dim: int) -> None:
+    assert any(config.most_rows == 0 for config in CONFIGS if config.head_dim == head_dim)
 
 
 @pytest.mark.parametrize(
@@ -49,13 +65,24 @@ def test_the_cheapest_of_the_class(head_dim: int, left: int, right: int, seqlen_
     [
         (0, 512, 128),
         (0, 1024, 128),
-        (0, 2048, 192),
+        (0, 2048, 128),
+        (0, 4096, 192),
         (0, 16384, 192),
-        (-1, 512, 192),
-        (-1, 1024, 192),
+        (-1, 512, 256),
+        (-1, 1024, 256),
+        (-1, 2048, 192),
         (-1, 16384, 192),
         (-1, 128, 128),
+        (-1, 34, 64),
     ],
 )
 def test_head_dim_64_as_measured(right: int, seqlen: int, block_m: int) -> None:
     assert CONFIGS[cheapest_config(64, -1, right, seqlen, seqlen)].block_m == block_m
+
+
+@pytest.mark.parametrize(
+    ("mean", "longest", "is_short"), [(34, 34, True), (70, 128, True), (197, 256, False), (49, 16384, False)]
+)
+def test_packed_head_dim_128_as_measured(mean: int, longest: int, is_short: bool) -> None:
+    index = cheapest_config(128, -1, 0, mean, mean, vary=True, longest_q=longest)
+    assert bool(CONFIGS[index].is_short) is is_short

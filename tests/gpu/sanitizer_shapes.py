@@ -32,7 +32,14 @@ CASES: list[Case] = [
     (BF16, [(100, 150), (7, 5), (150, 260)], (2, 1), (128, 128), True, {"causal": True, "window_size": (64, 0)}),
     (BF16, [(100, 50), (129, 129)], (2, 2), (256, 256), True, {}),
     (HALF, [(100, 50), (129, 129), (0, 0)], (2, 1), (192, 192), True, {"causal": True}),
+    # The tile shapes of head dim 64: 192, 256 and twice 128 rows.
+    (BF16, [(190, 1000)], (2, 1), (64, 64), False, {}),
+    (BF16, [(256, 512)], (1, 1), (64, 64), False, {}),
+    (HALF, [(300, 300)] * 3, (2, 2), (64, 64), False, {"causal": True}),
+    # The kernel for short sequences; the last one has sequences much longer than the mean.
     (BF16, [(20, 30)] * 40, (2, 1), (96, 96), True, {"causal": True}),
+    (BF16, [(34, 34)] * 500, (1, 1), (128, 128), False, {"window_size": (20, 3)}),
+    (HALF, [(5, 9)] * 40 + [(200, 150), (0, 3), (3, 0), (150, 10)], (2, 1), (64, 64), True, {"causal": True}),
 ]
 
 
@@ -63,7 +70,8 @@ def main() -> int:
     for seed, case in enumerate(CASES):
         text = run(case, seed)
         wrong += text is not None
-        print(f"{case}: {text or 'right'}", flush=True)
+        dtype, lengths, *rest = case
+        print(f"{dtype.name}, {len(lengths)} up to {max(lengths)}, {rest}: {text or 'right'}", flush=True)
     return int(wrong > 0)
 
 

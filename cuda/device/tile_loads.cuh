@@ -1,0 +1,174 @@
+// Finding out what a tile is, and loading Q, K and V for it through TMA.
+#pragma once
+
+#include <cstdint>
+
+#include "core/block_range.h"
+#include "core/tile_scheduler.h"
+#include "device/fwd_args.h"
+#include "device/ptx.cuh"
+#include "device/tile_traits.cuh"
+
+namespace flash3::device {
+
+// A position in a ring of kStages buffers: which buffer, and the parity of its phase that is being waited for. One
+// register, since they are short.
+template <int kStages>
+struct RingState {
+  static_assert(kStages > 0 && (kStages & (kStages - 1)) == 0, "a power of two");
+  uint32_t step;
+
+  // Consumers wait for the first phase of each buffer, producers for the one before it: at once.
+  static __device__ __forceinline__ RingState consumer() { return {0}; }
+  static __device__ __forceinline__ RingState producer() { return {kStages}; }
+
+  __device__ __forceinline__ uint32_t index() const { return step % kStages; }
+  __device__ __forceinline__ uint32_t parity() const { return step / kStages % 2; }
+  __device__ __forceinline__ void advance() { ++step; }
+};
+
+// How many of 32 probes hold, from the first on, one probe a lane (core::find_sequence).
+struct WarpCountLeading {
+  template <class Probe>
+  __device__ __forceinline__ int32_t operator()(Probe probe) const {
+    const uint32_t passed = __ballot_sync(0xffffffffu, probe(threadIdx.x % 32));
+    return __popc(passed);  // probes are monotone: those that hold come first
+  }
+};
+
+template <class Traits>
+struct TileLoads {
+  using SharedStorage = typename Traits::SharedStorage;
+  using Job = typename Traits::Job;
+
+  const FwdArgs &args;
+  SharedStorage &smem;
+
+  __device__ __forceinline__ core::Tile decode(int32_t t) const {
+    if (packed_q()) {
+      return varlen().tile(t, WarpCountLeading{}, [this](int32_t b) {
+        return core::Sections::make(args.nheads, args.group, args.k_side.span(b).len * args.kv_bytes_per_key,
+                                    args.l2_budget);
+      });
+    }
+    return core::DenseSchedule{args.num_m_blocks, args.nheads, args.batch, args.dense_sections}.tile(t);
+  }
+
+  __device__ __forceinline__ bool packed_q() const { return Traits::kVarlen && args.first_m_block != nullptr; }
+
+  static __device__ __forceinline__ core::SeqSpan span(const core::SeqSide &side, int32_t b) {
+    if constexpr (Traits::kVarlen) return side.span(b);
+    return {0, static_cast<int32_t>(side.rows)};
+  }
+
+  __device__ __forceinline__ core::VarlenSchedule varlen() const {
+    return {args.first_m_block, args.nheads, args.batch};
+  }
+
+  __device__ __forceinline__ int64_t num_tiles() const { return packed_q() ? varlen().num_tiles() : args.num_tiles; }
+
+  // What loads and consumers need to know of a tile; false if it has no rows.
+  __device__ __forceinline__ bool describe(const core::Tile &where, WorkTile *tile, Job *job) const {
+    const core::SeqSpan q = span(args.q_side, where.batch);
+    const core::SeqSpan k = span(args.k_side, where.batch);
+    const int32_t row_begin = where.m_block * Traits::kBlockM;
+    if (Traits::kVarlen && row_begin >= q.len) return false;  // seqused_q ends before this tile
+    const int32_t row_end = row_begin + min(Traits::kBlockM, q.len - row_begin);
+
+    tile->m_block = where.m_block;
+    tile->head = where.head;
+    tile->batch = where.batch;
+    tile->valid = 1;
+    tile->range = core::block_range({args.window, q.len, k.len}, row_begin, row_end, Traits::kBlockN);
+    tile->seqlen_q = q.len;
+    tile->seqlen_k = k.len;
+    tile->q_start = static_cast<int32_t>(q.start);
+    tile->q_end = static_cast<int32_t>(q.start + q.len);
+
+    job->valid = true;
+    job->range = tile->range;
+    // Row r of a sequence of length len that ends before row `end` of its tensor is at TMA row (rows - len + r): the
+    // bound of that dimension is the end of the sequence, and what lies behind reads as zero.
+    job->q_row = static_cast<int32_t>(args.q_side.rows) - q.len + row_begin;
+    job->q_end = tile->q_end;
+    job->head = where.head;
+    job->batch_q = Traits::packed(args.q_side) ? 0 : where.batch;
+    job->k_row = static_cast<int32_t>(args.k_side.rows) - k.len;
+    job->k_end = static_cast<int32_t>(k.start + k.len);
+    job->kv_head = where.head / args.group;
+    job->batch_k = Traits::packed(args.k_side) ? 0 : where.batch;
+    return true;
+  }
+
+  // What load() needs to know of one of the rings.
+  struct Load {
+    const CUtensorMap *map, *zero_map;
+    int32_t head_dim;
+    typename Traits::Element *to;
+    uint64_t *full, *empty;
+    uint32_t parity, rows;
+    ptx::L2Hint hint;
+    ptx::TmaCoord at;  // without the column
+  };
+
+  __device__ __forceinline__ Load load_of_q(const Job &job, RingState<Traits::kQStages> state) const {
+    const uint32_t i = state.index();
+    return {&args.q_map,
+            &args.q_zero_map,
+            args.head_dim,
+            smem.q[i],
+            &smem.q_full[i],
+            &smem.q_empty[i],
+            state.parity(),
+            Traits::kBlockM,
+            ptx::L2Hint::kEvictFirst,
+            {0, job.q_row, job.q_end, job.head, job.batch_q}};
+  }
+
+  __device__ __forceinline__ Load load_of_k(const Job &job, int32_t n, RingState<Traits::kStages> state) const {
+    const uint32_t i = state.index();
+    return {&args.k_map,
+            &args.kv_zero_map,
+            args.head_dim,
+            smem.k[i],
+            &smem.k_full[i],
+            &smem.k_empty[i],
+            state.parity(),
+            Traits::kBlockN,
+            ptx::L2Hint::kEvictLast,
+            {0, job.k_row + n * Traits::kBlockN, job.k_end, job.kv_head, job.batch_k}};
+  }
+
+  __device__ __forceinline__ Load load_of_v(const Job &job, int32_t n, RingState<Traits::kStages> state) const {
+    const uint32_t i = state.index();
+    return {&args.v_map,
+            &args.kv_zero_map,
+            args.head_dim_v,
+            smem.v[i],
+            &smem.v_full[i],
+            &smem.v_empty[i],
+            state.parity(),
+            Traits::kBlockN,
+            ptx::L2Hint::kEvictLast,
+            {0, job.k_row + n * Traits::kBlockN, job.k_end, job.kv_head, job.batch_k}};
+  }
+
+  // Waits until the buffer is free, then loads all column blocks: those that hold columns of the head dim from `map`,
+  // the others from `zero_map`.
+  static __device__ __forceinline__ void load(const Load &l) {
+    if (!ptx::elect_one()) return;
+    ptx::mbarrier_wait(l.empty, l.parity);
+    ptx::mbarrier_arrive_expect_tx(l.full, l.rows * (Traits::kHeadDim * 2));
+#pragma unroll
+    for (int c = 0; c < Traits::kColBlocks; ++c) {
+      // Selected and not branched to, for the same reason as above.
+      const int32_t col = c * Traits::kBoxCols;
+      const bool inside = c == 0 || col < l.head_dim;
+      const ptx::TmaCoord box = {col, inside ? l.at.row : 0, inside ? l.at.end : 0, inside ? l.at.head : 0,
+                                 inside ? l.at.batch : 0};
+      ptx::tma_load(l.to + c * l.rows * Traits::kBoxCols, inside ? l.map : l.zero_map, l.full, l.hint, box);
+    }
+  }
+};
+
+}  // namespace flash3::device
