@@ -25,6 +25,24 @@ FLASH3_HD const Element *row_of(const TensorRows &t, int64_t batch, int64_t row,
   return static_cast<const Element *>(t.data) + batch * t.batch_stride + row * t.row_stride + head * t.head_stride;
 }
 
+// outer * tanh(inner * s) for |inner * s| < 1, as y * (terms[0] + terms[1] * y^2 + ..) with y = twice_inner * s. A
+// minimax fit of tanh(x) / x in x^2: relative error 6e-7.
+struct SoftcapPolynomial {
+  static constexpr int kTerms = 6;
+  float twice_inner;
+  float terms[kTerms];
+
+  static SoftcapPolynomial make(float inner, float outer) {
+    constexpr double kFit[kTerms] = {0.9999994135969816,    -0.3332904236737747,  0.1328143379266126,
+                                     -0.051605671558155965, 0.016743112289162327, -0.003067059222384168};
+    SoftcapPolynomial p;
+    p.twice_inner = 2 * inner;
+    double scale = outer / 2.;
+    for (int k = 0; k < kTerms; ++k, scale /= 4) p.terms[k] = static_cast<float>(kFit[k] * scale);
+    return p;
+  }
+};
+
 struct FwdArgs {
   // (col, row, end, head, batch); see launch/tensor_map.h for what the third coordinate does.
   CUtensorMap q_map, k_map, v_map, out_map;
@@ -46,9 +64,10 @@ struct FwdArgs {
   int64_t l2_budget;         // for packed q, whose sections depend on the sequence
   int64_t kv_bytes_per_key;  // of K and V of one KV head, for the tile order
 
-  float scale;                // softmax_scale
-  float scale_log2;           // softmax_scale * log2(e)
-  float softcap;              // 0: off
+  float scale;       // softmax_scale
+  float scale_log2;  // softmax_scale * log2(e)
+  float softcap;     // 0: off
+  SoftcapPolynomial softcap_polynomial;
   const float *alibi_slopes;  // may be NULL
   int64_t alibi_batch_stride;
   const float *sinks;  // may be NULL

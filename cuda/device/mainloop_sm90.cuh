@@ -102,10 +102,12 @@ struct Mainloop {
     for (int i = 0; i < kOutputs; ++i) o[i] = 0.f;
 
     int32_t n = range.end - 1;
+    const float slope = Traits::kScoreMod ? alibi_slope(args, tile) : 0.f;
+    DirectScores direct(args, tile, Traits::warpgroup_row(tile, warpgroup), kBlockN, slope);
     auto prepare = [&](int32_t block) {
       if (!Traits::kScoreMod && range.is_full(block)) return;
       const int64_t first_row = Traits::warp_row(tile, warpgroup);
-      if constexpr (Traits::kScoreMod) RowScores(args, tile, first_row).modify(s, args, block * kBlockN);
+      if constexpr (Traits::kScoreMod) RowScores(args, tile, first_row, slope).modify(s, args, block * kBlockN);
       if (range.is_full(block)) return;
       const core::Mask mask{args.window, tile.seqlen_q, tile.seqlen_k};
       mask_scores(s, core::BlockMask::make(mask, first_row, int64_t{block} * kBlockN), args.window.left >= 0);
@@ -121,8 +123,8 @@ struct Mainloop {
     // The inner loop is the one that counts: whole blocks, whose scores go to the softmax as they are.
     while (ptx::uniform(n >= range.begin)) {
       const bool may_skip_max = !Traits::kExactMax && range.end - 1 - n >= blocks_before && softmax.has_references();
-      if (!Traits::kScoreMod && (Traits::kExactMax || may_skip_max)) {
-        for (; ptx::uniform(range.is_full(n)); --n) {
+      if ((!Traits::kScoreMod || Traits::kDirectScores) && (Traits::kExactMax || may_skip_max)) {
+        for (; ptx::uniform(range.is_full(n) && (!Traits::kDirectScores || direct.good_for(n))); --n) {
           if constexpr (Traits::kExactMax) {
             step(q, s, p, o, [&] {
               release_k(n == range.begin);
@@ -132,10 +134,20 @@ struct Mainloop {
             float sum[2];
             step(q, s, p, o, [&] {
               release_k(n == range.begin);
-              softmax.exponentials(s, sum);
+              if constexpr (Traits::kDirectScores) {
+                direct.exponentials(s, sum, args, tile, Traits::warp_row(tile, warpgroup), int64_t{n} * kBlockN,
+                                    softmax);
+              } else {
+                softmax.exponentials(s, sum);
+              }
             });
             if (softmax.accept(sum)) continue;
-            recompute_scores<Element>(args, tile, Traits::warp_row(tile, warpgroup), n * kBlockN, s);
+            const int64_t first_row = Traits::warp_row(tile, warpgroup);
+            recompute_scores<Element>(args, tile, first_row, n * kBlockN, s);
+            if constexpr (Traits::kDirectScores) {
+              direct.note(sum);
+              RowScores(args, tile, first_row, slope).modify(s, args, n * kBlockN);
+            }
             softmax.update(s, correction);
             pack_probabilities<Element>(s, p);
           }

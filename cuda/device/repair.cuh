@@ -73,7 +73,7 @@ struct Repair {
  private:
   // Columns of this thread: 8 * j + 2 * (lane % 4) and the one behind it, for every j.
   __device__ __forceinline__ void recompute(float (&o)[kOutputs], int r, int64_t row, float lse) const {
-    const RowScores rows(args, tile, first_row);
+    const RowScores rows(args, tile, first_row, alibi_slope(args, tile));
     const int lane = rows.lane;
     const uint32_t quad = 0xfu << (lane / 4 * 4);
     const int32_t kv_head = tile.head / args.group;

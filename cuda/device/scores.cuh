@@ -8,6 +8,7 @@
 #include "core/mask.h"
 #include "device/fwd_args.h"
 #include "device/ptx.cuh"
+#include "device/softmax.cuh"
 #include "device/tile_traits.cuh"
 
 namespace flash3::device {
@@ -23,6 +24,12 @@ __device__ __forceinline__ float tanh_accurate(float x) {
   return fabsf(x) < 0.08f ? small : large;
 }
 
+// The slope of a tile's head in units of log2; 0 without ALiBi.
+__device__ __forceinline__ float alibi_slope(const FwdArgs &args, const WorkTile &tile) {
+  if (args.alibi_slopes == nullptr) return 0.f;
+  return args.alibi_slopes[tile.batch * args.alibi_batch_stride + tile.head] * kLog2e;
+}
+
 // The two rows of one thread: their mask as key ranges, and what the score modifications need. Made where it is used
 // and not kept, since registers are short in the main loop.
 struct RowScores {
@@ -32,8 +39,8 @@ struct RowScores {
   int lane;
 
   // first_row: of the warp, in the sequence.
-  __device__ __forceinline__ RowScores(const FwdArgs &args, const WorkTile &tile, int64_t first_row)
-      : lane(threadIdx.x % 32) {
+  __device__ __forceinline__ RowScores(const FwdArgs &args, const WorkTile &tile, int64_t first_row, float slope)
+      : alibi_slope_log2(slope), lane(threadIdx.x % 32) {
     const core::Mask mask{args.window, tile.seqlen_q, tile.seqlen_k};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -41,10 +48,6 @@ struct RowScores {
       key_begin[r] = mask.key_begin(row);
       key_end[r] = mask.key_end(row);
       diagonal[r] = mask.diagonal(row);
-    }
-    alibi_slope_log2 = 0.f;
-    if (args.alibi_slopes != nullptr) {
-      alibi_slope_log2 = args.alibi_slopes[tile.batch * args.alibi_batch_stride + tile.head] * kLog2e;
     }
   }
 
@@ -82,6 +85,81 @@ struct RowScores {
     const float x = args.softcap > 0.f ? args.softcap * kLog2e * tanh_accurate(dot * (args.scale / args.softcap))
                                        : dot * args.scale_log2;
     return fmaf(-alibi_slope_log2, fabsf(static_cast<float>(distance)), x);
+  }
+};
+
+// Softcap or ALiBi and the exponentials in one step, for blocks whose scores nobody looks at in between: those that are
+// taken without their maximum.
+//
+// Left of the diagonal the distance is linear in the key, and falls into the addend that the reference is in already.
+// The hyperbolic tangent is a polynomial there as long as its arguments are below 1.
+struct DirectScores {
+  float alibi_slope_log2;
+  int32_t end;           // of the blocks it is good for, which are left of the diagonal of all rows of the warpgroup
+  bool in_range = true;  // false once the polynomial was not good enough, for the rest of the tile
+
+  __device__ __forceinline__ DirectScores(const FwdArgs &args, const WorkTile &tile, int64_t first_row, int32_t block_n,
+                                          float slope)
+      : alibi_slope_log2(slope), end(INT32_MAX) {
+    if (args.alibi_slopes == nullptr) return;
+    const int64_t keys = first_row + tile.seqlen_k - tile.seqlen_q + 1;
+    end = args.softcap > 0.f || keys < 0 ? 0 : static_cast<int32_t>(keys / block_n);  // the two together: not here
+  }
+
+  __device__ __forceinline__ bool good_for(int32_t block) const { return in_range && block < end; }
+
+  // From the products in `s` to exponentials and their sums; a sum is infinite where the polynomial does not do.
+  // warp_row: first row of the warp. Every row must have a reference.
+  template <int kS>
+  __device__ __forceinline__ void exponentials(float (&s)[kS], float (&sum)[2], const FwdArgs &args,
+                                               const WorkTile &tile, int64_t warp_row, int64_t first_key,
+                                               const OnlineSoftmax &softmax) const {
+    const int lane = threadIdx.x % 32;
+    const int64_t diagonal = warp_row + lane / 4 + tile.seqlen_k - tile.seqlen_q;
+    const auto distance = static_cast<int32_t>(diagonal - first_key - 2 * (lane % 4));
+    uint32_t bits = 0;
+    if (args.softcap > 0.f) {
+      const SoftcapPolynomial &f = args.softcap_polynomial;
+#pragma unroll
+      for (int i = 0; i < kS; ++i) {
+        const float y = s[i] * f.twice_inner;
+        const float yy = y * y;
+        float value = f.terms[SoftcapPolynomial::kTerms - 1];
+#pragma unroll
+        for (int k = SoftcapPolynomial::kTerms - 2; k >= 0; --k) value = fmaf(value, yy, f.terms[k]);
+        s[i] = ptx::ex2(fmaf(value, y, -softmax.reference[i / 2 % 2]));
+        bits |= __float_as_uint(y);
+      }
+    } else {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float shift = fmaf(-alibi_slope_log2, static_cast<float>(distance + 8 * r), -softmax.reference[r]);
+#pragma unroll
+        for (int j = 0; j < kS / 4; ++j) {
+#pragma unroll
+          for (int c = 0; c < 2; ++c) {
+            float &x = s[4 * j + 2 * r + c];
+            x = ptx::ex2(fmaf(x, args.scale_log2, fmaf(alibi_slope_log2, static_cast<float>(8 * j + c), shift)));
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float part[2] = {0.f, 0.f};
+#pragma unroll
+      for (int j = 0; j < kS / 4; ++j) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) part[c] += s[4 * j + 2 * r + c];
+      }
+      sum[r] = part[0] + part[1];
+    }
+    if ((bits & 0x40000000u) != 0) sum[0] = INFINITY;  // an argument of 1 or more: |y| >= 2
+  }
+
+  // After exponentials() were not accepted.
+  __device__ __forceinline__ void note(const float (&sum)[2]) {
+    if (__any_sync(0xffffffffu, sum[0] == INFINITY)) in_range = false;
   }
 };
 

@@ -130,6 +130,7 @@ struct ShortKernel {
     const uint32_t k = ptx::uniform(Descriptor::k_major(ptx::shared_address(smem.k[0])));
     const uint32_t v = ptx::uniform(Descriptor::template mn_major<kBlockN>(ptx::shared_address(smem.v[0])));
     OnlineSoftmax softmax(Traits::kScoreMod ? 1.f : args.scale_log2);
+    const float slope = Traits::kScoreMod ? alibi_slope(args, tile) : 0.f;
     float s[kScores], o[kOutputs];
     uint32_t p[kScores / 2];
 #pragma unroll
@@ -160,7 +161,7 @@ struct ShortKernel {
       }
 
       const int64_t first_row = Traits::warp_row(tile, 0);
-      if constexpr (Traits::kScoreMod) RowScores(args, tile, first_row).modify(s, args, n * kBlockN);
+      if constexpr (Traits::kScoreMod) RowScores(args, tile, first_row, slope).modify(s, args, n * kBlockN);
       if (!range.is_full(n)) {
         const core::Mask mask{args.window, tile.seqlen_q, tile.seqlen_k};
         mask_scores(s, core::BlockMask::make(mask, first_row, int64_t{n} * kBlockN), args.window.left >= 0);

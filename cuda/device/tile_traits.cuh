@@ -43,6 +43,8 @@ struct TileTraits {
   static constexpr bool kStagesInV = !kIsShort && !kOverlapsTiles;
   static constexpr int kTileSlots = 4;  // the tile that ends, the one that begins, and those that the producer found
   static constexpr bool kExactMax = kConfig.exact_max;
+  // Whether softcap and ALiBi, too, are taken without the maximum where that can be; it takes registers.
+  static constexpr bool kDirectScores = kScoreMod && !kExactMax && kConfig.block_m * kConfig.streams == 128;
   static_assert(kBlockM % 64 == 0, "a consumer warpgroup owns 64 rows");
   static_assert(kBlockN % 16 == 0 && kBlockN <= 256, "P * V takes 16 keys a step, Q * K^T at most 256 keys");
 
