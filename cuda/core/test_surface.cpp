@@ -94,15 +94,13 @@ FLASH3_API void flash3_test_sections(int32_t num_columns, int32_t group, int64_t
   sections[2] = s.group;
 }
 
-FLASH3_API int64_t flash3_test_dense_num_tiles(int32_t num_m_blocks, int32_t nheads, int32_t batch) {
-  return DenseSchedule{num_m_blocks, nheads, batch, {}}.num_tiles();
-}
+FLASH3_API uint32_t flash3_test_quotient(uint32_t n, int64_t divisor) { return Divisor::make(divisor).quotient(n); }
 
 // most: groups in a section at most. tile: m_block, head, batch
 FLASH3_API void flash3_test_dense_tile(int32_t num_m_blocks, int32_t nheads, int32_t batch, int32_t group, int32_t most,
                                        int32_t t, int32_t *tile) {
   const Sections sections = Sections::make(nheads * batch, group, 1, most);
-  put(DenseSchedule{num_m_blocks, nheads, batch, sections}.tile(t), tile);
+  put(DenseSchedule::make(num_m_blocks, nheads, sections).tile(t), tile);
 }
 
 FLASH3_API int32_t flash3_test_find_sequence(const int32_t *first, int32_t n, int32_t x) {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/divisor.h"
 #include "core/macros.h"
 
 namespace flash3::core {
@@ -39,39 +40,66 @@ struct Sections {
     return {groups / count * group, groups % count, group};
   }
 
+  FLASH3_HD uint32_t width(bool wide) const { return narrow + (wide ? group : 0); }
+
   // Tile t of num_m_blocks a column. Inside a section the last m_block of every column comes first: under a causal mask
-  // it is the longest, and the short ones at the end fill the gaps.
-  FLASH3_HD void decode(int32_t t, int32_t num_m_blocks, int32_t *m_block, int32_t *column) const {
-    // Unsigned and 32 bits, since a GPU divides anything else slowly. No product exceeds the number of tiles.
-    const uint32_t wide = narrow + group;
-    const uint32_t tiles_of_wide = num_wide * wide * num_m_blocks;
-    const bool in_wide = static_cast<uint32_t>(t) < tiles_of_wide;
-    const uint32_t width = in_wide ? wide : narrow;
-    const uint32_t from = in_wide ? t : t - tiles_of_wide;
-    const uint32_t tiles_per_section = width * num_m_blocks;
-    const uint32_t section = from / tiles_per_section;
-    const uint32_t r = from - section * tiles_per_section;
-    const uint32_t row = r / width;
+  // it is the longest, and the short ones at the end fill the gaps. `division` divides by the tiles and by the width of
+  // a section: unsigned and in 32 bits, since a GPU divides anything else slowly. No product exceeds the number of
+  // tiles.
+  template <class Division>
+  FLASH3_HD void decode(int32_t t, int32_t num_m_blocks, const Division &division, int32_t *m_block,
+                        int32_t *column) const {
+    const uint32_t tiles_of_wide = num_wide * width(true) * num_m_blocks;
+    const bool wide = static_cast<uint32_t>(t) < tiles_of_wide;
+    const uint32_t from = wide ? t : t - tiles_of_wide;
+    const uint32_t section = division.by_tiles(from, wide);
+    const uint32_t r = from - section * (width(wide) * num_m_blocks);
+    const uint32_t row = division.by_width(r, wide);
     *m_block = static_cast<int32_t>(num_m_blocks - 1 - row);
-    *column = static_cast<int32_t>((in_wide ? 0 : num_wide * wide) + section * width + (r - row * width));
+    *column =
+        static_cast<int32_t>((wide ? 0 : num_wide * width(true)) + section * width(wide) + (r - row * width(wide)));
   }
+};
+
+// For sections that are used once.
+struct SectionDivision {
+  Sections sections;
+  uint32_t num_m_blocks;
+
+  FLASH3_HD uint32_t by_tiles(uint32_t n, bool wide) const { return n / (sections.width(wide) * num_m_blocks); }
+  FLASH3_HD uint32_t by_width(uint32_t n, bool wide) const { return n / sections.width(wide); }
+};
+
+// For those of a whole call.
+struct PreparedSectionDivision {
+  Divisor tiles_wide, tiles_narrow, width_wide, width_narrow;
+
+  static PreparedSectionDivision make(const Sections &s, int64_t num_m_blocks) {
+    return {Divisor::make(s.width(true) * num_m_blocks), Divisor::make(s.width(false) * num_m_blocks),
+            Divisor::make(s.width(true)), Divisor::make(s.width(false))};
+  }
+
+  FLASH3_HD uint32_t by_tiles(uint32_t n, bool wide) const { return (wide ? tiles_wide : tiles_narrow).quotient(n); }
+  FLASH3_HD uint32_t by_width(uint32_t n, bool wide) const { return (wide ? width_wide : width_narrow).quotient(n); }
 };
 
 // Every sequence has the same number of m_blocks.
 struct DenseSchedule {
   int32_t num_m_blocks;
-  int32_t nheads;
-  int32_t batch;
   Sections sections;  // of nheads * batch columns
+  Divisor nheads;
+  PreparedSectionDivision division;
 
-  FLASH3_HD int64_t num_tiles() const { return int64_t{num_m_blocks} * nheads * batch; }
+  static DenseSchedule make(int32_t num_m_blocks, int32_t nheads, const Sections &sections) {
+    return {num_m_blocks, sections, Divisor::make(nheads), PreparedSectionDivision::make(sections, num_m_blocks)};
+  }
 
   FLASH3_HD Tile tile(int32_t t) const {
     Tile out;
     int32_t column;
-    sections.decode(t, num_m_blocks, &out.m_block, &column);
-    out.batch = column / nheads;
-    out.head = column - out.batch * nheads;
+    sections.decode(t, num_m_blocks, division, &out.m_block, &column);
+    out.batch = static_cast<int32_t>(nheads.quotient(column));
+    out.head = column - out.batch * static_cast<int32_t>(nheads.divisor);
     return out;
   }
 };
@@ -110,7 +138,10 @@ struct VarlenSchedule {
     Tile out;
     out.batch = find_sequence(first_m_block, batch, t / nheads, count_leading);
     const int32_t before = first_m_block[out.batch];
-    sections_of(out.batch).decode(t - before * nheads, first_m_block[out.batch + 1] - before, &out.m_block, &out.head);
+    const int32_t num_m_blocks = first_m_block[out.batch + 1] - before;
+    const Sections sections = sections_of(out.batch);
+    const SectionDivision division = {sections, static_cast<uint32_t>(num_m_blocks)};
+    sections.decode(t - before * nheads, num_m_blocks, division, &out.m_block, &out.head);
     return out;
   }
 };

@@ -16,14 +16,12 @@ namespace flash3::device {
 template <class Traits>
 struct Epilogue {
   using Element = typename Traits::Element;
-  using SharedStorage = typename Traits::SharedStorage;
   static constexpr int kOutputs = Traits::kHeadDim / 2;
 
   const FwdArgs &args;
-  SharedStorage &smem;
   const int warpgroup;
 
-  __device__ __forceinline__ Epilogue(const FwdArgs &a, SharedStorage &s, int wg) : args(a), smem(s), warpgroup(wg) {}
+  __device__ __forceinline__ Epilogue(const FwdArgs &a, int wg) : args(a), warpgroup(wg) {}
 
   // What does not need the output yet; the LSE is written here.
   __device__ __forceinline__ RowResults finish_rows(const WorkTile &tile, const OnlineSoftmax &softmax) const {
@@ -32,17 +30,18 @@ struct Epilogue {
     return results;
   }
 
-  // Stages the output in shared memory and stores it through TMA, which still reads there when this returns. All the
-  // warps of the warpgroup must know that it has read what was there before.
-  __device__ __forceinline__ void store(const WorkTile &tile, const RowResults &results, float (&o)[kOutputs]) const {
+  // Stages the warpgroup's output at `to` in shared memory and stores it through TMA, which still reads there when this
+  // returns. All its warps must know that nobody reads there any more.
+  __device__ __forceinline__ void store(const WorkTile &tile, const RowResults &results, float (&o)[kOutputs],
+                                        Element *to) const {
     const Repair<Traits> repair{args, tile, Traits::warp_row(tile, warpgroup)};
     const bool suspect = repair.suspect(o);
     normalise(results, o);
     if (suspect) repair.run(o, results.lse);
-    stage(o);
+    stage(o, to);
     ptx::fence_proxy_async_shared();
     ptx::bar_sync(NamedBarriers<Traits>::epilogue(warpgroup), 128);
-    store_boxes(tile);
+    store_boxes(tile, to);
   }
 
   // A tile whose rows see no key: zeros and LSE, without touching shared memory that the producer may be filling.
@@ -87,24 +86,23 @@ struct Epilogue {
   // The warp's 16 rows in the layout of the tensor map. Each stmatrix writes 16 rows x 16 columns: matrices (row half,
   // column half) = (0,0) (1,0) (0,1) (1,1), in the order of the accumulator's registers. Lane l gives the address of
   // row l % 16 and column half l / 16.
-  __device__ __forceinline__ void stage(const float (&o)[kOutputs]) const {
+  __device__ __forceinline__ void stage(const float (&o)[kOutputs], Element *to) const {
     constexpr int kStepsPerBox = Traits::kBoxCols / 16;
     constexpr uint32_t kXorMask = Traits::kSwizzleBytes / 16 - 1;
     const int lane = threadIdx.x % 32;
-    char *const rows =
-        reinterpret_cast<char *>(smem.out() + (warpgroup * 64 + threadIdx.x % 128 / 32 * 16) * Traits::kBoxCols);
+    char *const rows = reinterpret_cast<char *>(to + threadIdx.x % 128 / 32 * 16 * Traits::kBoxCols);
 #pragma unroll
     for (int j = 0; j < Traits::kHeadDim / 16; ++j) {
       uint32_t at = lane % 16 * Traits::kSwizzleBytes + (j % kStepsPerBox) * 32 + lane / 16 * 16;
       at ^= (at >> 3) & (kXorMask << 4);  // the swizzle of the tensor map, which repeats every 8 rows of 128 bytes
-      at += (j / kStepsPerBox) * (Traits::kBlockM * Traits::kSwizzleBytes);
+      at += (j / kStepsPerBox) * (64 * Traits::kSwizzleBytes);
       ptx::stmatrix_x4(rows + at, pack2<Element>(o[8 * j], o[8 * j + 1]), pack2<Element>(o[8 * j + 2], o[8 * j + 3]),
                        pack2<Element>(o[8 * j + 4], o[8 * j + 5]), pack2<Element>(o[8 * j + 6], o[8 * j + 7]));
     }
   }
 
   // The warpgroup's 64 rows, a column block to a warp: issuing a store takes some hundred clocks.
-  __device__ __forceinline__ void store_boxes(const WorkTile &tile) const {
+  __device__ __forceinline__ void store_boxes(const WorkTile &tile, const Element *to) const {
     const int64_t row0 = Traits::warpgroup_row(tile, warpgroup);
     if (row0 >= tile.seqlen_q) return;
     const int warp = ptx::uniform(threadIdx.x % 128 / 32);
@@ -119,7 +117,7 @@ struct Epilogue {
       at.end = tile.q_end;
       at.head = tile.head;
       at.batch = Traits::packed(args.q_side) ? 0 : tile.batch;
-      ptx::tma_store(&args.out_map, smem.out() + (c * Traits::kBlockM + warpgroup * 64) * Traits::kBoxCols, at);
+      ptx::tma_store(&args.out_map, to + c * 64 * Traits::kBoxCols, at);
       ptx::tma_store_commit_group();
     }
   }

@@ -60,7 +60,8 @@ struct FwdArgs {
   int32_t head_dim, head_dim_v;
   int32_t num_m_blocks;  // dense q: of every sequence; packed q, short sequences: those shared out to blocks
   int32_t num_tiles;     // num_m_blocks of every sequence and head
-  core::Sections dense_sections;
+  core::DenseSchedule dense_schedule;
+  core::Divisor group_divisor, m_blocks_divisor;
   int64_t l2_budget;         // for packed q, whose sections depend on the sequence
   int64_t kv_bytes_per_key;  // of K and V of one KV head, for the tile order
 

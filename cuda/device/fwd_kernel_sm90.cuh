@@ -13,27 +13,6 @@
 
 namespace flash3::device {
 
-template <class Traits>
-__device__ __forceinline__ void init_barriers(typename Traits::SharedStorage &smem) {
-  constexpr int kConsumerWarps = Traits::kConsumers * 4;
-  for (int i = 0; i < Traits::kQStages; ++i) {
-    ptx::mbarrier_init(&smem.q_full[i], 1);
-    ptx::mbarrier_init(&smem.q_empty[i], kConsumerWarps);
-  }
-  for (int i = 0; i < Traits::kStages; ++i) {
-    ptx::mbarrier_init(&smem.k_full[i], 1);
-    ptx::mbarrier_init(&smem.k_empty[i], kConsumerWarps);
-    ptx::mbarrier_init(&smem.v_full[i], 1);
-    ptx::mbarrier_init(&smem.v_empty[i], kConsumerWarps);
-  }
-  ptx::mbarrier_init(&smem.out_empty, kConsumerWarps);
-  for (int i = 0; i < Traits::kTileSlots; ++i) {
-    ptx::mbarrier_init(&smem.tile_full[i], 1);
-    ptx::mbarrier_init(&smem.tile_empty[i], kConsumerWarps);
-  }
-  ptx::fence_mbarrier_init();
-}
-
 // The tiles that the producer publishes, one after the other.
 template <class Traits>
 struct TileReader {
@@ -48,14 +27,16 @@ struct TileReader {
     const core::BlockRange &r = tile().range;
     return {ptx::uniform(r.begin), ptx::uniform(r.end), ptx::uniform(r.full_begin), ptx::uniform(r.full_end)};
   }
-  __device__ __forceinline__ void wait() const { ptx::mbarrier_wait(&smem.tile_full[state.index()], state.parity()); }
+  __device__ __forceinline__ void wait() const {
+    ptx::mbarrier_wait(&smem.barriers.tile_full[state.index()], state.parity());
+  }
 };
 
 template <class Traits>
 __device__ __forceinline__ void consume(const FwdArgs &args, typename Traits::SharedStorage &smem, int warpgroup) {
   using Loop = Mainloop<Traits>;
   Loop mainloop(args, smem, warpgroup);
-  const Epilogue<Traits> epilogue(args, smem, warpgroup);
+  const Epilogue<Traits> epilogue(args, warpgroup);
   TileReader<Traits> reader(smem);
   bool started = false;  // the scores of the tile's first block are in `s`
   float s[Loop::kScores];
@@ -84,7 +65,7 @@ __device__ __forceinline__ void consume(const FwdArgs &args, typename Traits::Sh
       }
       const RowResults results = epilogue.finish_rows(tile, softmax);
       mainloop.wait_output(o);
-      epilogue.store(tile, results, o);
+      epilogue.store(tile, results, o, mainloop.output_place());
       if constexpr (Traits::kOverlapsTiles) {
         mainloop.join(s);
       } else {
@@ -92,7 +73,7 @@ __device__ __forceinline__ void consume(const FwdArgs &args, typename Traits::Sh
       }
     }
     __syncwarp();
-    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&smem.tile_empty[reader.state.index()]);
+    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&smem.barriers.tile_empty[reader.state.index()]);
     reader.state = next.state;
   }
   mainloop.end_turns();
@@ -105,8 +86,9 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) fwd_kernel_sm90(const __g
   extern __shared__ __align__(1024) unsigned char shared_memory[];
   auto *const smem = reinterpret_cast<typename Traits::SharedStorage *>(shared_memory);
   const int warpgroup = ptx::uniform(threadIdx.x / 128);
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < Traits::kStreams; ++i) init_barriers<Traits>(smem[i]);
+  const int warp = ptx::uniform(threadIdx.x / 32);
+  if (warp < Traits::kStreams) init_barriers<Traits>(smem[warp]);
+  if (warp == 4 && ptx::elect_one()) {
     ptx::prefetch_tensormap(&args.q_map);
     ptx::prefetch_tensormap(&args.k_map);
     ptx::prefetch_tensormap(&args.v_map);
@@ -115,8 +97,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) fwd_kernel_sm90(const __g
   __syncthreads();
   if (warpgroup == 0) {
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
-    const int stream = ptx::uniform(threadIdx.x / 32);
-    if (stream < Traits::kStreams) Producer<Traits>(args, smem[stream], stream).run();
+    if (warp < Traits::kStreams) Producer<Traits>(args, smem[warp], warp).run();
   } else {
     ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
     consume<Traits>(args, smem[(warpgroup - 1) / Traits::kConsumers], (warpgroup - 1) % Traits::kConsumers);

@@ -29,7 +29,6 @@ struct NamedBarriers {
     if constexpr (Traits::kStreams == 1) return 0;
     return ptx::uniform(threadIdx.x / 128 - 1) / Traits::kConsumers * Traits::kConsumers;
   }
-  static __device__ __forceinline__ uint32_t consumers() { return 2 * Traits::kWarpgroups; }
 };
 
 template <class Traits>
@@ -69,8 +68,8 @@ struct Mainloop {
 
   // Waits for Q and the first key block of the next tile that has one.
   __device__ __forceinline__ void wait_tile() const {
-    ptx::mbarrier_wait(&smem.q_full[q_state.index()], q_state.parity());
-    ptx::mbarrier_wait(&smem.k_full[k_state.index()], k_state.parity());
+    ptx::mbarrier_wait(&smem.barriers.q_full[q_state.index()], q_state.parity());
+    ptx::mbarrier_wait(&smem.barriers.k_full[k_state.index()], k_state.parity());
   }
 
   // The scores of a tile's first block, for a tile that finish_and_start() did not start.
@@ -90,11 +89,11 @@ struct Mainloop {
                                       uint32_t (&p)[kScores / 2], float (&o)[kOutputs], OnlineSoftmax &softmax) {
     // What does not change in the loop is kept from changing: the descriptors of Q then stay in uniform registers.
     const uint32_t q = q_descriptor();
-    uint64_t *const q_empty = &smem.q_empty[q_state.index()];
+    uint64_t *const q_empty = &smem.barriers.q_empty[q_state.index()];
     q_state.advance();
     // The scores are there: gives back the key block, and Q after the last one.
     const auto release_k = [&](bool last) {
-      release(smem.k_empty, k_state);
+      release(smem.barriers.k_empty, k_state);
       if (last && threadIdx.x % 32 == 0) ptx::mbarrier_arrive(q_empty);
     };
     float correction[2];
@@ -168,7 +167,7 @@ struct Mainloop {
 
   // The last product of a tile, which stays in flight.
   __device__ __forceinline__ void finish(uint32_t (&p)[kScores / 2], float (&o)[kOutputs]) {
-    ptx::mbarrier_wait(&smem.v_full[v_state.index()], v_state.parity());
+    ptx::mbarrier_wait(&smem.barriers.v_full[v_state.index()], v_state.parity());
     issue_pv(p, o);
   }
 
@@ -177,7 +176,7 @@ struct Mainloop {
   __device__ __forceinline__ void finish_and_start(uint32_t (&p)[kScores / 2], float (&o)[kOutputs],
                                                    float (&s)[kScores], bool has_next) {
     if (has_next) wait_tile();
-    ptx::mbarrier_wait(&smem.v_full[v_state.index()], v_state.parity());
+    ptx::mbarrier_wait(&smem.barriers.v_full[v_state.index()], v_state.parity());
     if (ptx::elect_one()) ptx::tma_store_wait_read();  // the epilogue is next, and the turn tells the other warps
     take_turn();
     issue_pv(p, o);
@@ -185,14 +184,24 @@ struct Mainloop {
     pass_turn();
   }
 
-  // Completes `o`, and where the output is going to be staged in the place of V also that of all other warpgroups.
+  // Completes `o`.
   __device__ __forceinline__ void wait_output(float (&o)[kOutputs]) {
     wgmma_wait_group<Traits::kOverlapsTiles ? 1 : 0>();
     fence_accumulators(o);
-    release(smem.v_empty, v_state);
-    if constexpr (!Traits::kOverlapsTiles) {
-      ptx::bar_sync(NamedBarriers<Traits>::consumers(), Traits::kConsumers * 128);
-    }
+    release(smem.barriers.v_empty, v_state);
+  }
+
+  // Where this warpgroup stages its output, once nobody reads there any more. In the place of V the first warpgroup
+  // takes that of the block before the last one, with which the second one has been done for some time, and the second
+  // one that of the last block, which the first one multiplies before it. The producer loads V again when both outputs
+  // have left.
+  __device__ __forceinline__ Element *output_place() const {
+    if constexpr (!Traits::kStagesInV) return smem.own_out + warpgroup * 64 * Traits::kHeadDim;
+    const uint32_t back = 2 - warpgroup;
+    if (v_state.step < back) return smem.v[v_state.step % Traits::kStages];  // no block has been there
+    const RingState<Traits::kStages> block = {v_state.step - back};
+    ptx::mbarrier_wait(&smem.barriers.v_empty[block.index()], block.parity());
+    return smem.v[block.index()];
   }
 
   static __device__ __forceinline__ void join(float (&s)[kScores]) {
@@ -206,10 +215,10 @@ struct Mainloop {
   template <class ToProbabilities>
   __device__ __forceinline__ void step(uint32_t q, float (&s)[kScores], uint32_t (&p)[kScores / 2],
                                        float (&o)[kOutputs], ToProbabilities to_probabilities) {
-    ptx::mbarrier_wait(&smem.k_full[k_state.index()], k_state.parity());
+    ptx::mbarrier_wait(&smem.barriers.k_full[k_state.index()], k_state.parity());
     take_turn();
     issue_qk(q, s);
-    ptx::mbarrier_wait(&smem.v_full[v_state.index()], v_state.parity());
+    ptx::mbarrier_wait(&smem.barriers.v_full[v_state.index()], v_state.parity());
     issue_pv(p, o);
     pass_turn();
     wgmma_wait_group<1>();
@@ -217,7 +226,7 @@ struct Mainloop {
     to_probabilities();
     wgmma_wait_group<0>();
     fence_accumulators(o);
-    release(smem.v_empty, v_state);
+    release(smem.barriers.v_empty, v_state);
     pack_probabilities<Element>(s, p);
   }
 
@@ -240,7 +249,7 @@ struct Mainloop {
   __device__ __forceinline__ void release_out() const {
     if (q_state.step == 0 || !ptx::elect_one()) return;
     ptx::tma_store_wait_read();
-    ptx::mbarrier_arrive(&smem.out_empty);
+    ptx::mbarrier_arrive(&smem.barriers.out_empty);
   }
 
   // One arrival a warp, once the whole warp has read the buffer.

@@ -117,7 +117,8 @@ struct Producer : TileLoads<Traits> {
 
   __device__ __forceinline__ void load_v(const Job &job, int32_t n) {
     if (!Traits::kOverlapsTiles && n == job.range.end - 1) {
-      ptx::mbarrier_wait(&smem.out_empty, out_state.parity());  // where the output of the tile before has been staged
+      ptx::mbarrier_wait(&smem.barriers.out_empty,
+                         out_state.parity());  // where the output of the tile before has been staged
       out_state.advance();
     }
     Loads::load(next_v(job, n));
@@ -140,9 +141,9 @@ struct Producer : TileLoads<Traits> {
 
   // In the leader only.
   __device__ __forceinline__ void publish(const WorkTile &tile) {
-    ptx::mbarrier_wait(&smem.tile_empty[tile_state.index()], tile_state.parity());
+    ptx::mbarrier_wait(&smem.barriers.tile_empty[tile_state.index()], tile_state.parity());
     smem.tile[tile_state.index()] = tile;
-    ptx::mbarrier_arrive(&smem.tile_full[tile_state.index()]);  // release: orders the store before it
+    ptx::mbarrier_arrive(&smem.barriers.tile_full[tile_state.index()]);  // release: orders the store before it
     tile_state.advance();
   }
 };

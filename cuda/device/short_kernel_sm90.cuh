@@ -34,7 +34,7 @@ struct ShortKernel {
   __device__ __forceinline__ ShortKernel(const FwdArgs &a, SharedStorage &s) : args(a), smem(s), loads{a, s} {}
 
   __device__ __forceinline__ void run() {
-    if (warp == 0) init_barriers();
+    if (warp == 0) init_barriers<Traits>(smem);
     RingState<1> q_state = RingState<1>::consumer();
     RingState<1> kv_state = RingState<1>::consumer();
     for (uint32_t i = 0;; ++i) {
@@ -55,17 +55,6 @@ struct ShortKernel {
   }
 
  private:
-  __device__ __forceinline__ void init_barriers() const {
-    if (!ptx::elect_one()) return;
-    ptx::mbarrier_init(&smem.q_full[0], 1);
-    ptx::mbarrier_init(&smem.q_empty[0], 4);
-    ptx::mbarrier_init(&smem.k_full[0], 1);
-    ptx::mbarrier_init(&smem.k_empty[0], 4);
-    ptx::mbarrier_init(&smem.v_full[0], 1);
-    ptx::mbarrier_init(&smem.v_empty[0], 4);
-    ptx::fence_mbarrier_init();
-  }
-
   // The i-th tile of this block, counting the one behind its last. A slot is used again by the fourth tile after: by
   // then all warps have met at a named barrier since they read it.
   __device__ __forceinline__ WorkTile &tile(uint32_t i) const { return smem.tile[i % Traits::kTileSlots]; }
@@ -87,8 +76,8 @@ struct ShortKernel {
     for (; t < args.num_tiles; t += gridDim.x, round = 0) {
       core::Tile where;
       if (packed) {
-        const uint32_t column = static_cast<uint32_t>(t) / static_cast<uint32_t>(args.num_m_blocks);
-        const uint32_t batch = column / static_cast<uint32_t>(args.nheads);
+        const uint32_t column = args.m_blocks_divisor.quotient(static_cast<uint32_t>(t));
+        const uint32_t batch = args.dense_schedule.nheads.quotient(column);
         where.batch = static_cast<int32_t>(batch);
         where.head = static_cast<int32_t>(column - batch * args.nheads);
         where.m_block = static_cast<int32_t>(t - int64_t{column} * args.num_m_blocks) + round * args.num_m_blocks;
@@ -111,7 +100,7 @@ struct ShortKernel {
     const WorkTile &tile = this->tile(i);
     const core::BlockRange range = {ptx::uniform(tile.range.begin), ptx::uniform(tile.range.end),
                                     ptx::uniform(tile.range.full_begin), ptx::uniform(tile.range.full_end)};
-    const Epilogue<Traits> epilogue(args, smem, 0);
+    const Epilogue<Traits> epilogue(args, 0);
     // Into the place of the block that the consumers are at, once they have given it back.
     const RingState<1> next_q = {q_state.step + 2};
     const auto next_kv = [&] { return RingState<1>{kv_state.step + 2}; };
@@ -136,7 +125,7 @@ struct ShortKernel {
 #pragma unroll
     for (int j = 0; j < kOutputs; ++j) o[j] = 0.f;
 
-    ptx::mbarrier_wait(&smem.q_full[0], q_state.parity());
+    ptx::mbarrier_wait(&smem.barriers.q_full[0], q_state.parity());
     q_state.advance();
 #pragma unroll 1
     for (int32_t n = range.end - 1; ptx::uniform(n >= range.begin); --n) {
@@ -147,13 +136,13 @@ struct ShortKernel {
       const auto next_n = [&] { return (last ? job(of_tile).range.end : n) - 1; };
       const auto has_next = [&] { return warp == 0 && (!last || job(of_tile).range.count() > 0); };
 
-      ptx::mbarrier_wait(&smem.k_full[0], kv_state.parity());
+      ptx::mbarrier_wait(&smem.barriers.k_full[0], kv_state.parity());
       gemm_ss<Element, kBlockN, Traits::kHeadDim, Traits::kSwizzleBytes, Traits::kBlockM, kBlockN>(q, k, s);
       wgmma_wait_group<0>();
       fence_accumulators(s);
       if (threadIdx.x % 32 == 0) {
-        ptx::mbarrier_arrive(&smem.k_empty[0]);
-        if (last) ptx::mbarrier_arrive(&smem.q_empty[0]);
+        ptx::mbarrier_arrive(&smem.barriers.k_empty[0]);
+        if (last) ptx::mbarrier_arrive(&smem.barriers.q_empty[0]);
       }
       if (has_next()) {
         if (last) loads.load(loads.load_of_q(job(of_tile), next_q));
@@ -170,18 +159,18 @@ struct ShortKernel {
       softmax.update(s, correction);
       softmax.rescale(o, correction);
       pack_probabilities<Element>(s, p);
-      ptx::mbarrier_wait(&smem.v_full[0], kv_state.parity());
+      ptx::mbarrier_wait(&smem.barriers.v_full[0], kv_state.parity());
       gemm_rs<Element, Traits::kHeadDim, kBlockN, Traits::kSwizzleBytes>(p, v, o);
       if (last && ptx::elect_one()) ptx::tma_store_wait_read();  // the output is staged next
       wgmma_wait_group<0>();
       fence_accumulators(o);
-      if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&smem.v_empty[0]);
+      if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&smem.barriers.v_empty[0]);
       if (has_next()) loads.load(loads.load_of_v(job(of_tile), next_n(), next_kv()));
       kv_state.advance();
     }
     const RowResults results = epilogue.finish_rows(tile, softmax);
     ptx::bar_sync(NamedBarriers<Traits>::turn(0), 128);  // the output of the tile before has left its place
-    epilogue.store(tile, results, o);
+    epilogue.store(tile, results, o, smem.own_out);
   }
 };
 

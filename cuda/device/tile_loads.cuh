@@ -27,6 +27,15 @@ struct RingState {
   __device__ __forceinline__ void advance() { ++step; }
 };
 
+// By one whole warp, a barrier a lane: one after the other would take a thread as long as loading a tile from memory.
+template <class Traits>
+__device__ __forceinline__ void init_barriers(typename Traits::SharedStorage &smem) {
+  const int lane = threadIdx.x % 32;
+  if (lane < Traits::kFullBarriers) ptx::mbarrier_init(&smem.barriers.q_full[0] + lane, 1);
+  if (lane < Traits::kEmptyBarriers) ptx::mbarrier_init(&smem.barriers.q_empty[0] + lane, Traits::kConsumers * 4);
+  ptx::fence_mbarrier_init();
+}
+
 // How many of 32 probes hold, from the first on, one probe a lane (core::find_sequence).
 struct WarpCountLeading {
   template <class Probe>
@@ -51,7 +60,7 @@ struct TileLoads {
                                     args.l2_budget);
       });
     }
-    return core::DenseSchedule{args.num_m_blocks, args.nheads, args.batch, args.dense_sections}.tile(t);
+    return args.dense_schedule.tile(t);
   }
 
   __device__ __forceinline__ bool packed_q() const { return Traits::kVarlen && args.first_m_block != nullptr; }
@@ -95,7 +104,7 @@ struct TileLoads {
     job->batch_q = Traits::packed(args.q_side) ? 0 : where.batch;
     job->k_row = static_cast<int32_t>(args.k_side.rows) - k.len;
     job->k_end = static_cast<int32_t>(k.start + k.len);
-    job->kv_head = where.head / args.group;
+    job->kv_head = static_cast<int32_t>(args.group_divisor.quotient(where.head));
     job->batch_k = Traits::packed(args.k_side) ? 0 : where.batch;
     return true;
   }
@@ -117,8 +126,8 @@ struct TileLoads {
             &args.q_zero_map,
             args.head_dim,
             smem.q[i],
-            &smem.q_full[i],
-            &smem.q_empty[i],
+            &smem.barriers.q_full[i],
+            &smem.barriers.q_empty[i],
             state.parity(),
             Traits::kBlockM,
             ptx::L2Hint::kEvictFirst,
@@ -131,8 +140,8 @@ struct TileLoads {
             &args.kv_zero_map,
             args.head_dim,
             smem.k[i],
-            &smem.k_full[i],
-            &smem.k_empty[i],
+            &smem.barriers.k_full[i],
+            &smem.barriers.k_empty[i],
             state.parity(),
             Traits::kBlockN,
             ptx::L2Hint::kEvictLast,
@@ -145,8 +154,8 @@ struct TileLoads {
             &args.kv_zero_map,
             args.head_dim_v,
             smem.v[i],
-            &smem.v_full[i],
-            &smem.v_empty[i],
+            &smem.barriers.v_full[i],
+            &smem.barriers.v_empty[i],
             state.parity(),
             Traits::kBlockN,
             ptx::L2Hint::kEvictLast,

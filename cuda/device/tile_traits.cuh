@@ -81,20 +81,24 @@ struct TileTraits {
     int32_t number, round;                   // of the tile, in the kernel for short sequences
   };
 
+  // Those that the copy engine or the producer completes, by one arrival, and those that all consumer warps complete.
+  struct Barriers {
+    uint64_t q_full[kQStages], k_full[kStages], v_full[kStages], tile_full[kTileSlots];
+    uint64_t q_empty[kQStages], k_empty[kStages], v_empty[kStages], tile_empty[kTileSlots];
+    uint64_t out_empty;  // where the output is staged in the place of V
+  };
+  static constexpr int kFullBarriers = kQStages + 2 * kStages + kTileSlots;
+  static constexpr int kEmptyBarriers = kFullBarriers + 1;
+  static_assert(sizeof(Barriers) == 8 * (kFullBarriers + kEmptyBarriers) && kEmptyBarriers <= 32, "a barrier a lane");
+
   struct SharedStorage {
     alignas(1024) Element q[kQStages][kBlockM * kHeadDim];
     alignas(1024) Element k[kStages][kBlockN * kHeadDim];
     alignas(1024) Element v[kStages][kBlockN * kHeadDim];
     alignas(1024) Element own_out[kStagesInV ? 1 : kBlockM * kHeadDim];
-    uint64_t q_full[kQStages], q_empty[kQStages];
-    uint64_t k_full[kStages], k_empty[kStages];
-    uint64_t v_full[kStages], v_empty[kStages];
-    uint64_t tile_full[kTileSlots], tile_empty[kTileSlots];
-    uint64_t out_empty;  // where the output is staged in the place of V
+    Barriers barriers;
     WorkTile tile[kTileSlots];
     Job job[kIsShort ? kTileSlots : 1];
-
-    __device__ __forceinline__ Element *out() { return kStagesInV ? v[0] : own_out; }
   };
   // Whether that side of the call is packed: without a batch dimension.
   static __device__ __forceinline__ bool packed(const core::SeqSide &side) {
@@ -108,7 +112,7 @@ struct TileTraits {
   static __device__ __forceinline__ int64_t warp_row(const WorkTile &tile, int warpgroup) {
     return warpgroup_row(tile, warpgroup) + (threadIdx.x % 128) / 32 * 16;
   }
-  static_assert(!kStagesInV || kStages * kBlockN >= kBlockM, "room for the output");
+  static_assert(!kStagesInV || (kStages == 2 && kConsumers == 2 && kBlockN >= 64), "room for the output");
   static_assert(kStreams * sizeof(SharedStorage) <= 232448, "a block has 227 KB of shared memory");
 };
 

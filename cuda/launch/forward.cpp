@@ -106,8 +106,11 @@ core::Status make_args(const flash3_params &p, const FwdKernel &kernel, const Sc
   args->l2_budget = args->window.limited() ? core::kL2BudgetCausal : core::kL2Budget;
   // Of packed keys only the mean length is known here; the order of tiles is a matter of speed alone.
   const int64_t keys = p.cu_seqlens_k != nullptr ? p.total_k / p.batch : p.seqlen_k;
-  args->dense_sections =
+  const core::Sections sections =
       core::Sections::make(p.nheads * p.batch, args->group, keys * args->kv_bytes_per_key, args->l2_budget);
+  args->dense_schedule = core::DenseSchedule::make(args->num_m_blocks, p.nheads, sections);
+  args->group_divisor = core::Divisor::make(args->group);
+  args->m_blocks_divisor = core::Divisor::make(args->num_m_blocks);
   args->scale = p.softmax_scale;
   args->scale_log2 = p.softmax_scale * core::kLog2e;
   args->softcap = p.softcap;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Sequence
-from ctypes import POINTER, byref, c_char_p, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_int32, c_int64, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "block_range": (None, [c_int64, c_int64, *[c_int32] * 5, _int32_p]),
     "seq_span": (None, [c_void_p, c_void_p, c_int64, c_int32, POINTER(c_int64), _int32_p]),
     "sections": (None, [c_int32, c_int32, c_int64, c_int64, _int32_p]),
-    "dense_num_tiles": (c_int64, [c_int32] * 3),
+    "quotient": (c_uint32, [c_uint32, c_int64]),
     "dense_tile": (None, [c_int32] * 6 + [_int32_p]),
     "find_sequence": (c_int32, [c_void_p, c_int32, c_int32]),
     "varlen_num_tiles": (c_int64, [c_void_p, c_int32, c_int32]),
@@ -115,7 +115,7 @@ Tile = tuple[int, int, int]
 
 def dense_tiles(num_m_blocks: int, nheads: int, batch: int, group: int, most: int) -> list[Tile]:
     """(m_block, head, batch) of every tile number, in order; at most `most` groups in a section."""
-    count = _function("dense_num_tiles")(num_m_blocks, nheads, batch)
+    count = num_m_blocks * nheads * batch
     return [dense_tile(num_m_blocks, nheads, batch, group, most, t) for t in range(count)]
 
 
@@ -135,6 +135,11 @@ def varlen_tiles(first_m_block: Sequence[int], nheads: int, most: Sequence[int])
     most_array = int32_array(most)
     tiles = [_int32s(3, "varlen_tile", first, nheads, batch, most_array, t) for t in range(count)]
     return [(m_block, head, entry) for m_block, head, entry in tiles]
+
+
+def quotient(n: int, divisor: int) -> int:
+    result: int = _function("quotient")(n, divisor)
+    return result
 
 
 class TileConfig(NamedTuple):
