@@ -37,13 +37,16 @@ inline constexpr TileConfig kTileConfigs[] = {
     {64, 192, 128, 4, 2, 1, 1, false, 5600, 2330, 0},
     {64, 256, 64, 4, 2, 1, 1, false, 5640, 1740, 0},
     {64, 128, 64, 4, 2, 2, 1, false, 2850, 890, 0},
+    {64, 64, 128, 4, 2, 1, 1, false, 3500, 1100, 0},
     {64, 64, 64, 1, 1, 1, 4, true, 1400, 640, 256},
     {96, 128, 128, 2, 2, 1, 1, false, 2800, 2300, 0},
     {96, 64, 64, 1, 1, 1, 3, true, 1500, 850, 256},
     {128, 128, 128, 2, 2, 1, 1, false, 2800, 2600, 0},
+    {128, 64, 128, 2, 2, 1, 1, false, 2800, 1500, 0},
     {128, 64, 64, 1, 1, 1, 3, true, 1500, 1000, 256},
     {192, 128, 96, 2, 1, 1, 1, true, 0, 0, 0},
-    {256, 128, 80, 2, 1, 1, 1, true, 0, 0, 0},
+    {256, 128, 80, 2, 1, 1, 1, true, 9000, 3050, 0},
+    {256, 64, 80, 2, 1, 1, 1, true, 8000, 1750, 0},
 };
 // clang-format on
 
@@ -82,6 +85,8 @@ struct Workload {
   Mask mask;            // with the mean lengths
   bool q_vary, k_vary;  // sequences have different lengths
   int64_t longest_q;
+  int64_t columns;  // heads of all sequences
+  int32_t multiprocessors;
 
   // Lengths that vary are taken as spread evenly between none and twice the mean.
   static constexpr int32_t kSamples = 8;
@@ -97,23 +102,37 @@ struct Workload {
   }
 };
 
-inline int64_t estimated_clocks(const TileConfig &config, const Workload &work) {
-  if (!work.q_vary && !work.k_vary) return estimated_clocks(config, work.mask);
+// Of a call: what all its tiles cost, shared out to the multiprocessors, or what its longest tile takes where there are
+// few. Beside others a tile takes longer than it costs, alone less than beside others.
+inline double estimated_clocks(const TileConfig &config, const Workload &work) {
   int64_t clocks = 0;
-  for (int32_t i = 0; i < Workload::kSamples; ++i)
-    clocks += estimated_clocks(config, work.sample(i)) / Workload::kSamples;
-  return clocks;
+  if (!work.q_vary && !work.k_vary) {
+    clocks = estimated_clocks(config, work.mask);
+  } else {
+    for (int32_t i = 0; i < Workload::kSamples; ++i) {
+      clocks += estimated_clocks(config, work.sample(i)) / Workload::kSamples;
+    }
+  }
+  // Under a causal mask the last one.
+  const int32_t first_row = work.mask.seqlen_q > config.block_m ? work.mask.seqlen_q - config.block_m : 0;
+  const int64_t most_blocks =
+      work.mask.seqlen_q > 0 ? block_range(work.mask, first_row, work.mask.seqlen_q, config.block_n).count() : 0;
+  const int64_t beside = int64_t{config.streams} * config.blocks_per_sm;
+  const double longest = static_cast<double>(config.tile_clocks + most_blocks * config.block_clocks) *
+                         (0.4 + 0.6 * static_cast<double>(beside));
+  const double shared = static_cast<double>(clocks) * static_cast<double>(work.columns) / work.multiprocessors;
+  return shared > longest ? shared : longest;
 }
 
 // Among the configs of a class of head dims, the index of the one that costs least.
 inline int32_t cheapest_config(int32_t class_head_dim, const Workload &work) {
   int32_t best = -1;
-  int64_t least = 0;
+  double least = 0;
   for (int32_t i = 0; i < kNumTileConfigs; ++i) {
     const TileConfig &config = kTileConfigs[i];
     if (config.head_dim != class_head_dim) continue;
     if (config.most_rows > 0 && work.longest_q > config.most_rows) continue;
-    const int64_t clocks = estimated_clocks(config, work);
+    const double clocks = estimated_clocks(config, work);
     if (best >= 0 && clocks >= least) continue;
     best = i;
     least = clocks;

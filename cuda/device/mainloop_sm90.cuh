@@ -259,8 +259,12 @@ struct Mainloop {
     state.advance();
   }
 
-  __device__ __forceinline__ void take_turn() const { ptx::bar_sync(NamedBarriers<Traits>::turn(warpgroup), 256); }
+  // A single warpgroup has its turn always, but its warps still meet there.
+  __device__ __forceinline__ void take_turn() const {
+    ptx::bar_sync(NamedBarriers<Traits>::turn(warpgroup), Traits::kConsumers == 1 ? 128 : 256);
+  }
   __device__ __forceinline__ void pass_turn() const {
+    if constexpr (Traits::kConsumers == 1) return;
     ptx::bar_arrive(NamedBarriers<Traits>::turn((warpgroup + 1) % Traits::kConsumers), 256);
   }
 };

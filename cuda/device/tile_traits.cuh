@@ -44,7 +44,7 @@ struct TileTraits {
   static constexpr int kTileSlots = 4;  // the tile that ends, the one that begins, and those that the producer found
   static constexpr bool kExactMax = kConfig.exact_max;
   // Whether softcap and ALiBi, too, are taken without the maximum where that can be; it takes registers.
-  static constexpr bool kDirectScores = kScoreMod && !kExactMax && kConfig.block_m * kConfig.streams == 128;
+  static constexpr bool kDirectScores = kScoreMod && !kExactMax && kConfig.block_m * kConfig.streams <= 128;
   static_assert(kBlockM % 64 == 0, "a consumer warpgroup owns 64 rows");
   static_assert(kBlockN % 16 == 0 && kBlockN <= 256, "P * V takes 16 keys a step, Q * K^T at most 256 keys");
 
@@ -56,9 +56,9 @@ struct TileTraits {
   static constexpr int kBlocksPerSm = kConfig.blocks_per_sm;
   static constexpr int kThreads = 128 * (kWarpgroups + (kIsShort ? 0 : 1));
   // 64 K registers, handed from the producer to the consumers in steps of 8.
-  static constexpr int kProducerRegisters = kWarpgroups == 2 ? 40 : 32;
-  static constexpr int kConsumerRegisters = kWarpgroups == 2 ? 232 : kWarpgroups == 3 ? 160 : 112;
-  static_assert(kIsShort || (kWarpgroups >= 2 && kWarpgroups <= 4), "register budgets: 2 to 4 consumer warpgroups");
+  static constexpr int kProducerRegisters = kWarpgroups == 1 ? 128 : kWarpgroups == 2 ? 40 : 32;
+  static constexpr int kConsumerRegisters = kWarpgroups <= 2 ? 232 : kWarpgroups == 3 ? 160 : 112;
+  static_assert(kWarpgroups <= 4, "register budgets: up to 4 consumer warpgroups");
   // Rings find their place by the low bits of a count.
   static_assert((kStages & (kStages - 1)) == 0 && (kQStages & (kQStages - 1)) == 0, "powers of two");
 
@@ -112,7 +112,7 @@ struct TileTraits {
   static __device__ __forceinline__ int64_t warp_row(const WorkTile &tile, int warpgroup) {
     return warpgroup_row(tile, warpgroup) + (threadIdx.x % 128) / 32 * 16;
   }
-  static_assert(!kStagesInV || (kStages == 2 && kConsumers == 2 && kBlockN >= 64), "room for the output");
+  static_assert(!kStagesInV || (kStages == 2 && kConsumers <= 2 && kBlockN >= 64), "room for the output");
   static_assert(kStreams * sizeof(SharedStorage) <= 232448, "a block has 227 KB of shared memory");
 };
 

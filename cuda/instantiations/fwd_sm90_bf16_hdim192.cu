@@ -2,6 +2,6 @@
 
 namespace flash3::launch {
 
-FLASH3_INSTANTIATE(FLASH3_BFLOAT16, 8);
+FLASH3_INSTANTIATE(FLASH3_BFLOAT16, 10);
 
 }  // namespace flash3::launch

@@ -2,7 +2,7 @@
 
 namespace flash3::launch {
 
-FLASH3_INSTANTIATE(FLASH3_BFLOAT16, 4);
 FLASH3_INSTANTIATE(FLASH3_BFLOAT16, 5);
+FLASH3_INSTANTIATE(FLASH3_BFLOAT16, 6);
 
 }  // namespace flash3::launch

@@ -2,6 +2,6 @@
 
 namespace flash3::launch {
 
-FLASH3_INSTANTIATE(FLASH3_FLOAT16, 8);
+FLASH3_INSTANTIATE(FLASH3_FLOAT16, 10);
 
 }  // namespace flash3::launch

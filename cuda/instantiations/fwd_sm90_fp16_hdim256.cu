@@ -2,6 +2,7 @@
 
 namespace flash3::launch {
 
-FLASH3_INSTANTIATE(FLASH3_FLOAT16, 9);
+FLASH3_INSTANTIATE(FLASH3_FLOAT16, 11);
+FLASH3_INSTANTIATE(FLASH3_FLOAT16, 12);
 
 }  // namespace flash3::launch

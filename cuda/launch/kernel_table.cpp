@@ -88,7 +88,7 @@ const std::vector<Entry> &table() {
 }
 
 // The lengths as far as they are known here: those of a packed call are in device memory.
-core::Workload workload(const flash3_params &p) {
+core::Workload workload(const flash3_params &p, int32_t multiprocessors) {
   const auto mean = [&](int64_t total) { return static_cast<int32_t>((total + p.batch - 1) / p.batch); };
   const bool packed_q = p.cu_seqlens_q != nullptr;
   const bool packed_k = p.cu_seqlens_k != nullptr;
@@ -100,6 +100,8 @@ core::Workload workload(const flash3_params &p) {
   work.k_vary = packed_k && p.batch > 1;
   const int64_t guess = work.q_vary ? 2 * int64_t{work.mask.seqlen_q} : work.mask.seqlen_q;
   work.longest_q = packed_q && p.max_seqlen_q > 0 ? p.max_seqlen_q : guess;
+  work.columns = int64_t{p.batch} * p.nheads;
+  work.multiprocessors = multiprocessors;
   return work;
 }
 
@@ -116,7 +118,7 @@ int32_t narrowest_class(flash3_dtype dtype, int32_t at_least) {
 
 }  // namespace
 
-core::Status find_kernel(const flash3_params &params, const FwdKernel **kernel) {
+core::Status find_kernel(const flash3_params &params, int32_t multiprocessors, const FwdKernel **kernel) {
   const core::TileConfig *config = core::tile_config(params.head_dim, params.head_dim_v);
   const auto dtype = static_cast<flash3_dtype>(params.dtype);
   const int32_t head_dim = narrowest_class(dtype, config != nullptr ? config->head_dim : core::kMaxHeadDim + 1);
@@ -125,7 +127,7 @@ core::Status find_kernel(const flash3_params &params, const FwdKernel **kernel) 
                        " with head_dim ", params.head_dim, " and head_dim_v ", params.head_dim_v,
                        " has no kernel in this build, which has: ", built_kernels());
   }
-  const int32_t chosen = core::cheapest_config(head_dim, workload(params));
+  const int32_t chosen = core::cheapest_config(head_dim, workload(params, multiprocessors));
   // The softmax of the plain kernels relies on scores that grow with the product.
   const bool score_mod = params.softcap > 0.f || params.alibi_slopes != nullptr || !(params.softmax_scale > 0.f);
   const bool varlen = params.cu_seqlens_q != nullptr || params.cu_seqlens_k != nullptr || params.seqused_q != nullptr ||

@@ -86,3 +86,19 @@ def test_head_dim_64_as_measured(right: int, seqlen: int, block_m: int) -> None:
 def test_packed_head_dim_128_as_measured(mean: int, longest: int, is_short: bool) -> None:
     index = cheapest_config(128, -1, 0, mean, mean, vary=True, longest_q=longest)
     assert bool(CONFIGS[index].is_short) is is_short
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "seqlen", "columns", "block_m"),
+    [
+        (128, 512, 8, 64),  # 64 tiles of 64 rows
+        (128, 1024, 8, 64),  # 128
+        (128, 2048, 8, 128),  # 128 tiles of 128 rows
+        (128, 512, 512, 128),
+        (64, 512, 8, 64),
+        (256, 512, 8, 64),
+        (256, 512, 256, 128),
+    ],
+)
+def test_few_tiles_are_made_small(head_dim: int, seqlen: int, columns: int, block_m: int) -> None:
+    assert CONFIGS[cheapest_config(head_dim, -1, -1, seqlen, seqlen, columns=columns)].block_m == block_m

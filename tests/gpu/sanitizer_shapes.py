@@ -32,10 +32,13 @@ CASES: list[Case] = [
     (BF16, [(100, 150), (7, 5), (150, 260)], (2, 1), (128, 128), True, {"causal": True, "window_size": (64, 0)}),
     (BF16, [(100, 50), (129, 129)], (2, 2), (256, 256), True, {}),
     (HALF, [(100, 50), (129, 129), (0, 0)], (2, 1), (192, 192), True, {"causal": True}),
-    # The tile shapes of head dim 64: 192, 256 and twice 128 rows.
-    (BF16, [(190, 1000)], (2, 1), (64, 64), False, {}),
-    (BF16, [(256, 512)], (1, 1), (64, 64), False, {}),
-    (HALF, [(300, 300)] * 3, (2, 2), (64, 64), False, {"causal": True}),
+    # The tile shapes of head dim 64: 192, 256 and twice 128 rows, where there are tiles for all multiprocessors.
+    (BF16, [(190, 1000)], (140, 1), (64, 64), False, {}),
+    (BF16, [(256, 512)], (200, 1), (64, 64), False, {}),
+    (HALF, [(300, 300)] * 3, (80, 1), (64, 64), False, {"causal": True}),
+    # The usual ones of head dims 128 and 256; the cases above get the smaller ones for few tiles.
+    (BF16, [(128, 200)] * 2, (80, 1), (128, 128), False, {"causal": True}),
+    (BF16, [(128, 200)] * 2, (80, 1), (256, 256), False, {"causal": True}),
     # The kernel for short sequences; the last one has sequences much longer than the mean.
     (BF16, [(20, 30)] * 40, (2, 1), (96, 96), True, {"causal": True}),
     (BF16, [(34, 34)] * 500, (1, 1), (128, 128), False, {"window_size": (20, 3)}),
