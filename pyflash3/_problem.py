@@ -17,6 +17,7 @@ import numpy as np
 HOST = -1
 MAX_HEAD_DIM = 256
 MAX_ROWS = 2**31 - 1
+MAX_SPLITS = 256
 CUDA_ALIGNMENT = 16  # bytes; the tensor memory accelerator of the GPU needs it of addresses and strides
 
 FLOAT16 = np.dtype(np.float16)
@@ -282,7 +283,9 @@ def _check_options(r: Request) -> None:
             raise ValueError(f"{name} is {hint}; it must be from 0 to {MAX_ROWS}, or None when unknown")
     if not 0 <= r.sm_margin <= MAX_ROWS:
         raise ValueError(f"sm_margin is {r.sm_margin}; it must be at least 0")
-    if r.num_splits < 0:
-        raise ValueError(f"num_splits is {r.num_splits}; it must be 0 (the library chooses) or 1")
-    if r.num_splits > 1:
-        raise NotImplementedError(f"num_splits is {r.num_splits}; this version has no split-KV, so 0 and 1 are allowed")
+    if not 0 <= r.num_splits <= MAX_SPLITS:
+        raise ValueError(f"num_splits is {r.num_splits}; it must be from 0 (the library chooses) to {MAX_SPLITS}")
+    if r.num_splits > 1 and r.q[3] != HOST:
+        raise NotImplementedError(
+            f"num_splits is {r.num_splits}; on a GPU this version has no split-KV, so 0 and 1 are allowed"
+        )

@@ -101,6 +101,7 @@ GPU = {
     "stride": ({"q": spec(Q, strides=(660, 132, 34, 2))}, ValueError, "q has strides (660, 132, 34, 2) bytes; each must be a multiple of 16 bytes"),
     "negative stride": ({"v": spec(KV, strides=(448, -64, 32, 2))}, ValueError, "v has strides (448, -64, 32, 2) bytes; on a GPU none may be negative"),
     "out stride": ({"out": spec(OUT, strides=(640, 128, 40, 2))}, ValueError, "out has strides (640, 128, 40, 2) bytes; each must be a multiple of 16"),
+    "splits": ({"num_splits": 4}, NotImplementedError, "num_splits is 4; on a GPU this version has no split-KV, so 0 and 1 are allowed"),
     "too many rows": ({"q": ((2, 2**30, 4, 16), (2**37, 128, 32, 2), np.dtype(BF16), 0)}, ValueError, "q has 1073741824 rows in 2 sequences; at most 2147483647 in all are allowed"),
 }  # fmt: skip
 
