@@ -53,11 +53,11 @@ def test_every_function_of_the_header_is_declared() -> None:
         assert getattr(cdll, name).argtypes is not None, name
 
 
-def foreign(version: str = "9.8.7", abi_version: int = _abi.ABI_VERSION, **layouts: list[tuple[str, int, int]]) -> Any:
-    """A stand-in for a loaded library with another version, or another layout of the structs named."""
+def foreign(layouts: dict[str, _abi.Layout] | None = None, abi_version: int = _abi.ABI_VERSION) -> Any:
+    """A stand-in for a loaded library 9.8.7 with another ABI version, or another layout of the structs named."""
 
     def layout(struct: str) -> Any:
-        places = layouts.get(struct, _abi.own_layout(struct))
+        places = (layouts or {}).get(struct, _abi.own_layout(struct))
         fields = [_abi.Field(name.encode(), offset, size) for name, offset, size in places]
 
         def exported(count: Any) -> list[_abi.Field]:
@@ -67,7 +67,7 @@ def foreign(version: str = "9.8.7", abi_version: int = _abi.ABI_VERSION, **layou
         return exported
 
     return SimpleNamespace(
-        flash3_version=lambda: version.encode(),
+        flash3_version=lambda: b"9.8.7",
         flash3_abi_version=lambda: abi_version,
         **{f"{struct}_layout": layout(struct) for struct in STRUCTS},
     )
@@ -92,7 +92,7 @@ def test_another_layout_is_refused_naming_field_and_versions(struct: str, field:
     name, offset, size = layout[at]
     replaced = {"moved": (name, offset + 4, size), "renamed": ("cap", offset, size), "resized": (name, offset, 16)}
     layout = layout[:-1] if change == "missing" else [*layout[:at], replaced[change], *layout[at + 1 :]]
-    message = _abi.mismatch(foreign(**{struct: layout}))
+    message = _abi.mismatch(foreign({struct: layout}))
     assert message is not None
     assert f"{struct} differs" in message
     assert "9.8.7" in message

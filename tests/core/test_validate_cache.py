@@ -14,6 +14,11 @@ TEBI = 2**40
 Changes = dict[str, float | None]
 Row = tuple[Changes, int, list[str]]
 
+
+def row(name: str, value: float | None, *words: str) -> Row:
+    return {name: value}, INVALID, [f"{name} is {'NULL' if value is None else value}", *words]
+
+
 # What is spoiled in a host call with a paged cache, new rows and rotary embedding; status; parts of the message.
 CACHE: list[Row] = [
     ({"batch_cache": 0, "cache_batch_idx": ADDRESS}, INVALID, ["batch_cache is 0", "at least 1"]),
@@ -41,15 +46,15 @@ CACHE: list[Row] = [
     ({"v_row_stride": 0}, INVALID, ["v_row_stride is 0", "since its rows are written"]),
     ({"k": None}, INVALID, ["k is NULL", "has elements"]),
     *[
-        ({name: ADDRESS + 2}, INVALID, [f"{name} is {ADDRESS + 2}", "multiple of 4"])
+        row(name, ADDRESS + 2, "multiple of 4")
         for name in ("page_table", "cache_batch_idx", "cache_leftpad", "cu_seqlens_k_new", "rotary_seqlens")
     ],
     *[
-        ({name: ADDRESS + 1}, INVALID, [f"{name} is {ADDRESS + 1}", "multiple of 2"])
+        row(name, ADDRESS + 1, "multiple of 2")
         for name in ("k_new", "v_new", "rotary_cos", "rotary_sin")
     ],
     *[
-        ({f"{name}_stride": TEBI}, INVALID, [f"{name}_stride is {TEBI}", f"below {TEBI // 2}"])
+        row(f"{name}_stride", TEBI, f"below {TEBI // 2}")
         for name in (
             *[f"{x}_new_{dim}" for x in "kv" for dim in ("batch", "row", "head")], "rotary_cos_row", "rotary_sin_row",
         )
@@ -126,10 +131,10 @@ COMBINE: list[Row] = [
     ({"num_threads": -1}, INVALID, ["num_threads is -1"]),
     ({"seqlen": -1}, INVALID, ["seqlen is -1"]),
     ({"seqlen": 2**31 - 1}, INVALID, ["seqlen is 2147483647", "2 batch entries"]),
-    *[({name: None}, INVALID, [f"{name} is NULL", "has elements"]) for name in TENSORS],
-    *[({name: ADDRESS + 1}, INVALID, [f"{name} is {ADDRESS + 1}"]) for name in (*TENSORS, "lse")],
+    *[row(name, None, "has elements") for name in TENSORS],
+    *[row(name, ADDRESS + 1) for name in (*TENSORS, "lse")],
     *[
-        ({f"{name}_{dim}_stride": TEBI}, INVALID, [f"{name}_{dim}_stride is {TEBI}"])
+        row(f"{name}_{dim}_stride", TEBI)
         for name, dims in (
             ("out_partial", "split batch row head"), ("lse_partial", "split batch row head"),
             ("out", "batch row head"), ("lse", "batch row head"),
