@@ -76,7 +76,10 @@ def _params(p: AttnProblem, request: Request) -> _abi.Params:
 
 def fill(kind: Prepared, addresses: list[int | None], lse: int | None, workspace: int) -> _abi.Params:
     """The parameters of one call; addresses are in the order of Request's arrays, then CacheRequest's if it has any."""
-    q, k, v, out, cu_q, cu_k, used_q, used_k, alibi, sinks, *cache = addresses
+    of_cache = None
+    if len(addresses) > len(ARRAYS):
+        addresses, of_cache = addresses[: len(ARRAYS)], addresses[len(ARRAYS) :]
+    q, k, v, out, cu_q, cu_k, used_q, used_k, alibi, sinks = addresses
     mask = kind.problem.alignment - 1
     if ((q or 0) | (k or 0) | (v or 0) | (out or 0)) & mask:
         raise _misaligned(zip(("q", "k", "v", "out"), addresses, strict=False), kind.problem)
@@ -89,8 +92,8 @@ def fill(kind: Prepared, addresses: list[int | None], lse: int | None, workspace
     if sinks is not None:
         params.sinks = sinks
     params.workspace = workspace
-    if cache:
-        _fill_cache(kind.problem, cache, params)
+    if of_cache is not None:
+        _fill_cache(kind.problem, of_cache, params)
     return params
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._cache import CACHE_ARRAYS, CacheProblem, CacheRequest, Sides, argument_name, checked_cache
+from ._cache import CACHE_ARRAYS, CacheProblem, CacheRequest, RestOfCall, argument_name, checked_cache
 from ._specs import (
     BFLOAT16,
     CUDA_ALIGNMENT,
@@ -145,7 +145,7 @@ class AttnProblem:
             window_right=r.window[1],
             num_splits=r.num_splits,
             sm_margin=r.sm_margin,
-            cache=None if r.cache is None else checked_cache(r.cache, Sides(r.k, r.v, r.seqused_k, r.q[2], batch)),
+            cache=None if r.cache is None else checked_cache(r.cache, RestOfCall(r.k, r.v, r.seqused_k, r.q[2], batch)),
             kvcache=r.kvcache,
         )
 

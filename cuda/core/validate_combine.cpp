@@ -1,6 +1,7 @@
 // Everything about a call of flash3_combine that can be checked on the host.
 #include <cstdint>
 
+#include "core/dtype.h"
 #include "core/validate.h"
 #include "core/validate_parts.h"
 

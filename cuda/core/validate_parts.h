@@ -54,9 +54,7 @@ struct Tensor {
 
 void check_tensor(Checker &check, const Tensor &tensor, int64_t element_bytes, bool cuda);
 
-inline int64_t element_bytes(int32_t dtype) { return dtype == FLASH3_FLOAT32 ? 4 : 2; }
-
-// cache_batch_idx to rotary_interleaved, but for tensors. params have passed all checks of what stands before.
+// cache_batch_idx to rotary_interleaved, but for tensors. params have passed the checks of all fields before them.
 void check_cache(const flash3_params &params, Checker &check);
 
 }  // namespace flash3::core

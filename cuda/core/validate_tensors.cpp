@@ -1,6 +1,7 @@
 // Pointers and strides of a call.
 #include <cstdint>
 
+#include "core/dtype.h"
 #include "core/validate.h"
 #include "core/validate_parts.h"
 

@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "core/dtype.h"
 #include "core/kv_cache.h"
 #include "host/rotary.h"
 #include "host/threads.h"
@@ -40,7 +41,7 @@ class Appender {
   Appender(const flash3_params &params, const Kernels &kernels)
       : params_(params),
         cache_(core::KvCache::of(params)),
-        element_bytes_(params.dtype == FLASH3_FLOAT32 ? 4 : 2),
+        element_bytes_(core::element_bytes(params.dtype)),
         rotary_(params, kernels) {}
 
   void write(int32_t b, int64_t begin) {

@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "core/dtype.h"
 #include "host/engine.h"
 #include "host/store.h"
 #include "host/threads.h"
@@ -42,7 +43,7 @@ float combine_row(const flash3_combine_params &p, const float *out_partial, cons
 
 core::Status combine(const flash3_combine_params &p) {
   const int64_t results = int64_t{p.batch} * p.seqlen * p.nheads;
-  const int64_t out_bytes = p.dtype == FLASH3_FLOAT32 ? 4 : 2;
+  const int64_t out_bytes = core::element_bytes(p.dtype);
   const auto run = [&](int64_t result, float *sum) {
     const int64_t h = result % p.nheads;
     const int64_t row = result / p.nheads % p.seqlen;

@@ -1,5 +1,6 @@
 #include "host/rotary.h"
 
+#include "core/dtype.h"
 #include "host/store.h"
 
 namespace flash3::host {
@@ -14,7 +15,7 @@ RotaryRows::RotaryRows(const flash3_params &params, const Kernels &kernels)
       sin_(half_) {}
 
 void RotaryRows::turn(const void *src, int64_t position, void *dst) {
-  const int64_t element_bytes = params_.dtype == FLASH3_FLOAT32 ? 4 : 2;
+  const int64_t element_bytes = core::element_bytes(params_.dtype);
   const auto load_table = [&](const void *table, int64_t row_stride, float *to) {
     const char *row = static_cast<const char *>(table) + position * row_stride * element_bytes;
     kernels_.load_rows(params_.dtype, row, 0, 1, half_, to);

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 
+#include "core/dtype.h"
 #include "host/convert.h"
 #include "host/store.h"
 
@@ -21,7 +22,7 @@ TileWorker::TileWorker(const flash3_params &params, const Kernels &kernels)
       q_side_(q_side(params)),
       cache_(core::KvCache::of(params)),
       heads_per_kv_head_(params.nheads / params.nheads_k),
-      element_bytes_(params.dtype == FLASH3_FLOAT32 ? 4 : 2),
+      element_bytes_(core::element_bytes(params.dtype)),
       options_{params.head_dim, params.head_dim_v, params.softmax_scale, params.softcap,
                params.alibi_slopes != nullptr},
       rotary_(params, kernels),

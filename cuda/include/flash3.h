@@ -151,7 +151,7 @@ typedef struct flash3_params {
   /* Rotary embedding of q, and of k_new on its way into the cache; both are rounded to dtype. (seqlen_rotary,
    * rotary_dim / 2), of dtype: cosine and sine at each position; both NULL: off. New row t has position base + t, where
    * base is rotary_seqlens[b]; query row i has position base + i if a window side is limited (causal is), and base if
-   * not. Positions outside of the tables are clamped to them. */
+   * not. Positions outside of the tables are clamped to them. Pointers and strides as of q. */
   const void *rotary_cos;
   const void *rotary_sin;
   int64_t rotary_cos_row_stride, rotary_sin_row_stride;
@@ -202,8 +202,8 @@ typedef struct flash3_combine_params {
   int32_t num_threads; /* as in flash3_params */
   int64_t seqlen;      /* rows of each batch entry */
 
-  const float
-      *out_partial; /* (num_splits, batch, seqlen, nheads, head_dim). NULL only if it has no element, as all four */
+  /* None of them is NULL unless it has no element, but for lse. */
+  const float *out_partial; /* (num_splits, batch, seqlen, nheads, head_dim) */
   const float *lse_partial; /* (num_splits, batch, seqlen, nheads), natural logarithm */
   void *out;                /* (batch, seqlen, nheads, head_dim), of dtype */
   float *lse;               /* (batch, seqlen, nheads), natural logarithm; NULL: not wanted */

@@ -138,6 +138,13 @@ def bits(x: Any) -> Any:
     return np.ascontiguousarray(x).view(np.uint8)
 
 
+def equal(a: Any, b: Any) -> None:
+    """Bit for bit, also where both are NaN."""
+    assert a.dtype == b.dtype
+    assert a.shape == b.shape
+    np.testing.assert_array_equal(bits(a), bits(b))
+
+
 def check(case: CacheCase) -> None:
     """Result, LSE and every byte of the caches, under FlashAttention's error rule."""
     arguments = case.arguments()
