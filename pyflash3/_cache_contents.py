@@ -76,11 +76,11 @@ def _check_pages(cache: CacheProblem, table: Int32, entries: Int64, leftpad: Int
 def _check_rotary(
     problem: AttnProblem, cache: CacheProblem, arrays: dict[str, Int32], filled: Int64, new: Int64
 ) -> None:
-    rows = new
-    if problem.window_left >= 0 or problem.window_right >= 0:
-        lengths_q = np.full(problem.batch, problem.rows_q)
-        rows = np.maximum(new, np.diff(_wide(arrays["cu_seqlens_q"])) if problem.packed else lengths_q)
+    rows_q = np.diff(_wide(arrays["cu_seqlens_q"])) if problem.packed else np.full(problem.batch, problem.rows_q)
+    if problem.window_left < 0 and problem.window_right < 0:
+        rows_q = np.minimum(rows_q, 1)  # all of them have one position
+    rows = np.maximum(new, rows_q)
     base = _wide(arrays["rotary_seqlens"]) if "rotary_seqlens" in arrays else filled
     name = "rotary_seqlens" if "rotary_seqlens" in arrays else argument_name(problem.kvcache, "seqused_k")
-    most = cache.seqlen_rotary - np.maximum(rows, 1)
+    most = np.where(rows > 0, cache.seqlen_rotary - rows, np.iinfo(np.int32).max)
     _check_range(name, base, most, f"the {cache.seqlen_rotary} positions of rotary_cos less the rows that are turned")

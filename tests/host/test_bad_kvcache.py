@@ -1,4 +1,4 @@
-"""SPEC section 5 for the KV cache and for combining: one clear exception, before anything is computed or written."""
+"""SPEC section 5 for the KV cache: one clear exception, before anything is computed or written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pyflash3 import _prepared, flash_attn_combine, flash_attn_varlen_func, flash_attn_with_kvcache
+from pyflash3 import _prepared, flash_attn_varlen_func, flash_attn_with_kvcache
 from pyflash3._cache import CacheRequest
 from pyflash3._problem import Request
 
@@ -188,6 +188,16 @@ def test_unused_entries_of_the_page_table_may_hold_anything(monkeypatch: pytest.
     call(page_table=table, cache_leftpad=ints(0, 4, 0))
 
 
+def test_rows_that_are_not_there_have_no_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYFLASH3_CHECK", "1")
+    full: dict[str, Any] = {"cache_seqlens": ints(3, 16, 13), "rotary_cos": zeros(15, 8), "rotary_sin": zeros(15, 8)}
+    packed(**full, cu_seqlens_q=ints(0, 4, 4, 6))
+    with pytest.raises(ValueError, match=r"cache_seqlens\[1\] is 16; it must be from 0 to 13"):
+        packed(**full, cu_seqlens_q=ints(0, 2, 4, 6))
+    with pytest.raises(ValueError, match=r"cache_seqlens\[1\] is 16; it must be from 0 to 14"):
+        packed(**full, cu_seqlens_q=ints(0, 2, 4, 6), causal=False)
+
+
 VARLEN: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "cu_seqlens_k": ({"cu_seqlens_k": ints(0, 1, 2, 3)}, ValueError, "cu_seqlens_k is given; with page_table it must be None, and seqused_k has the lengths"),
     "cu_seqlens_q": ({"cu_seqlens_q": None}, TypeError, "cu_seqlens_q is None; it must be a (batch + 1,) int32 array"),
@@ -221,35 +231,6 @@ def test_varlen_contents_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         varlen(seqused_k=ints(3, 17, 14))
     with pytest.raises(ValueError, match=r"page_table\[0, 0\] is 12; it must be from 0 to 11, the last page"):
         varlen(page_table=TABLE + 12)
-
-
-OUT, LSE = (3, 2, 5, 4, 8), (3, 2, 5, 4)
-COMBINE: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "rank": ({"out_partial": zeros(3, 5, 4, 8)}, ValueError, "out_partial has shape (3, 5, 4, 8); it must have 5 dimensions (num_splits, batch, seqlen, nheads, head_dim)"),
-    "dtype": ({"out_partial": zeros(*OUT, dtype=F16)}, TypeError, "out_partial has dtype float16; it must be float32"),
-    "lse dtype": ({"lse_partial": zeros(*LSE, dtype=np.float64)}, TypeError, "lse_partial has dtype float64; it must be float32"),
-    "lse order": ({"lse_partial": zeros(3, 2, 4, 5)}, ValueError, "lse_partial has shape (3, 2, 4, 5); it must be (3, 2, 5, 4)"),
-    "no splits": ({"out_partial": zeros(0, 2, 5, 4, 8)}, ValueError, "out_partial has shape (0, 2, 5, 4, 8); the first dimension must be from 1 to 256 splits"),
-    "splits": ({"out_partial": zeros(257, 1, 1, 1, 8)}, ValueError, "the first dimension must be from 1 to 256 splits"),
-    "heads": ({"out_partial": zeros(3, 2, 5, 0, 8)}, ValueError, "nheads and head_dim must be at least 1"),
-    "stride": ({"out_partial": zeros(3, 2, 5, 4, 16)[..., ::2]}, ValueError, "out_partial has a last-dimension stride of 8 bytes; it must be contiguous"),
-    "out shape": ({"out": zeros(2, 5, 4, 16)}, ValueError, "out has shape (2, 5, 4, 16); it must be (2, 5, 4, 8)"),
-    "out dtype": ({"out": zeros(2, 5, 4, 8, dtype=np.float64)}, TypeError, "out is of dtype float64; allowed are float16, bfloat16, float32"),
-    "out_dtype": ({"out_dtype": np.int8}, TypeError, "out_dtype is of dtype int8; allowed are"),
-    "both": ({"out": zeros(2, 5, 4, 8), "out_dtype": F16}, TypeError, "out has dtype float32, but out_dtype is float16; they must be equal"),
-    "list": ({"lse_partial": [0.0]}, TypeError, "lse_partial is of type list; it must be"),
-}  # fmt: skip
-
-
-def combine(**changes: Any) -> Any:
-    return flash_attn_combine(**{"out_partial": zeros(*OUT), "lse_partial": zeros(*LSE), **changes})
-
-
-@pytest.mark.parametrize("name", COMBINE)
-def test_combine(name: str) -> None:
-    combine()
-    changes, kind, words = COMBINE[name]
-    refused((combine, changes, kind, words))
 
 
 def spec(shape: tuple[int, ...], dtype: Any = BF16) -> Any:

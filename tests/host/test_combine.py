@@ -1,4 +1,4 @@
-"""flash_attn_combine on the host engine, after FlashAttention-3's test, and its bad input."""
+"""flash_attn_combine on the host engine, after FlashAttention-3's test."""
 
 from __future__ import annotations
 
