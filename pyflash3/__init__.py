@@ -15,6 +15,8 @@ from ._errors import (
     UnsupportedError,
 )
 from .attention import flash_attn_func, flash_attn_qkvpacked_func, flash_attn_varlen_func
+from .combine import flash_attn_combine
+from .kvcache import flash_attn_with_kvcache
 from .plans import Plan, plan
 
 __version__ = VERSION
@@ -30,9 +32,11 @@ __all__ = [
     "Plan",
     "UnsupportedError",
     "__version__",
+    "flash_attn_combine",
     "flash_attn_func",
     "flash_attn_qkvpacked_func",
     "flash_attn_varlen_func",
+    "flash_attn_with_kvcache",
     "plan",
     "reference",
 ]

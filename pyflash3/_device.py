@@ -101,6 +101,15 @@ def empty_on(ordinal: int, shape: tuple[int, ...], dtype: Any) -> Any:
         return cupy.empty(shape, dtype)
 
 
+def int32_vector(ordinal: int, length: int, value: int) -> Any:
+    """A (length,) int32 array on a device, filled on its current stream."""
+    with cupy.cuda.Device(ordinal):
+        vector = cupy.full(length, value, cupy.int32)
+        if is_capturing():
+            keep_for_graphs(vector)
+    return vector
+
+
 def keep_for_graphs(block: Any) -> None:
     """Keeps memory alive that a captured graph will use."""
     with _captured_lock:

@@ -11,22 +11,27 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
-HOST = -1
-MAX_HEAD_DIM = 256
-MAX_ROWS = 2**31 - 1
-CUDA_ALIGNMENT = 16  # bytes; the tensor memory accelerator of the GPU needs it of addresses and strides
-
-FLOAT16 = np.dtype(np.float16)
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-FLOAT32 = np.dtype(np.float32)
-INT32 = np.dtype(np.int32)
-
-# Shape, strides in bytes, dtype, and the CUDA ordinal or HOST. A plain tuple, since one is made per array and call.
-Spec = tuple[tuple[int, ...], tuple[int, ...], "np.dtype[Any]", int]
-Strides = tuple[int, int, int]  # of batch, row and head, in elements
+from ._cache import CACHE_ARRAYS, CacheProblem, CacheRequest, RestOfCall, argument_name, checked_cache
+from ._specs import (
+    BFLOAT16,
+    CUDA_ALIGNMENT,
+    FLOAT16,
+    FLOAT32,
+    HOST,
+    INT32,
+    MAX_ROWS,
+    MAX_SPLITS,
+    Spec,
+    Strides,
+    check_head_dim,
+    check_no_overlap,
+    check_rank,
+    check_vector,
+    place,
+    tensor_strides,
+)
 
 
 class Request(NamedTuple):
@@ -49,6 +54,12 @@ class Request(NamedTuple):
     window: tuple[int, int]
     num_splits: int
     sm_margin: int
+    cache: CacheRequest | None
+
+    @property
+    def kvcache(self) -> bool:
+        """Whether the call is one of flash_attn_with_kvcache, which has names of its own for some arguments."""
+        return self.cache is not None and self.cache.kvcache
 
 
 ARRAYS = Request._fields[:10]
@@ -65,9 +76,9 @@ class AttnProblem:
     nheads_k: int
     head_dim: int
     head_dim_v: int
-    packed: bool
+    packed: bool  # q, out and lse
     rows_q: int  # packed: of all sequences; dense: of each batch entry
-    rows_k: int
+    rows_k: int  # likewise; paged: of each page
     max_seqlen_q: int
     max_seqlen_k: int
     q_strides: Strides
@@ -83,25 +94,29 @@ class AttnProblem:
     window_right: int
     num_splits: int
     sm_margin: int
+    cache: CacheProblem | None
+    kvcache: bool  # whether its arguments have the names of flash_attn_with_kvcache
 
     @property
     def alignment(self) -> int:
-        """What the addresses of q, k, v and out must be multiples of, in bytes."""
+        """What the addresses of tensors must be multiples of, in bytes."""
         return self.dtype.itemsize if self.device == HOST else CUDA_ALIGNMENT
 
     @staticmethod
     def of(r: Request) -> AttnProblem:
         """Checks a request. Raises ValueError, TypeError or NotImplementedError."""
-        packed = r.cu_seqlens_q is not None
-        _check_tensors(r, packed)
+        packed, packed_k = r.cu_seqlens_q is not None, r.cu_seqlens_k is not None
+        _check_tensors(r, packed, packed_k)
         shape_q, shape_k, shape_v = r.q[0], r.k[0], r.v[0]
         out_shape = (*shape_q[:-1], shape_v[-1])
         batch = _check_batch(r)
-        _check_heads(shape_q, shape_k)
+        _check_heads(r, shape_q, shape_k)
         rows_q, rows_k = shape_q[-3], shape_k[-3]
-        for name, rows in (("q", rows_q), ("k", rows_k)):
-            if rows * (1 if packed else batch) > MAX_ROWS:
-                raise ValueError(f"{name} has {rows} rows in {batch} sequences; at most {MAX_ROWS} in all are allowed")
+        k_name = argument_name(r.kvcache, "k")
+        sides = (("q", rows_q, 1 if packed else batch), (k_name, rows_k, 1 if packed_k else shape_k[0]))
+        for name, rows, entries in sides:
+            if rows * entries > MAX_ROWS:
+                raise ValueError(f"{name} has {rows * entries} rows in all; at most {MAX_ROWS} are allowed")
         nheads = shape_q[-2]
         _check_options(r)
         return AttnProblem(
@@ -117,9 +132,9 @@ class AttnProblem:
             rows_k=rows_k,
             max_seqlen_q=r.max_seqlen_q or 0,
             max_seqlen_k=r.max_seqlen_k or 0,
-            q_strides=_strides("q", r.q),
-            k_strides=_strides("k", r.k),
-            v_strides=_strides("v", r.v),
+            q_strides=tensor_strides("q", r.q),
+            k_strides=tensor_strides(k_name, r.k),
+            v_strides=tensor_strides(argument_name(r.kvcache, "v"), r.v),
             out_strides=_out_strides(r.out, out_shape),
             out_shape=out_shape,
             lse_shape=(nheads, rows_q) if packed else (batch, nheads, rows_q),
@@ -130,6 +145,8 @@ class AttnProblem:
             window_right=r.window[1],
             num_splits=r.num_splits,
             sm_margin=r.sm_margin,
+            cache=None if r.cache is None else checked_cache(r.cache, RestOfCall(r.k, r.v, r.seqused_k, r.q[2], batch)),
+            kvcache=r.kvcache,
         )
 
 
@@ -147,97 +164,65 @@ def check_lse(lse: Spec, problem: AttnProblem) -> None:
         raise ValueError(f"lse has strides {strides} bytes; it must be contiguous")
 
 
-def place(device: int) -> str:
-    """A device ordinal in words."""
-    return "on the host" if device == HOST else f"on CUDA device {device}"
-
-
-def _check_tensors(r: Request, packed: bool) -> None:
-    dims_q, dims_k = ("total_q", "total_k") if packed else ("batch, seqlen_q", "batch, seqlen_k")
-    _check_rank("q", r.q, 3 if packed else 4, f"({dims_q}, nheads, head_dim)")
-    _check_rank("k", r.k, 3 if packed else 4, f"({dims_k}, nheads_k, head_dim)")
-    _check_rank("v", r.v, 3 if packed else 4, f"({dims_k}, nheads_k, head_dim_v)")
+def _check_tensors(r: Request, packed_q: bool, packed_k: bool) -> None:
+    k, v = argument_name(r.kvcache, "k"), argument_name(r.kvcache, "v")
+    ndim_q, ndim_k = 3 if packed_q else 4, 3 if packed_k else 4
+    check_rank("q", r.q, ndim_q, f"({'total_q' if packed_q else 'batch, seqlen_q'}, nheads, head_dim)")
+    rows_k = "batch, seqlen_k"
+    if packed_k:
+        rows_k = "total_k"
+    elif r.cache is not None:
+        rows_k = "batch_cache, seqlen_cache" if r.cache.page_table is None else "num_pages, page_size"
+    check_rank(k, r.k, ndim_k, f"({rows_k}, nheads_k, head_dim)")
+    check_rank(v, r.v, ndim_k, f"({rows_k}, nheads_k, head_dim_v)")
     device, dtype = r.q[3], r.q[2]
     allowed = (FLOAT16, BFLOAT16, FLOAT32) if device == HOST else (FLOAT16, BFLOAT16)
     if dtype not in allowed:
         where = "NumPy arrays" if device == HOST else "a GPU"
         raise TypeError(f"q has dtype {dtype}; allowed on {where} are {', '.join(map(str, allowed))}")
-    for name, spec in (("k", r.k), ("v", r.v), ("out", r.out)):
+    for name, spec in ((k, r.k), (v, r.v), ("out", r.out)):
         if spec is not None and spec[2] != dtype:
-            raise TypeError(f"{name} has dtype {spec[2]}, but q has {dtype}; q, k, v and out must have the same")
-    for name in ARRAYS[1:]:
-        spec = getattr(r, name)
-        if spec is not None and spec[3] != device:
-            raise ValueError(f"{name} is {place(spec[3])}, but q is {place(device)}; all arrays must be in one place")
-    _check_head_dim("q", r.q)
-    _check_head_dim("v", r.v)
+            raise TypeError(f"{name} has dtype {spec[2]}, but q has {dtype}; q, {k}, {v} and out must have the same")
+    _check_places(r, device)
+    check_head_dim("q", r.q)
+    check_head_dim(v, r.v)
     if r.k[0][-1] != r.q[0][-1]:
-        raise ValueError(f"k has head_dim {r.k[0][-1]}, but q has {r.q[0][-1]}; they must be equal")
+        raise ValueError(f"{k} has head_dim {r.k[0][-1]}, but q has {r.q[0][-1]}; they must be equal")
     if r.v[0][:-1] != r.k[0][:-1]:
-        raise ValueError(f"v has shape {r.v[0]}, but k has {r.k[0]}; they must be equal up to the last dimension")
+        raise ValueError(f"{v} has shape {r.v[0]}, but {k} has {r.k[0]}; they must be equal up to the last dimension")
 
 
-def _check_rank(name: str, spec: Spec, ndim: int, layout: str) -> None:
-    if len(spec[0]) != ndim:
-        raise ValueError(f"{name} has shape {spec[0]}; it must have {ndim} dimensions {layout}")
+def _check_places(r: Request, device: int) -> None:
+    arrays = [(name, getattr(r, name)) for name in ARRAYS[1:]]
+    if r.cache is not None:
+        arrays += [(name, getattr(r.cache, name)) for name in CACHE_ARRAYS]
+    for field, spec in arrays:
+        if spec is not None and spec[3] != device:
+            name = argument_name(r.kvcache, field)
+            raise ValueError(f"{name} is {place(spec[3])}, but q is {place(device)}; all arrays must be in one place")
 
 
-def _check_head_dim(name: str, spec: Spec) -> None:
-    head_dim = spec[0][-1]
-    if head_dim % 8 or not 8 <= head_dim <= MAX_HEAD_DIM:
-        raise ValueError(f"{name} has head_dim {head_dim}; it must be a multiple of 8 from 8 to {MAX_HEAD_DIM}")
-
-
-def _check_heads(shape_q: tuple[int, ...], shape_k: tuple[int, ...]) -> None:
-    nheads, nheads_k = shape_q[-2], shape_k[-2]
+def _check_heads(r: Request, shape_q: tuple[int, ...], shape_k: tuple[int, ...]) -> None:
+    nheads, nheads_k, k = shape_q[-2], shape_k[-2], argument_name(r.kvcache, "k")
     if nheads < 1 or nheads_k < 1 or nheads % nheads_k:
-        raise ValueError(f"q has {nheads} heads and k has {nheads_k}; nheads must be a positive multiple of nheads_k")
+        raise ValueError(f"q has {nheads} heads and {k} has {nheads_k}; nheads must be a positive multiple of nheads_k")
 
 
 def _check_batch(r: Request) -> int:
     if r.cu_seqlens_q is None:
-        if r.k[0][0] != r.q[0][0]:
-            raise ValueError(f"k has batch {r.k[0][0]}, but q has {r.q[0][0]}; they must be equal")
-        return r.q[0][0]
-    shape = r.cu_seqlens_q[0]
-    if len(shape) != 1 or shape[0] < 1:
-        raise ValueError(f"cu_seqlens_q has shape {shape}; it must be (batch + 1,)")
-    batch = shape[0] - 1
-    _check_vector("cu_seqlens_q", r.cu_seqlens_q, batch + 1, "batch + 1", INT32)
-    _check_vector("cu_seqlens_k", r.cu_seqlens_k, batch + 1, "batch + 1", INT32)
-    _check_vector("seqused_q", r.seqused_q, batch, "batch", INT32)
-    _check_vector("seqused_k", r.seqused_k, batch, "batch", INT32)
+        batch = r.q[0][0]
+        if r.cache is None and r.k[0][0] != batch:
+            raise ValueError(f"k has batch {r.k[0][0]}, but q has {batch}; they must be equal")
+    else:
+        shape = r.cu_seqlens_q[0]
+        if len(shape) != 1 or shape[0] < 1:
+            raise ValueError(f"cu_seqlens_q has shape {shape}; it must be (batch + 1,)")
+        batch = shape[0] - 1
+    check_vector("cu_seqlens_q", r.cu_seqlens_q, batch + 1, "batch + 1", INT32)
+    check_vector("cu_seqlens_k", r.cu_seqlens_k, batch + 1, "batch + 1", INT32)
+    check_vector("seqused_q", r.seqused_q, batch, "batch", INT32)
+    check_vector(argument_name(r.kvcache, "seqused_k"), r.seqused_k, batch, "batch", INT32)
     return batch
-
-
-def _check_vector(name: str, spec: Spec | None, length: int, meaning: str, dtype: np.dtype[Any]) -> None:
-    if spec is None:
-        return
-    if spec[2] != dtype:
-        raise TypeError(f"{name} has dtype {spec[2]}; it must be {dtype}")
-    if spec[0] != (length,):
-        raise ValueError(f"{name} has shape {spec[0]}; it must be ({length},), that is ({meaning},)")
-    if length > 1 and spec[1][0] != dtype.itemsize:
-        raise ValueError(f"{name} has a stride of {spec[1][0]} bytes; it must be contiguous")
-
-
-def _strides(name: str, spec: Spec) -> Strides:
-    """Strides of batch (0 when packed), row and head in elements, once the memory layout has been checked."""
-    shape, strides, dtype, device = spec
-    itemsize = dtype.itemsize
-    if strides[-1] != itemsize and 0 not in shape:
-        raise ValueError(f"{name} has a last-dimension stride of {strides[-1]} bytes; it must be contiguous")
-    unit = itemsize if device == HOST else CUDA_ALIGNMENT
-    result = [0]
-    for extent, stride in zip(shape[:-1], strides[:-1], strict=True):
-        if extent < 2 or 0 in shape:
-            stride = shape[-1] * itemsize  # never used to reach anything, so any legal value will do
-        elif stride % unit:
-            raise ValueError(f"{name} has strides {strides} bytes; each must be a multiple of {unit} bytes")
-        elif stride < 0 and device != HOST:
-            raise ValueError(f"{name} has strides {strides} bytes; on a GPU none may be negative")
-        result.append(stride // itemsize)
-    return (result[-3], result[-2], result[-1])
 
 
 def _out_strides(out: Spec | None, shape: tuple[int, ...]) -> Strides:
@@ -246,14 +231,13 @@ def _out_strides(out: Spec | None, shape: tuple[int, ...]) -> Strides:
         return (0 if len(shape) == 3 else rows * nheads * head_dim_v, nheads * head_dim_v, head_dim_v)
     if out[0] != shape:
         raise ValueError(f"out has shape {out[0]}; it must be {shape}")
-    strides = _strides("out", out)
-    if 0 not in shape and any(s == 0 and n > 1 for n, s in zip(shape, out[1], strict=True)):
-        raise ValueError(f"out has strides {out[1]} bytes; none may be 0, since its rows would overlap")
+    strides = tensor_strides("out", out)
+    check_no_overlap("out", out)
     return strides
 
 
 def _alibi_batch_stride(r: Request, batch: int, nheads: int) -> int:
-    _check_vector("sinks", r.sinks, nheads, "nheads", FLOAT32)
+    check_vector("sinks", r.sinks, nheads, "nheads", FLOAT32)
     if r.alibi_slopes is None:
         return 0
     shape, strides, dtype, _ = r.alibi_slopes
@@ -282,7 +266,13 @@ def _check_options(r: Request) -> None:
             raise ValueError(f"{name} is {hint}; it must be from 0 to {MAX_ROWS}, or None when unknown")
     if not 0 <= r.sm_margin <= MAX_ROWS:
         raise ValueError(f"sm_margin is {r.sm_margin}; it must be at least 0")
-    if r.num_splits < 0:
-        raise ValueError(f"num_splits is {r.num_splits}; it must be 0 (the library chooses) or 1")
-    if r.num_splits > 1:
-        raise NotImplementedError(f"num_splits is {r.num_splits}; this version has no split-KV, so 0 and 1 are allowed")
+    if r.kvcache and r.q[3] != HOST:
+        raise NotImplementedError(
+            f"q is {place(r.q[3])}; in this version flash_attn_with_kvcache takes NumPy arrays only"
+        )
+    if not 0 <= r.num_splits <= MAX_SPLITS:
+        raise ValueError(f"num_splits is {r.num_splits}; it must be from 0 (the library chooses) to {MAX_SPLITS}")
+    if r.num_splits > 1 and r.q[3] != HOST:
+        raise NotImplementedError(
+            f"num_splits is {r.num_splits}; on a GPU this version has no split-KV, so 0 and 1 are allowed"
+        )

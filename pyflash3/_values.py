@@ -29,6 +29,13 @@ def integer(name: str, value: Any) -> int:
         raise TypeError(f"{name} is {value!r}; it must be an integer") from None
 
 
+def boolean(name: str, value: Any) -> bool:
+    """value as a bool, for Python and NumPy booleans."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} is {value!r}; it must be True or False")
+    return bool(value)
+
+
 def real(name: str, value: Any) -> float:
     """value as a float, for Python and NumPy numbers."""
     try:

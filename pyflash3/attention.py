@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._call import Options, attend
+from ._call import Cache, Options, attend
 
 Array = Any  # numpy.ndarray, cupy.ndarray, or a CUDA object with __dlpack__
 
@@ -57,7 +57,8 @@ def flash_attn_func(
         softcap: 0 turns it off.
         alibi_slopes: (nheads,) or (batch, nheads) float32, in the same place as q.
         sinks: (nheads,) float32: the score of one more key per head that has no value.
-        num_splits: 0 or 1. Splitting the keys comes in a later version; other numbers raise NotImplementedError.
+        num_splits: 0 (the library chooses) to 256: into how many parts the keys are split. The host engine makes one
+            pass in any case; on a GPU more than 1 raises NotImplementedError in this version.
         pack_gqa: a tuning hint of FlashAttention-3 that never changes a result; this version runs the unpacked form.
         sm_margin: multiprocessors to leave to other work, on a GPU.
         out: (batch, seqlen_q, nheads, head_dim_v) of q's dtype to write to. It may be a CUDA object with __dlpack__,
@@ -84,7 +85,7 @@ def flash_attn_varlen_func(
     k: Array,
     v: Array,
     cu_seqlens_q: Array,
-    cu_seqlens_k: Array,
+    cu_seqlens_k: Array | None,
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
     seqused_q: Array | None = None,
@@ -100,6 +101,7 @@ def flash_attn_varlen_func(
     sm_margin: int = 0,
     out: Array | None = None,
     return_lse: bool = False,
+    page_table: Array | None = None,
 ) -> Any:
     """Exact attention over sequences of different lengths, packed one behind the other.
 
@@ -111,12 +113,17 @@ def flash_attn_varlen_func(
         v: (total_k, nheads_k, head_dim_v).
         cu_seqlens_q: (batch + 1,) int32, in the same place as q: sequence b has rows cu_seqlens_q[b] up to but not
             including cu_seqlens_q[b + 1], the last entry is total_q. Lengths of 0 are allowed.
-        cu_seqlens_k: the same for k and v.
+        cu_seqlens_k: the same for k and v; None with page_table.
         max_seqlen_q: longest sequence, a hint for tuning; a wrong one never changes a result. None or 0: unknown.
         max_seqlen_k: the same for k.
         seqused_q: (batch,) int32: how many of its rows each sequence uses, from its start. Rows behind them are not
             written, so a newly allocated out holds arbitrary values there.
         seqused_k: the same for k and v.
+        page_table: (batch, max_pages) int32: k and v are then a paged cache, (num_pages, page_size, nheads_k,
+            head_dim / head_dim_v) with pages of any size from 1, and row j of sequence b is row j % page_size of page
+            page_table[b, j // page_size]. cu_seqlens_k must be None; seqused_k has the lengths, None means that all
+            pages are full. Entries behind the last row in use may hold anything, and sequences may share pages. NumPy
+            arrays only in this version.
 
     Returns:
         out (total_q, nheads, head_dim_v), or (out, lse) with lse (nheads, total_q) float32.
@@ -127,7 +134,8 @@ def flash_attn_varlen_func(
     """
     options = Options(softmax_scale, causal, window_size, softcap, alibi_slopes, sinks, num_splits, pack_gqa, sm_margin)
     lengths = (cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, max_seqlen_q, max_seqlen_k)
-    return attend(q, k, v, options, out, return_lse, lengths)
+    cache = None if page_table is None else Cache(page_table)
+    return attend(q, k, v, options, out, return_lse, lengths, cache)
 
 
 def flash_attn_qkvpacked_func(

@@ -11,18 +11,17 @@ import numpy as np
 from . import _abi, _host
 from ._call import (
     Options,
-    Prepared,
-    alignment_error,
     check_lengths,
     check_writable,
     device_module,
-    fill,
     lengths_are_checked,
     native,
     prepare,
     spec,
 )
-from ._problem import FLOAT32, HOST, Spec, check_lse, place
+from ._prepared import Prepared, alignment_error, fill
+from ._problem import check_lse
+from ._specs import FLOAT32, HOST, Spec, place
 
 Array = Any  # numpy.ndarray, cupy.ndarray, or a CUDA object with __dlpack__
 

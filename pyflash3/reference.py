@@ -1,7 +1,8 @@
-"""The formula of flash_attn_func in NumPy float64: slow, plain, for users and tests to check against."""
+"""What the functions compute, in NumPy float64: slow, plain, for users and tests to check against."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,124 @@ def attention(
                 part = slice(begin, begin + _ROWS_AT_ONCE)
                 out_b[part, h], lse_b[h, part] = head.rows(q_b[part, h], begin, len(q_b))
     return out, lse
+
+
+def attention_with_kvcache(
+    q: Any,
+    k_cache: Any,
+    v_cache: Any,
+    k: Any = None,
+    v: Any = None,
+    rotary_cos: Any = None,
+    rotary_sin: Any = None,
+    cache_seqlens: Any = None,
+    cache_batch_idx: Any = None,
+    cache_leftpad: Any = None,
+    page_table: Any = None,
+    cu_seqlens_q: Any = None,
+    cu_seqlens_k_new: Any = None,
+    rotary_seqlens: Any = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
+    rotary_interleaved: bool = True,
+    rounding: Any = None,
+) -> tuple[Float64, Float64, npt.NDArray[Any], npt.NDArray[Any]]:
+    """flash_attn_with_kvcache in float64 on the values of its inputs, none of which is changed.
+
+    Args:
+        q, k_cache and all up to rotary_interleaved: as in flash_attn_with_kvcache, as NumPy or CuPy arrays.
+        rounding: as in attention.
+
+    Returns:
+        (out, lse, k_cache, v_cache): out and lse as attention's; the caches, of their own dtypes, as the call leaves
+        them. Rotated rows are rounded to the dtype of q before they are used, and new rows to that of the cache.
+    """
+    q, k_cache, v_cache = _numpy(q), _numpy(k_cache).copy(), _numpy(v_cache).copy()
+    batch = q.shape[0] if cu_seqlens_q is None else len(cu_seqlens_q) - 1
+    capacity = k_cache.shape[1] * (1 if page_table is None else page_table.shape[1])
+    filled = np.broadcast_to(np.asarray(capacity if cache_seqlens is None else _numpy(cache_seqlens)), batch)
+    places = _CachePlaces(cache_batch_idx, page_table, k_cache.shape[1])
+    rows_q = _sequences(q, cu_seqlens_q)
+    new = [[_packed([], k_cache), _packed([], v_cache)] for _ in range(batch)]
+    if k is not None:
+        pairs = zip(_sequences(_numpy(k), cu_seqlens_k_new), _sequences(_numpy(v), cu_seqlens_k_new), strict=True)
+        new = [list(pair) for pair in pairs]
+    if rotary_cos is not None:
+        tables = _float64(rotary_cos), _float64(rotary_sin)
+        base = filled if rotary_seqlens is None else _numpy(rotary_seqlens)
+        moves = max(_values.window(causal, window_size)) >= 0
+        for b in range(batch):
+            steps = np.arange(len(rows_q[b])) * int(moves)
+            rows_q[b] = _rotated(rows_q[b], tables, base[b] + steps, rotary_interleaved)
+            new[b][0] = _rotated(new[b][0], tables, base[b] + np.arange(len(new[b][0])), rotary_interleaved)
+    ends = [int(filled[b]) + len(new[b][0]) for b in range(batch)]
+    for b in range(batch):
+        for cache, rows in zip((k_cache, v_cache), new[b], strict=True):
+            cache[places.of(b, int(filled[b]), ends[b])] = rows
+    begins = [0] * batch if cache_leftpad is None else _numpy(cache_leftpad).tolist()
+    used = [places.of(b, begins[b], ends[b]) for b in range(batch)]
+    keys, values = [k_cache[rows] for rows in used], [v_cache[rows] for rows in used]
+    out, lse = attention(
+        _packed(rows_q, q), _packed(keys, k_cache), _packed(values, v_cache), softmax_scale, causal, window_size,
+        softcap, alibi_slopes, sinks, _starts(rows_q), _starts(keys), rounding=rounding,
+    )  # fmt: skip
+    if cu_seqlens_q is None:
+        out = out.reshape(*q.shape[:-1], out.shape[-1])
+        lse = lse.reshape(lse.shape[0], *q.shape[:2]).swapaxes(0, 1)
+    return out, lse, k_cache, v_cache
+
+
+@dataclass(frozen=True)
+class _CachePlaces:
+    """Where the rows of a sequence lie in a cache."""
+
+    batch_idx: Any
+    page_table: Any
+    page_size: int
+
+    def of(self, b: int, begin: int, end: int) -> tuple[Any, Any]:
+        """Indices of rows [begin, end) of sequence b."""
+        rows = np.arange(begin, max(begin, end))
+        entry = b if self.batch_idx is None else int(self.batch_idx[b])
+        if self.page_table is None:
+            return np.full_like(rows, entry), rows
+        return _numpy(self.page_table[entry])[rows // self.page_size], rows % self.page_size
+
+
+def _sequences(x: npt.NDArray[Any], cu_seqlens: Any) -> list[npt.NDArray[Any]]:
+    """The rows of every sequence."""
+    if cu_seqlens is None:
+        return list(x)
+    return [x[a:b] for a, b in itertools.pairwise(_numpy(cu_seqlens))]
+
+
+def _packed(sequences: list[npt.NDArray[Any]], like: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Sequences of rows one behind the other; like is any array of such rows."""
+    return np.concatenate([np.empty((0, *like.shape[-2:]), like.dtype), *sequences])
+
+
+def _starts(sequences: list[npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
+    """cu_seqlens of sequences that are packed one behind the other."""
+    return np.array([0, *itertools.accumulate(map(len, sequences))], np.int64)
+
+
+def _rotated(
+    x: npt.NDArray[Any], tables: tuple[Float64, Float64], positions: npt.NDArray[np.int64], interleaved: bool
+) -> npt.NDArray[Any]:
+    """x (rows, nheads, head_dim) with rotary embedding (Su et al., RoFormer, 2021), rounded to x's dtype."""
+    cos, sin = (table[positions][:, None, :] for table in tables)
+    half = cos.shape[-1]
+    first = slice(0, 2 * half, 2) if interleaved else slice(0, half)
+    second = slice(1, 2 * half, 2) if interleaved else slice(half, 2 * half)
+    a, b = _float64(x[..., first]), _float64(x[..., second])
+    turned: npt.NDArray[Any] = x.copy()
+    turned[..., first] = (a * cos - b * sin).astype(x.dtype)
+    turned[..., second] = (a * sin + b * cos).astype(x.dtype)
+    return turned
 
 
 @dataclass(frozen=True)

@@ -27,17 +27,25 @@ EXTERNAL = {"core": False, "host": False, "include": False}  # whether <cuda...>
 # Module -> modules of the package it may import. Modules that are not named may import all.
 PYTHON_LAYERS: dict[str, set[str]] = {
     "_abi": set(),
-    "_problem": set(),
+    "_specs": set(),
+    "_cache": {"_specs"},
+    "_problem": {"_cache", "_specs"},
     "_errors": set(),
     "_values": set(),
     "_host": set(),
     "_device": set(),
     "_lib": {"_abi", "_errors"},
+    "_prepared": {"_abi", "_cache", "_lib", "_problem", "_specs"},
+    "_cache_contents": {"_cache", "_problem", "_values"},
     "reference": {"_values"},
-    "_call": {"_abi", "_errors", "_lib", "_problem", "_values", "_host", "_device"},
+    "_call": {
+        "_cache", "_cache_contents", "_device", "_errors", "_host", "_prepared", "_problem", "_specs", "_values",
+    },
     "attention": {"_call"},
-    "plans": {"_abi", "_call", "_host", "_problem"},
-}
+    "kvcache": {"_call", "_specs", "_values"},
+    "combine": {"_abi", "_call", "_host", "_lib", "_prepared", "_specs"},
+    "plans": {"_abi", "_call", "_host", "_prepared", "_problem", "_specs"},
+}  # fmt: skip
 
 MAX_LINES = 300
 MAX_LINES_MAINLOOP = 600

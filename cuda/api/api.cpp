@@ -64,11 +64,19 @@ bool has_query_rows(const flash3_params &params) {
   return params.batch > 0 && (params.cu_seqlens_q != nullptr ? params.total_q : params.seqlen_q) > 0;
 }
 
+bool has_new_rows(const flash3_params &params) { return params.batch > 0 && params.k_new != nullptr; }
+
 Status run(const flash3_params *params, void *stream) {
   if (params == nullptr) return null_argument("params");
   Status status = flash3::core::validate(*params);
-  if (!status.ok() || !has_query_rows(*params)) return status;
+  if (!status.ok() || !(has_query_rows(*params) || has_new_rows(*params))) return status;
   return params->backend == FLASH3_BACKEND_CUDA ? cuda::forward(*params, stream) : flash3::host::forward(*params);
+}
+
+Status combine(const flash3_combine_params *params) {
+  if (params == nullptr) return null_argument("params");
+  Status status = flash3::core::validate_combine(*params);
+  return status.ok() ? flash3::host::combine(*params) : status;
 }
 
 Status workspace_size(const flash3_params *params, size_t *bytes) {
@@ -85,6 +93,10 @@ extern "C" {
 
 flash3_status run_mha_v3(const flash3_params *params, void *stream) {
   return guarded([=] { return run(params, stream); });
+}
+
+flash3_status flash3_combine(const flash3_combine_params *params, void *) {
+  return guarded([=] { return combine(params); });
 }
 
 flash3_status flash3_workspace_size(const flash3_params *params, size_t *bytes) {

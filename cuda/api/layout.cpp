@@ -1,6 +1,6 @@
-// The field table of flash3_params, for bindings that mirror the struct.
+// The field tables of the structs of flash3.h, for bindings that mirror them.
 #include <cstddef>
-#include <iterator>
+#include <cstdint>
 
 #include "flash3.h"
 
@@ -45,6 +45,33 @@
   X(seqused_k)                  \
   X(max_seqlen_q)               \
   X(max_seqlen_k)               \
+  X(cache_batch_idx)            \
+  X(cache_leftpad)              \
+  X(page_table)                 \
+  X(page_table_batch_stride)    \
+  X(batch_cache)                \
+  X(page_size)                  \
+  X(num_pages)                  \
+  X(max_pages)                  \
+  X(k_new)                      \
+  X(v_new)                      \
+  X(k_new_batch_stride)         \
+  X(k_new_row_stride)           \
+  X(k_new_head_stride)          \
+  X(v_new_batch_stride)         \
+  X(v_new_row_stride)           \
+  X(v_new_head_stride)          \
+  X(cu_seqlens_k_new)           \
+  X(seqlen_k_new)               \
+  X(total_k_new)                \
+  X(rotary_cos)                 \
+  X(rotary_sin)                 \
+  X(rotary_cos_row_stride)      \
+  X(rotary_sin_row_stride)      \
+  X(rotary_seqlens)             \
+  X(seqlen_rotary)              \
+  X(rotary_dim)                 \
+  X(rotary_interleaved)         \
   X(softmax_scale)              \
   X(softcap)                    \
   X(window_left)                \
@@ -59,28 +86,74 @@
   X(workspace)                  \
   X(workspace_bytes)
 
+#define FLASH3_COMBINE_PARAMS_FIELDS(X) \
+  X(struct_size)                        \
+  X(abi_version)                        \
+  X(backend)                            \
+  X(device)                             \
+  X(dtype)                              \
+  X(num_splits)                         \
+  X(batch)                              \
+  X(nheads)                             \
+  X(head_dim)                           \
+  X(num_threads)                        \
+  X(seqlen)                             \
+  X(out_partial)                        \
+  X(lse_partial)                        \
+  X(out)                                \
+  X(lse)                                \
+  X(out_partial_split_stride)           \
+  X(out_partial_batch_stride)           \
+  X(out_partial_row_stride)             \
+  X(out_partial_head_stride)            \
+  X(lse_partial_split_stride)           \
+  X(lse_partial_batch_stride)           \
+  X(lse_partial_row_stride)             \
+  X(lse_partial_head_stride)            \
+  X(out_batch_stride)                   \
+  X(out_row_stride)                     \
+  X(out_head_stride)                    \
+  X(lse_batch_stride)                   \
+  X(lse_row_stride)                     \
+  X(lse_head_stride)
+
 namespace {
 
 #define FLASH3_FIELD(name) {#name, offsetof(flash3_params, name), sizeof(flash3_params::name)},
 constexpr flash3_field kFields[] = {FLASH3_PARAMS_FIELDS(FLASH3_FIELD)};
 #undef FLASH3_FIELD
+#define FLASH3_FIELD(name) {#name, offsetof(flash3_combine_params, name), sizeof(flash3_combine_params::name)},
+constexpr flash3_field kCombineFields[] = {FLASH3_COMBINE_PARAMS_FIELDS(FLASH3_FIELD)};
+#undef FLASH3_FIELD
 
 // No padding anywhere: each field starts where the one before ends, and the last ends with the struct. So a field that
 // the list forgets leaves a gap.
-constexpr bool covers_the_struct() {
+template <class Struct, size_t kCount>
+constexpr bool covers(const flash3_field (&fields)[kCount]) {
   uint32_t end = 0;
-  for (const flash3_field &field : kFields) {
+  for (const flash3_field &field : fields) {
     if (field.offset != end) return false;
     end += field.size;
   }
-  return end == sizeof(flash3_params);
+  return end == sizeof(Struct);
 }
-static_assert(covers_the_struct(), "FLASH3_PARAMS_FIELDS must name every field of flash3_params in order");
-static_assert(sizeof(void *) == 8, "flash3_params is laid out for 64-bit pointers");
+static_assert(covers<flash3_params>(kFields), "FLASH3_PARAMS_FIELDS must name every field of flash3_params in order");
+static_assert(covers<flash3_combine_params>(kCombineFields),
+              "FLASH3_COMBINE_PARAMS_FIELDS must name every field of flash3_combine_params in order");
+static_assert(sizeof(void *) == 8, "the structs are laid out for 64-bit pointers");
+
+template <size_t kCount>
+const flash3_field *table(const flash3_field (&fields)[kCount], uint32_t *count) {
+  if (count != nullptr) *count = static_cast<uint32_t>(kCount);
+  return fields;
+}
 
 }  // namespace
 
-extern "C" const flash3_field *flash3_params_layout(uint32_t *count) {
-  if (count != nullptr) *count = static_cast<uint32_t>(std::size(kFields));
-  return kFields;
-}
+extern "C" {
+
+const flash3_field *flash3_params_layout(uint32_t *count) { return table(kFields, count); }
+
+const flash3_field *flash3_combine_params_layout(uint32_t *count) { return table(kCombineFields, count); }
+
+}  // extern "C"

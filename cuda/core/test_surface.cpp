@@ -4,7 +4,9 @@
 
 #include "core/architecture.h"
 #include "core/block_range.h"
+#include "core/kv_cache.h"
 #include "core/mask.h"
+#include "core/rotary.h"
 #include "core/seqlen.h"
 #include "core/tile_config.h"
 #include "core/tile_scheduler.h"
@@ -85,6 +87,29 @@ FLASH3_API void flash3_test_seq_span(const int32_t *cu_seqlens, const int32_t *s
   *len = span.len;
 }
 
+// span: entry, named, first_row, len, appended
+FLASH3_API void flash3_test_key_span(const flash3_params *params, int32_t b, int64_t *span) {
+  const KeySpan s = KvCache::of(*params).span(b);
+  const int64_t values[] = {s.entry, s.named, s.first_row, s.len, s.appended};
+  for (int i = 0; i < 5; ++i) span[i] = values[i];
+}
+
+// place: entry, row, named, and how many of `rows` rows follow each other there
+FLASH3_API void flash3_test_row_place(const flash3_params *params, int32_t b, int64_t row, int64_t rows,
+                                      int64_t *place) {
+  const KvCache cache = KvCache::of(*params);
+  const RowPlace p = cache.place(cache.span(b), row);
+  const int64_t values[] = {p.entry, p.row, p.named, cache.run(row, rows)};
+  for (int i = 0; i < 4; ++i) place[i] = values[i];
+}
+
+// positions: of new row i and of query row i of sequence b
+FLASH3_API void flash3_test_rotary_positions(const flash3_params *params, int32_t b, int64_t i, int64_t *positions) {
+  const RotaryPositions p = RotaryPositions::of(*params);
+  positions[0] = p.of_new_row(b, i);
+  positions[1] = p.of_query_row(b, i);
+}
+
 // sections: narrow, num_wide, group
 FLASH3_API void flash3_test_sections(int32_t num_columns, int32_t group, int64_t kv_bytes_per_kv_head, int64_t budget,
                                      int32_t *sections) {
@@ -158,6 +183,11 @@ FLASH3_API void flash3_test_workspace_layout(const flash3_params *params, uint64
 // The status of validate(); its message, cut to `capacity` bytes with the final 0, goes to `message`.
 FLASH3_API int32_t flash3_test_validate(const flash3_params *params, char *message, int32_t capacity) {
   return put(validate(*params), message, capacity);
+}
+
+// The same for validate_combine().
+FLASH3_API int32_t flash3_test_validate_combine(const flash3_combine_params *params, char *message, int32_t capacity) {
+  return put(validate_combine(*params), message, capacity);
 }
 
 // The same for check_architecture().

@@ -6,30 +6,18 @@
 #include "core/checker.h"
 #include "core/constants.h"
 #include "core/tile_config.h"
+#include "core/validate_parts.h"
 #include "core/workspace.h"
 
 namespace flash3::core {
 namespace {
 
-constexpr int64_t kMaxRows = (int64_t{1} << 31) - 1;
-
-// struct_size comes first: a caller with another version of the struct may have no field behind abi_version.
-void check_version(const flash3_params &p, Checker &check) {
-  check.require_or(FLASH3_ABI_MISMATCH, p.struct_size == sizeof(flash3_params), "struct_size", p.struct_size,
-                   sizeof(flash3_params), ", the size of flash3_params in this library");
-  if (!check.ok()) return;
-  check.require_or(FLASH3_ABI_MISMATCH, p.abi_version == FLASH3_ABI_VERSION, "abi_version", p.abi_version,
-                   FLASH3_ABI_VERSION, ", the version of this library");
-}
-
 void check_kind(const flash3_params &p, Checker &check) {
-  const bool cuda = p.backend == FLASH3_BACKEND_CUDA;
-  check.require(p.backend == FLASH3_BACKEND_HOST || cuda, "backend", p.backend, "0 (host) or 1 (CUDA)");
-  check.require(!cuda || p.device >= -1, "device", p.device, "a CUDA device number or -1 (the current device)");
-  check.require(p.dtype >= FLASH3_FLOAT16 && p.dtype <= FLASH3_FLOAT32, "dtype", p.dtype,
-                "0 (float16), 1 (bfloat16) or 2 (float32)");
-  check.require_or(FLASH3_UNSUPPORTED, !(cuda && p.dtype == FLASH3_FLOAT32), "dtype", "2 (float32)",
-                   "0 (float16) or 1 (bfloat16) on the CUDA backend");
+  check_version(p, "flash3_params", check);
+  if (!check.ok()) return;
+  check_backend(p, check);
+  check.require_or(FLASH3_UNSUPPORTED, !(p.backend == FLASH3_BACKEND_CUDA && p.dtype == FLASH3_FLOAT32), "dtype",
+                   "2 (float32)", "0 (float16) or 1 (bfloat16) on the CUDA backend");
 }
 
 void check_heads(const flash3_params &p, Checker &check) {
@@ -45,14 +33,6 @@ void check_heads(const flash3_params &p, Checker &check) {
   check_dim("head_dim_v", p.head_dim_v);
 }
 
-// One of q and k: rows of each batch entry, or of the packed tensor.
-void check_rows(Checker &check, const char *field, int64_t rows, int32_t entries) {
-  check.require(rows >= 0 && rows <= kMaxRows, field, rows, "from 0 to ", kMaxRows);
-  const int64_t most = kMaxRows / (entries > 0 ? entries : 1);
-  check.require(rows <= most, field, rows, "at most ", most, ", since ", entries, " batch entries share ", kMaxRows,
-                " rows");
-}
-
 void check_sizes(const flash3_params &p, Checker &check) {
   check.require(p.batch >= 0, "batch", p.batch, "at least 0");
   if (p.cu_seqlens_q != nullptr) {
@@ -62,8 +42,8 @@ void check_sizes(const flash3_params &p, Checker &check) {
   }
   if (p.cu_seqlens_k != nullptr) {
     check_rows(check, "total_k", p.total_k, 1);
-  } else {
-    check_rows(check, "seqlen_k", p.seqlen_k, p.batch);
+  } else if (p.page_table == nullptr) {
+    check_rows(check, "seqlen_k", p.seqlen_k, p.cache_batch_idx != nullptr ? p.batch_cache : p.batch);
   }
   check.require(p.max_seqlen_q >= 0, "max_seqlen_q", p.max_seqlen_q, "at least 0 (0: unknown)");
   check.require(p.max_seqlen_k >= 0, "max_seqlen_k", p.max_seqlen_k, "at least 0 (0: unknown)");
@@ -83,9 +63,10 @@ void check_scores(const flash3_params &p, Checker &check) {
 }
 
 void check_execution(const flash3_params &p, Checker &check) {
-  check.require(p.num_splits >= 0, "num_splits", p.num_splits, "0 or 1");
-  check.require_or(FLASH3_UNSUPPORTED, p.num_splits <= 1, "num_splits", p.num_splits,
-                   "0 or 1: this version does not split the keys");
+  check.require(p.num_splits >= 0 && p.num_splits <= kMaxSplits, "num_splits", p.num_splits, "from 0 to ", kMaxSplits,
+                " (0: the library chooses)");
+  check.require_or(FLASH3_UNSUPPORTED, p.num_splits <= 1 || p.backend != FLASH3_BACKEND_CUDA, "num_splits",
+                   p.num_splits, "0 or 1 on the CUDA backend, which does not split the keys in this version");
   check.require(p.sm_margin >= 0, "sm_margin", p.sm_margin, "at least 0");
   check.require(p.num_threads >= 0, "num_threads", p.num_threads, "at least 0 (0: all cores)");
   check.require(p.reserved == 0, "reserved", p.reserved, "0");
@@ -93,9 +74,16 @@ void check_execution(const flash3_params &p, Checker &check) {
 
 }  // namespace
 
+void check_rows(Checker &check, const char *field, int64_t rows, int32_t entries) {
+  check.require(rows >= 0 && rows <= kMaxRows, field, rows, "from 0 to ", kMaxRows);
+  const int64_t most = kMaxRows / (entries > 0 ? entries : 1);
+  check.require(rows <= most, field, rows, "at most ", most, ", since ", entries, " batch entries share ", kMaxRows,
+                " rows");
+}
+
 Status validate_problem(const flash3_params &params) {
   Checker check;
-  for (const auto step : {check_version, check_kind, check_heads, check_sizes, check_scores, check_execution}) {
+  for (const auto step : {check_kind, check_heads, check_sizes, check_cache, check_scores, check_execution}) {
     step(params, check);
     if (!check.ok()) break;
   }

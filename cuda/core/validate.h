@@ -7,6 +7,8 @@
 
 namespace flash3::core {
 
+inline constexpr int32_t kMaxSplits = 256;  // as in FlashAttention-3
+
 // The problem without its tensors: version, backend, dtype, sizes, options. All that flash3_workspace_size() needs.
 Status validate_problem(const flash3_params &params);
 
@@ -18,5 +20,8 @@ Status validate_workspace(const flash3_params &params);
 
 // All of the above.
 Status validate(const flash3_params &params);
+
+// All of a call of flash3_combine.
+Status validate_combine(const flash3_combine_params &params);
 
 }  // namespace flash3::core

@@ -1,35 +1,20 @@
 #include "host/engine.h"
 
-#include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <exception>
 #include <limits>
 #include <memory>
-#include <thread>
 #include <vector>
-#if defined(__linux__)
-#include <sched.h>
-#endif
 
+#include "core/kv_cache.h"
 #include "core/tile_scheduler.h"
+#include "host/append.h"
 #include "host/kernels.h"
+#include "host/threads.h"
 #include "host/tile.h"
 
 namespace flash3::host {
 namespace {
-
-// Below this many multiplications, starting a thread costs more than it gains.
-constexpr double kWorkPerThread = 1e6;
-
-int32_t available_cores() {
-#if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) return CPU_COUNT(&set);
-#endif
-  const unsigned count = std::thread::hardware_concurrency();
-  return count > 0 ? static_cast<int32_t>(count) : 1;
-}
 
 // first_m_block of VarlenSchedule, and the multiplications of the call to the nearest power of ten or so.
 struct Plan {
@@ -39,7 +24,7 @@ struct Plan {
 
 core::Status make_plan(const flash3_params &params, int32_t block_m, Plan *plan) {
   const core::SeqSide q = q_side(params);
-  const core::SeqSide k = k_side(params);
+  const core::KvCache k = core::KvCache::of(params);
   int64_t m_blocks = 0;
   plan->first_m_block.reserve(static_cast<size_t>(params.batch) + 1);
   plan->first_m_block.push_back(0);
@@ -74,12 +59,6 @@ void work_through(const core::VarlenSchedule &schedule, int32_t num_tiles, std::
   }
 }
 
-int32_t threads_to_use(const flash3_params &params, double work, int32_t num_tiles) {
-  const int32_t wanted = params.num_threads > 0 ? params.num_threads : available_cores();
-  const double useful = std::min<double>(work / kWorkPerThread + 1, num_tiles);
-  return std::max(1, static_cast<int32_t>(std::min<double>(wanted, useful)));
-}
-
 }  // namespace
 
 core::Status forward(const flash3_params &params) {
@@ -89,26 +68,16 @@ core::Status forward(const flash3_params &params) {
   Plan plan;
   status = make_plan(params, tile_rows(*kernels), &plan);
   if (!status.ok()) return status;
+  if (params.k_new != nullptr) append_rows(params, *kernels);
 
   const core::VarlenSchedule schedule = {plan.first_m_block.data(), params.nheads_k, params.batch};
   const auto num_tiles = static_cast<int32_t>(schedule.num_tiles());
   if (num_tiles == 0) return {};
-  const int32_t num_threads = threads_to_use(params, plan.work, num_tiles);
+  const int32_t num_threads = threads_to_use(params.num_threads, plan.work, num_tiles);
   std::vector<std::unique_ptr<TileWorker>> workers;
   for (int32_t i = 0; i < num_threads; ++i) workers.push_back(std::make_unique<TileWorker>(params, *kernels));
-
   std::atomic<int32_t> next{0};
-  std::vector<std::thread> threads;
-  threads.reserve(num_threads - 1);
-  try {
-    for (int32_t i = 1; i < num_threads; ++i) {
-      threads.emplace_back(work_through, schedule, num_tiles, &next, workers[i].get());
-    }
-  } catch (const std::exception &) {
-    // The system grants no more threads: those that run do all the work, with the same result.
-  }
-  work_through(schedule, num_tiles, &next, workers[0].get());
-  for (std::thread &thread : threads) thread.join();
+  on_threads(num_threads, [&](int32_t i) { work_through(schedule, num_tiles, &next, workers[i].get()); });
   return {};
 }
 

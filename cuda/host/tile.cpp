@@ -2,31 +2,17 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
+#include "core/dtype.h"
 #include "host/convert.h"
+#include "host/store.h"
 
 namespace flash3::host {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-template <class Element>
-void store_column(const float *column, int64_t column_stride, int32_t count, float factor, char *dst) {
-  auto *out = reinterpret_cast<Element *>(dst);
-  for (int32_t j = 0; j < count; ++j) from_float(column[j * column_stride] * factor, &out[j]);
-}
-
-void store_column(int32_t dtype, const float *column, int64_t column_stride, int32_t count, float factor, char *dst) {
-  switch (dtype) {
-    case FLASH3_FLOAT16:
-      return store_column<Float16>(column, column_stride, count, factor, dst);
-    case FLASH3_BFLOAT16:
-      return store_column<BFloat16>(column, column_stride, count, factor, dst);
-    default:
-      return store_column<float>(column, column_stride, count, factor, dst);
-  }
-}
 
 }  // namespace
 
@@ -34,11 +20,13 @@ TileWorker::TileWorker(const flash3_params &params, const Kernels &kernels)
     : params_(params),
       kernels_(kernels),
       q_side_(q_side(params)),
-      k_side_(k_side(params)),
+      cache_(core::KvCache::of(params)),
       heads_per_kv_head_(params.nheads / params.nheads_k),
-      element_bytes_(params.dtype == FLASH3_FLOAT32 ? 4 : 2),
+      element_bytes_(core::element_bytes(params.dtype)),
       options_{params.head_dim, params.head_dim_v, params.softmax_scale, params.softcap,
-               params.alibi_slopes != nullptr} {
+               params.alibi_slopes != nullptr},
+      rotary_(params, kernels),
+      turned_(rotary_.on() ? params.head_dim * element_bytes_ : 0) {
   const int64_t rows = kernels.group_rows;
   const int64_t q_floats = rows * params.head_dim;
   const int64_t out_floats = rows * params.head_dim_v;
@@ -69,11 +57,10 @@ TileWorker::TileWorker(const flash3_params &params, const Kernels &kernels)
   special_keys_.reserve(kBlockN);
 }
 
-TileWorker::HeadRows TileWorker::head_rows(const void *data, int64_t batch_stride, int64_t row_stride,
-                                           int64_t head_stride, bool packed, int64_t start, int32_t head) const {
-  const int64_t batch_offset = packed ? 0 : tile_.batch * batch_stride;
-  const int64_t elements = batch_offset + start * row_stride + head * head_stride;
-  return {static_cast<const char *>(data) + elements * element_bytes_, row_stride};
+const char *TileWorker::query(const void *data, int64_t batch_stride, int64_t row_stride, int64_t head_stride,
+                              int64_t i, int32_t head) const {
+  const int64_t batch_offset = params_.cu_seqlens_q != nullptr ? 0 : tile_.batch * batch_stride;
+  return element(data, batch_offset + (q_span_.start + i) * row_stride + head * head_stride);
 }
 
 Group TileWorker::view(GroupState &group) const {
@@ -84,13 +71,8 @@ Group TileWorker::view(GroupState &group) const {
 void TileWorker::run(const core::Tile &tile) {
   tile_ = tile;  // its head is a KV head
   q_span_ = q_side_.span(tile.batch);
-  const core::SeqSpan k_span = k_side_.span(tile.batch);
-  mask_ = {core::Window::make(params_.window_left, params_.window_right), q_span_.len, k_span.len};
-  const bool packed_k = params_.cu_seqlens_k != nullptr;
-  k_rows_ = head_rows(params_.k, params_.k_batch_stride, params_.k_row_stride, params_.k_head_stride, packed_k,
-                      k_span.start, tile.head);
-  v_rows_ = head_rows(params_.v, params_.v_batch_stride, params_.v_row_stride, params_.v_head_stride, packed_k,
-                      k_span.start, tile.head);
+  k_span_ = cache_.span(tile.batch);
+  mask_ = {core::Window::make(params_.window_left, params_.window_right), q_span_.len, k_span_.len};
 
   const int64_t rows = int64_t{q_span_.len} * heads_per_kv_head_;
   const int64_t tile_begin = int64_t{tile.m_block} * tile_rows(kernels_);
@@ -119,11 +101,20 @@ void TileWorker::load_group(GroupState &group, int64_t row_begin, int64_t row_en
   std::fill_n(group.out, int64_t{width} * params_.head_dim_v, 0.0f);
   std::fill_n(group.q, int64_t{width} * params_.head_dim, 0.0f);
   for (int32_t m = 0; m < group.rows; ++m) {
-    const HeadRows q = head_rows(params_.q, params_.q_batch_stride, params_.q_row_stride, params_.q_head_stride,
-                                 params_.cu_seqlens_q != nullptr, q_span_.start, query_head(row_begin + m));
-    kernels_.load_rows(params_.dtype, row(q, query_row(row_begin + m)), q.row_stride, 1, params_.head_dim, row_);
+    load_query(query_row(row_begin + m), query_head(row_begin + m));
     for (int32_t d = 0; d < params_.head_dim; ++d) group.q[d * width + m] = row_[d];
   }
+}
+
+// One query row into row_.
+void TileWorker::load_query(int64_t i, int32_t head) {
+  const char *row = query(params_.q, params_.q_batch_stride, params_.q_row_stride, params_.q_head_stride, i, head);
+  if (rotary_.on()) {
+    std::memcpy(turned_.data(), row, turned_.size());
+    rotary_.turn(row, rotary_.positions().of_query_row(tile_.batch, i), turned_.data());
+    row = turned_.data();
+  }
+  kernels_.load_rows(params_.dtype, row, 0, 1, params_.head_dim, row_);
 }
 
 // What row m sees and starts from. A sink is a key that is always visible and has no value.
@@ -141,12 +132,28 @@ void TileWorker::begin_row(GroupState &group, int32_t m) {
       exists && options_.alibi ? params_.alibi_slopes[tile_.batch * params_.alibi_batch_stride + head] : 0.0f;
 }
 
+// Keys from first_key on as (keys, columns). Returns whether all of them are finite.
+bool TileWorker::load_keys(const KeyTensor &tensor, int32_t first_key, int32_t keys, float *dst) const {
+  bool finite = true;
+  for (int64_t done = 0, run = 0; done < keys; done += run) {
+    const int64_t row = k_span_.first_row + first_key + done;
+    const core::RowPlace place = cache_.place(k_span_, row);
+    run = cache_.run(row, keys - done);
+    const char *from = element(tensor.data, place.entry * tensor.batch_stride + place.row * tensor.row_stride +
+                                                tile_.head * tensor.head_stride);
+    finite &= kernels_.load_rows(params_.dtype, from, tensor.row_stride, static_cast<int32_t>(run), tensor.columns,
+                                 dst + done * tensor.columns);
+  }
+  return finite;
+}
+
 void TileWorker::visit_block(int32_t n_block) {
   const int32_t first_key = n_block * kBlockN;
   const int32_t keys = std::min(kBlockN, mask_.seqlen_k - first_key);
-  kernels_.load_rows(params_.dtype, row(k_rows_, first_key), k_rows_.row_stride, keys, params_.head_dim, k_);
+  const flash3_params &p = params_;
+  load_keys({p.k, p.k_batch_stride, p.k_row_stride, p.k_head_stride, p.head_dim}, first_key, keys, k_);
   const bool finite =
-      kernels_.load_rows(params_.dtype, row(v_rows_, first_key), v_rows_.row_stride, keys, params_.head_dim_v, v_);
+      load_keys({p.v, p.v_batch_stride, p.v_row_stride, p.v_head_stride, p.head_dim_v}, first_key, keys, v_);
   special_keys_.clear();
   if (!finite) take_out_special_values(keys);
   for (GroupState &group : groups_) {
@@ -188,12 +195,11 @@ void TileWorker::store_group(const GroupState &group) {
   for (int32_t m = 0; m < group.rows; ++m) {
     const int64_t i = query_row(group.row_begin + m);
     const int32_t head = query_head(group.row_begin + m);
-    const HeadRows out = head_rows(params_.out, params_.out_batch_stride, params_.out_row_stride,
-                                   params_.out_head_stride, packed, q_span_.start, head);
+    const char *out =
+        query(params_.out, params_.out_batch_stride, params_.out_row_stride, params_.out_head_stride, i, head);
     const float sum = group.row_sum[m];
     const float factor = sum == 0.0f ? 0.0f : 1.0f / sum;
-    store_column(params_.dtype, group.out + m, group.width, params_.head_dim_v, factor,
-                 const_cast<char *>(row(out, i)));
+    store_scaled(params_.dtype, group.out + m, group.width, params_.head_dim_v, factor, const_cast<char *>(out));
     if (params_.lse == nullptr) continue;
     const int64_t batch_offset = packed ? q_span_.start : tile_.batch * params_.lse_batch_stride;
     params_.lse[batch_offset + head * params_.lse_head_stride + i] =

@@ -10,11 +10,13 @@
 #include <vector>
 
 #include "core/block_range.h"
+#include "core/kv_cache.h"
 #include "core/mask.h"
 #include "core/seqlen.h"
 #include "core/tile_scheduler.h"
 #include "flash3.h"
 #include "host/kernels.h"
+#include "host/rotary.h"
 
 namespace flash3::host {
 
@@ -25,9 +27,6 @@ inline int32_t tile_rows(const Kernels &kernels) { return kernels.group_rows * k
 
 inline core::SeqSide q_side(const flash3_params &p) {
   return {p.cu_seqlens_q, p.seqused_q, p.cu_seqlens_q != nullptr ? p.total_q : p.seqlen_q};
-}
-inline core::SeqSide k_side(const flash3_params &p) {
-  return {p.cu_seqlens_k, p.seqused_k, p.cu_seqlens_k != nullptr ? p.total_k : p.seqlen_k};
 }
 
 // The scratch of one thread, and what it does with a tile. Only the constructor allocates.
@@ -43,10 +42,13 @@ class TileWorker {
   struct FreeAligned {
     void operator()(void *p) const { ::operator delete(p, std::align_val_t{kBufferAlignment}); }
   };
-  // The rows of one head of one sequence; row_stride counts elements.
-  struct HeadRows {
-    const char *first_row;
+  // One of k and v, for load_keys.
+  struct KeyTensor {
+    const void *data;
+    int64_t batch_stride;
     int64_t row_stride;
+    int64_t head_stride;
+    int32_t columns;
   };
   struct alignas(kBufferAlignment) GroupState {
     float row_max[kMaxGroupRows];
@@ -63,11 +65,12 @@ class TileWorker {
     core::BlockRange blocks;
   };
 
-  HeadRows head_rows(const void *data, int64_t batch_stride, int64_t row_stride, int64_t head_stride, bool packed,
-                     int64_t start, int32_t head) const;
-  const char *row(const HeadRows &rows, int64_t i) const {
-    return rows.first_row + i * rows.row_stride * element_bytes_;
+  const char *element(const void *data, int64_t i) const {
+    return static_cast<const char *>(data) + i * element_bytes_;
   }
+  // Row i of the tile's sequence and a query head, in q or out.
+  const char *query(const void *data, int64_t batch_stride, int64_t row_stride, int64_t head_stride, int64_t i,
+                    int32_t head) const;
   // Query row and query head of a packed row.
   int64_t query_row(int64_t r) const { return r / heads_per_kv_head_; }
   int32_t query_head(int64_t r) const {
@@ -77,6 +80,8 @@ class TileWorker {
 
   void load_group(GroupState &group, int64_t row_begin, int64_t row_end);
   void begin_row(GroupState &group, int32_t m);
+  void load_query(int64_t i, int32_t head);
+  bool load_keys(const KeyTensor &tensor, int32_t first_key, int32_t keys, float *dst) const;
   void visit_block(int32_t n_block);
   void take_out_special_values(int32_t keys);
   void add_special_values(GroupState &group, int32_t first_key);
@@ -85,7 +90,7 @@ class TileWorker {
   const flash3_params &params_;
   const Kernels &kernels_;
   const core::SeqSide q_side_;
-  const core::SeqSide k_side_;
+  const core::KvCache cache_;
   const int32_t heads_per_kv_head_;
   const int64_t element_bytes_;
   ScoreOptions options_;
@@ -98,13 +103,14 @@ class TileWorker {
   float *probabilities_;  // (kBlockN, group_rows)
   float *row_;            // (head_dim): one query row
   std::vector<int32_t> special_keys_;
+  RotaryRows rotary_;
+  std::vector<char> turned_;  // one query row, with rotary embedding
 
   // Of the tile at hand.
   core::Tile tile_;
   core::Mask mask_;
   core::SeqSpan q_span_;
-  HeadRows k_rows_;
-  HeadRows v_rows_;
+  core::KeySpan k_span_;
 };
 
 }  // namespace flash3::host

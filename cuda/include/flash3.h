@@ -33,8 +33,8 @@ extern "C" {
 #define FLASH3_VERSION_MAJOR 0
 #define FLASH3_VERSION_MINOR 1
 #define FLASH3_VERSION_PATCH 0
-/* Grows whenever the meaning or the place of a field of flash3_params changes. */
-#define FLASH3_ABI_VERSION 1u
+/* Grows whenever the meaning or the place of a field of a struct below changes. */
+#define FLASH3_ABI_VERSION 2u
 
 typedef enum flash3_status {
   FLASH3_OK = 0,
@@ -58,12 +58,24 @@ typedef enum flash3_dtype {
   FLASH3_FLOAT32 = 2 /* host backend only */
 } flash3_dtype;
 
-/* All strides count elements of the tensor, not bytes. The last dimension (head_dim) is always contiguous.
+/* The parameters of attention.
+ *
+ * All strides count elements of the tensor, not bytes. The last dimension (head_dim) is always contiguous.
  *
  * "Dense" calls have cu_seqlens_q == cu_seqlens_k == NULL; q is (batch, seqlen_q, nheads, head_dim) and k, v are
  * (batch, seqlen_k, nheads_k, ...). "Varlen" calls pack the sequences of a batch one behind the other: q is
  * (total_q, nheads, head_dim) with cu_seqlens_q given, k and v are (total_k, nheads_k, ...) with cu_seqlens_k given.
  * The two sides may differ: q packed and k dense, or the reverse.
+ *
+ * k and v may be a cache for sequences that grow. seqused_k then says how many rows of each are filled, and the keys of
+ * sequence b are its rows from cache_leftpad[b] on. A "paged" cache has page_table: k and v are (num_pages, page_size,
+ * nheads_k, ...), and row j of sequence b is row j % page_size of page page_table[b][j / page_size]. With k_new and
+ * v_new, their rows are first written behind the filled ones, and are keys like these: seqlen_k of the formula above is
+ * seqused_k[b] plus the new rows, less cache_leftpad[b]. Nothing else of the cache is written; what rows hold that are
+ * no keys of a sequence never matters to it.
+ *
+ * A page id or batch index that names nothing, or a length beyond the capacity, gives that sequence a wrong result:
+ * reads are clamped to the tensors, and new rows that have no place are dropped.
  */
 typedef struct flash3_params {
   uint32_t struct_size; /* sizeof(flash3_params) */
@@ -79,16 +91,17 @@ typedef struct flash3_params {
   int32_t batch;      /* number of sequences; 0 returns at once */
 
   int64_t seqlen_q; /* dense q: rows of each batch entry; packed q: ignored */
-  int64_t seqlen_k; /* dense k, v: rows of each batch entry; packed k: ignored */
+  int64_t seqlen_k; /* dense k, v: rows of each batch entry; packed or paged k: ignored */
   int64_t total_q;  /* packed q: rows of q; dense: ignored */
   int64_t total_k;  /* packed k: rows of k and v; dense: ignored */
 
   /* (batch, seqlen_q, nheads, head_dim) or (total_q, nheads, head_dim), of dtype. Not NULL unless it has no element. */
   const void *q;
-  /* (batch, seqlen_k, nheads_k, head_dim) or (total_k, nheads_k, head_dim), of dtype. NULL only if it has no element.
-   */
+  /* (batch, seqlen_k, nheads_k, head_dim), (total_k, nheads_k, head_dim) or, paged, (num_pages, page_size, nheads_k,
+   * head_dim), of dtype. With cache_batch_idx the first of these has batch_cache entries. NULL only if it has no
+   * element. Written only if k_new is given. */
   const void *k;
-  /* (batch, seqlen_k, nheads_k, head_dim_v) or (total_k, nheads_k, head_dim_v), of dtype. As k. */
+  /* As k, with head_dim_v. */
   const void *v;
   /* (batch, seqlen_q, nheads, head_dim_v) or (total_q, nheads, head_dim_v), of dtype. As q. */
   void *out;
@@ -96,7 +109,7 @@ typedef struct flash3_params {
   float *lse;
 
   /* Device pointers and strides must be multiples of 16 bytes on the CUDA backend. Batch strides of packed tensors are
-   * ignored. */
+   * ignored; those of paged k and v lead from page to page. */
   int64_t q_batch_stride, q_row_stride, q_head_stride;
   int64_t k_batch_stride, k_row_stride, k_head_stride;
   int64_t v_batch_stride, v_row_stride, v_head_stride;
@@ -106,9 +119,46 @@ typedef struct flash3_params {
   const int32_t *cu_seqlens_q; /* (batch + 1): first row of each sequence of q, then total_q; NULL: q is dense */
   const int32_t *cu_seqlens_k; /* (batch + 1): first row of each sequence of k, then total_k; NULL: k is dense */
   const int32_t *seqused_q;    /* (batch): rows of q in use, at most the sequence's own; NULL: all */
-  const int32_t *seqused_k;    /* (batch): rows of k in use, at most the sequence's own; NULL: all */
-  int64_t max_seqlen_q;        /* tuning hint for packed q; 0: unknown. Never changes a result */
-  int64_t max_seqlen_k;        /* tuning hint for packed k; 0: unknown. Never changes a result */
+  /* (batch): rows of k in use, at most the sequence's own, cache_leftpad included and new rows not; NULL: all. Not NULL
+   * with k_new. */
+  const int32_t *seqused_k;
+  int64_t max_seqlen_q; /* tuning hint for packed q; 0: unknown. Never changes a result */
+  int64_t max_seqlen_k; /* tuning hint for packed or cached k; 0: unknown. Never changes a result */
+
+  /* The cache. All of it goes with dense or paged k alone, and is host backend only in this version. */
+  const int32_t *cache_batch_idx;  /* (batch): entry of k and v, or row of page_table; NULL: sequence b has number b */
+  const int32_t *cache_leftpad;    /* (batch): rows at the start of each sequence that are no keys; NULL: 0 */
+  const int32_t *page_table;       /* (batch, max_pages), or (batch_cache, max_pages): page ids; NULL: k is not paged.
+                                    * Entries behind the last row in use are not read */
+  int64_t page_table_batch_stride; /* >= 0; max_pages is contiguous */
+  int32_t batch_cache;             /* with cache_batch_idx: entries of k and v, or rows of page_table; else ignored */
+  int32_t page_size;               /* with page_table: rows of a page, >= 1; else ignored */
+  int32_t num_pages;               /* with page_table: pages of k and v, >= 1; else ignored */
+  int32_t max_pages;               /* with page_table: pages of a sequence at most, >= 1; else ignored */
+
+  /* Rows to append, (batch, seqlen_k_new, nheads_k, head_dim) or with cu_seqlens_k_new (total_k_new, nheads_k,
+   * head_dim), of dtype; NULL: none. Sequences that append to the same rows of the cache leave one of their values
+   * there. */
+  const void *k_new;
+  /* As k_new, with head_dim_v. NULL if and only if k_new is. */
+  const void *v_new;
+  int64_t k_new_batch_stride, k_new_row_stride, k_new_head_stride;
+  int64_t v_new_batch_stride, v_new_row_stride, v_new_head_stride;
+  const int32_t *cu_seqlens_k_new; /* (batch + 1): first row of each sequence of k_new, then total_k_new; NULL: dense */
+  int64_t seqlen_k_new;            /* dense k_new: rows of each batch entry; else ignored */
+  int64_t total_k_new;             /* packed k_new: rows of it; else ignored */
+
+  /* Rotary embedding of q, and of k_new on its way into the cache; both are rounded to dtype. (seqlen_rotary,
+   * rotary_dim / 2), of dtype: cosine and sine at each position; both NULL: off. New row t has position base + t, where
+   * base is rotary_seqlens[b]; query row i has position base + i if a window side is limited (causal is), and base if
+   * not. Positions outside of the tables are clamped to them. Pointers and strides as of q. */
+  const void *rotary_cos;
+  const void *rotary_sin;
+  int64_t rotary_cos_row_stride, rotary_sin_row_stride;
+  const int32_t *rotary_seqlens; /* (batch); NULL: seqused_k, which is then not NULL. Ignored without rotary_cos */
+  int64_t seqlen_rotary;         /* with rotary_cos: positions of the tables, >= 1; else ignored */
+  int32_t rotary_dim;            /* with rotary_cos: leading columns that are rotated, a multiple of 16; else ignored */
+  int32_t rotary_interleaved;    /* 1: columns 2i and 2i + 1 are a pair, 0: i and i + rotary_dim / 2; else ignored */
 
   float softmax_scale;  /* finite; usually 1 / sqrt(head_dim) */
   float softcap;        /* 0: off; otherwise finite and > 0 */
@@ -119,7 +169,8 @@ typedef struct flash3_params {
   int64_t alibi_batch_stride; /* 0 for (nheads), else the stride of batch */
   const float *sinks;         /* (nheads), float32: logit of a key without a value; NULL: off */
 
-  int32_t num_splits;  /* 0: the library chooses, 1: one pass over the keys */
+  /* 0: the library chooses, else 1 to 256; more than 1 on the host backend only, which makes one pass in any case */
+  int32_t num_splits;
   int32_t sm_margin;   /* CUDA: multiprocessors to leave to others, >= 0 */
   int32_t num_threads; /* host: threads to use; 0: all cores. CUDA: ignored */
   int32_t reserved;    /* 0 */
@@ -130,7 +181,39 @@ typedef struct flash3_params {
   uint64_t workspace_bytes;
 } flash3_params;
 
-/* Name, offset and size in bytes of a field of flash3_params, for bindings that mirror the struct. */
+/* The parameters of flash3_combine, which merges attention over parts of the keys: for every batch entry, row and head
+ *
+ *     lse = log(sum over splits of exp(lse_partial))
+ *     out = sum over splits of exp(lse_partial - lse) * out_partial
+ *
+ * A split with lse_partial = -inf has seen no key, and its out_partial is not read. With nothing but such splits, out
+ * is 0 and lse is -inf. Strides count elements; head_dim is contiguous. */
+typedef struct flash3_combine_params {
+  uint32_t struct_size; /* sizeof(flash3_combine_params) */
+  uint32_t abi_version; /* FLASH3_ABI_VERSION */
+
+  int32_t backend;    /* flash3_backend; host only in this version */
+  int32_t device;     /* as in flash3_params */
+  int32_t dtype;      /* flash3_dtype of out */
+  int32_t num_splits; /* 1 to 256 */
+  int32_t batch;
+  int32_t nheads;      /* at least 1 */
+  int32_t head_dim;    /* at least 1 */
+  int32_t num_threads; /* as in flash3_params */
+  int64_t seqlen;      /* rows of each batch entry */
+
+  /* None of them is NULL unless it has no element, but for lse. */
+  const float *out_partial; /* (num_splits, batch, seqlen, nheads, head_dim) */
+  const float *lse_partial; /* (num_splits, batch, seqlen, nheads), natural logarithm */
+  void *out;                /* (batch, seqlen, nheads, head_dim), of dtype */
+  float *lse;               /* (batch, seqlen, nheads), natural logarithm; NULL: not wanted */
+  int64_t out_partial_split_stride, out_partial_batch_stride, out_partial_row_stride, out_partial_head_stride;
+  int64_t lse_partial_split_stride, lse_partial_batch_stride, lse_partial_row_stride, lse_partial_head_stride;
+  int64_t out_batch_stride, out_row_stride, out_head_stride;
+  int64_t lse_batch_stride, lse_row_stride, lse_head_stride;
+} flash3_combine_params;
+
+/* Name, offset and size in bytes of a field of a struct above, for bindings that mirror it. */
 typedef struct flash3_field {
   const char *name;
   uint32_t offset;
@@ -145,6 +228,9 @@ FLASH3_API flash3_status run_mha_v3(const flash3_params *params, void *stream);
  * than which of them are NULL. workspace and workspace_bytes are not read. */
 FLASH3_API flash3_status flash3_workspace_size(const flash3_params *params, size_t *bytes);
 
+/* Combines partial results as params say. CUDA: enqueued on the stream. Host: returns when out is written. */
+FLASH3_API flash3_status flash3_combine(const flash3_combine_params *params, void *stream);
+
 /* What the last failing call on this thread found wrong: the argument, its value, what is allowed. Never NULL; valid
  * until the next call on this thread. */
 FLASH3_API const char *flash3_last_error(void);
@@ -157,6 +243,9 @@ FLASH3_API uint32_t flash3_abi_version(void);
 
 /* The fields of flash3_params in order; *count receives how many. */
 FLASH3_API const flash3_field *flash3_params_layout(uint32_t *count);
+
+/* The same for flash3_combine_params. */
+FLASH3_API const flash3_field *flash3_combine_params_layout(uint32_t *count);
 
 /* What was built, one "key=value" per line: archs, dtypes, head_dims (empty without CUDA), cuda, compiler. */
 FLASH3_API const char *flash3_build_info(void);

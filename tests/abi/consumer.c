@@ -135,7 +135,7 @@ static void check_wrong_calls(void) {
   check_refused(p, FLASH3_ABI_MISMATCH, "struct_size is");
   p = dense_params();
   p.abi_version += 1;
-  check_refused(p, FLASH3_ABI_MISMATCH, "abi_version is 2; it must be 1");
+  check_refused(p, FLASH3_ABI_MISMATCH, "abi_version is 3; it must be 2");
   p = dense_params();
   p.head_dim = 20;
   check_refused(p, FLASH3_INVALID_ARGUMENT, "head_dim is 20; it must be a multiple of 8");
@@ -149,11 +149,114 @@ static void check_wrong_calls(void) {
   p.softcap = -1.0f;
   check_refused(p, FLASH3_INVALID_ARGUMENT, "softcap is -1");
   p = dense_params();
-  p.num_splits = 4;
-  check_refused(p, FLASH3_UNSUPPORTED, "num_splits is 4");
+  p.num_splits = 257;
+  check_refused(p, FLASH3_INVALID_ARGUMENT, "num_splits is 257; it must be from 0 to 256");
+  p = dense_params();
+  p.k_new = k;
+  p.v_new = v;
+  check_refused(p, FLASH3_INVALID_ARGUMENT, "seqused_k is NULL; it must be given with k_new");
 
   p = dense_params();
   check(run_mha_v3(&p, NULL) == FLASH3_OK && flash3_last_error()[0] == '\0', "success leaves no message");
+}
+
+/* Keys in pages of four rows, in any order, and the last ten of each sequence appended by the call itself. */
+static void check_paged_append(void) {
+  enum { PAGE = 4, PAGES = 80, COLUMNS = 40, NEW = 10 };
+  static float k_pages[PAGES][PAGE][NHEADS_K][DIM], v_pages[PAGES][PAGE][NHEADS_K][DIM_V];
+  static float want[BATCH][SEQLEN_Q][NHEADS][DIM_V];
+  int32_t table[BATCH][COLUMNS], filled[BATCH] = {SEQLEN_K - NEW, SEQLEN_K - NEW};
+  memset(k_pages, 0xff, sizeof k_pages); /* NaN */
+  memset(v_pages, 0xff, sizeof v_pages);
+  for (int b = 0; b < BATCH; ++b) {
+    for (int c = 0; c < COLUMNS; ++c) table[b][c] = (b * COLUMNS + c) * 37 % PAGES;
+    for (int j = 0; j < SEQLEN_K - NEW; ++j) {
+      memcpy(k_pages[table[b][j / PAGE]][j % PAGE], k[b][j], sizeof k[b][j]);
+      memcpy(v_pages[table[b][j / PAGE]][j % PAGE], v[b][j], sizeof v[b][j]);
+    }
+  }
+  flash3_params p = dense_params();
+  p.window_right = 0;
+  check(run_mha_v3(&p, NULL) == FLASH3_OK, "dense keys");
+  memcpy(want, out, sizeof want);
+  memset(out, 0xff, sizeof out);
+  p.k_new = &k[0][SEQLEN_K - NEW];
+  p.v_new = &v[0][SEQLEN_K - NEW];
+  p.k_new_batch_stride = p.k_batch_stride, p.k_new_row_stride = p.k_row_stride, p.k_new_head_stride = p.k_head_stride;
+  p.v_new_batch_stride = p.v_batch_stride, p.v_new_row_stride = p.v_row_stride, p.v_new_head_stride = p.v_head_stride;
+  p.seqlen_k_new = NEW;
+  p.seqused_k = filled;
+  p.k = k_pages;
+  p.v = v_pages;
+  p.k_batch_stride = PAGE * p.k_row_stride;
+  p.v_batch_stride = PAGE * p.v_row_stride;
+  p.page_table = &table[0][0];
+  p.page_table_batch_stride = p.max_pages = COLUMNS;
+  p.num_pages = PAGES;
+  p.page_size = PAGE;
+  check(run_mha_v3(&p, NULL) == FLASH3_OK, "pages and new rows");
+  check(memcmp(want, out, sizeof want) == 0, "the same keys in pages give the same bits");
+  const int last = SEQLEN_K - 1;
+  check(memcmp(k_pages[table[1][last / PAGE]][last % PAGE], k[1][last], sizeof k[1][last]) == 0, "the last new row");
+  p.backend = FLASH3_BACKEND_CUDA;
+  p.dtype = FLASH3_FLOAT16;
+  check_refused(p, FLASH3_UNSUPPORTED, "page_table is given; it must be NULL on the CUDA backend");
+}
+
+static void check_combine(void) {
+  static float parts[3][BATCH][SEQLEN_Q][NHEADS][DIM_V], parts_lse[3][BATCH][NHEADS][SEQLEN_Q];
+  static float whole[BATCH][SEQLEN_Q][NHEADS][DIM_V], whole_lse[BATCH][NHEADS][SEQLEN_Q];
+  flash3_params p = dense_params();
+  check(run_mha_v3(&p, NULL) == FLASH3_OK, "whole");
+  memcpy(whole, out, sizeof whole);
+  memcpy(whole_lse, lse, sizeof whole_lse);
+  const int begin[4] = {0, 60, 60, SEQLEN_K};
+  for (int s = 0; s < 3; ++s) {
+    p = dense_params();
+    p.k = &k[0][begin[s]];
+    p.v = &v[0][begin[s]];
+    p.seqlen_k = begin[s + 1] - begin[s];
+    p.out = parts[s];
+    p.lse = &parts_lse[s][0][0][0];
+    check(run_mha_v3(&p, NULL) == FLASH3_OK, "part");
+  }
+  flash3_combine_params c;
+  memset(&c, 0, sizeof c);
+  c.struct_size = sizeof c;
+  c.abi_version = FLASH3_ABI_VERSION;
+  c.dtype = FLASH3_FLOAT32;
+  c.num_splits = 3;
+  c.batch = BATCH;
+  c.nheads = NHEADS;
+  c.head_dim = DIM_V;
+  c.seqlen = SEQLEN_Q;
+  c.out_partial = &parts[0][0][0][0][0];
+  c.lse_partial = &parts_lse[0][0][0][0];
+  c.out = out;
+  c.lse = &lse[0][0][0];
+  c.out_partial_head_stride = c.out_head_stride = DIM_V;
+  c.out_partial_row_stride = c.out_row_stride = NHEADS * DIM_V;
+  c.out_partial_batch_stride = c.out_batch_stride = SEQLEN_Q * c.out_row_stride;
+  c.out_partial_split_stride = BATCH * c.out_batch_stride;
+  c.lse_partial_row_stride = c.lse_row_stride = 1;
+  c.lse_partial_head_stride = c.lse_head_stride = SEQLEN_Q;
+  c.lse_partial_batch_stride = c.lse_batch_stride = NHEADS * SEQLEN_Q;
+  c.lse_partial_split_stride = BATCH * c.lse_batch_stride;
+  check(flash3_combine(&c, NULL) == FLASH3_OK, "combine");
+  double worst = 0.0;
+  for (size_t i = 0; i < sizeof out / sizeof(float); ++i) {
+    const double error = fabs((&out[0][0][0][0])[i] - (&whole[0][0][0][0])[i]);
+    if (!(error <= worst)) worst = error;
+  }
+  for (size_t i = 0; i < sizeof lse / sizeof(float); ++i) {
+    const double error = fabs((&lse[0][0][0])[i] - (&whole_lse[0][0][0])[i]);
+    if (!(error <= worst)) worst = error;
+  }
+  check(worst < 2e-6, "parts of the keys, combined");
+  check(flash3_combine(NULL, NULL) == FLASH3_INVALID_ARGUMENT, "combine of NULL");
+  c.num_splits = 257;
+  check(flash3_combine(&c, NULL) == FLASH3_INVALID_ARGUMENT, "257 splits");
+  check(strstr(flash3_last_error(), "num_splits is 257; it must be from 1 to 256") != NULL, "message of 257 splits");
 }
 
 static void check_sizes(void) {
@@ -207,6 +310,8 @@ int main(void) {
   check_attention("causal, first rows without a key", 30, -1, 0, 0.0f);
   check_attention("no keys", 0, -1, -1, 0.0f);
   check_attention("softcap", SEQLEN_K, -1, -1, 0.5f);
+  check_paged_append();
+  check_combine();
   check_wrong_calls();
   check_sizes();
   check_tables();

@@ -28,8 +28,12 @@ def run_python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_every_field_has_the_librarys_name_offset_and_size() -> None:
-    assert _abi.library_layout(_lib.library().cdll) == _abi.own_layout()
+STRUCTS = ("flash3_params", "flash3_combine_params")
+
+
+@pytest.mark.parametrize("struct", STRUCTS)
+def test_every_field_has_the_librarys_name_offset_and_size(struct: str) -> None:
+    assert _abi.library_layout(_lib.library().cdll, struct) == _abi.own_layout(struct)
 
 
 def test_versions_are_those_of_the_header() -> None:
@@ -49,44 +53,51 @@ def test_every_function_of_the_header_is_declared() -> None:
         assert getattr(cdll, name).argtypes is not None, name
 
 
-def foreign(layout: list[tuple[str, int, int]], version: str = "9.8.7", abi_version: int = _abi.ABI_VERSION) -> Any:
-    """A stand-in for a loaded library with another layout or version."""
-    fields = [_abi.Field(name.encode(), offset, size) for name, offset, size in layout]
+def foreign(layouts: dict[str, _abi.Layout] | None = None, abi_version: int = _abi.ABI_VERSION) -> Any:
+    """A stand-in for a loaded library 9.8.7 with another ABI version, or another layout of the structs named."""
 
-    def params_layout(count: Any) -> list[_abi.Field]:
-        count._obj.value = len(fields)
-        return fields
+    def layout(struct: str) -> Any:
+        places = (layouts or {}).get(struct, _abi.own_layout(struct))
+        fields = [_abi.Field(name.encode(), offset, size) for name, offset, size in places]
+
+        def exported(count: Any) -> list[_abi.Field]:
+            count._obj.value = len(fields)
+            return fields
+
+        return exported
 
     return SimpleNamespace(
-        flash3_version=lambda: version.encode(),
+        flash3_version=lambda: b"9.8.7",
         flash3_abi_version=lambda: abi_version,
-        flash3_params_layout=params_layout,
+        **{f"{struct}_layout": layout(struct) for struct in STRUCTS},
     )
 
 
 def test_a_fitting_library_is_accepted() -> None:
-    assert _abi.mismatch(foreign(_abi.own_layout())) is None
+    assert _abi.mismatch(foreign()) is None
 
 
 def test_another_abi_version_is_refused_naming_both() -> None:
-    message = _abi.mismatch(foreign(_abi.own_layout(), abi_version=77))
+    message = _abi.mismatch(foreign(abi_version=77))
     assert message is not None
     assert "9.8.7 (ABI 77)" in message
     assert f"{_abi.VERSION} (ABI {_abi.ABI_VERSION})" in message
 
 
 @pytest.mark.parametrize("change", ["moved", "renamed", "resized", "missing"])
-def test_another_layout_is_refused_naming_field_and_versions(change: str) -> None:
-    layout = _abi.own_layout()
-    at = [name for name, _, _ in layout].index("softcap")
+@pytest.mark.parametrize(("struct", "field"), [*zip(STRUCTS, ("softcap", "out_row_stride"), strict=True)])
+def test_another_layout_is_refused_naming_field_and_versions(struct: str, field: str, change: str) -> None:
+    layout = _abi.own_layout(struct)
+    at = [name for name, _, _ in layout].index(field)
     name, offset, size = layout[at]
-    replaced = {"moved": (name, offset + 4, size), "renamed": ("cap", offset, size), "resized": (name, offset, 8)}
+    replaced = {"moved": (name, offset + 4, size), "renamed": ("cap", offset, size), "resized": (name, offset, 16)}
     layout = layout[:-1] if change == "missing" else [*layout[:at], replaced[change], *layout[at + 1 :]]
-    message = _abi.mismatch(foreign(layout))
+    message = _abi.mismatch(foreign({struct: layout}))
     assert message is not None
+    assert f"{struct} differs" in message
     assert "9.8.7" in message
     assert _abi.VERSION in message
-    assert ("fields instead of" if change == "missing" else "softcap") in message
+    assert ("fields instead of" if change == "missing" else field) in message
 
 
 def test_a_wrong_struct_size_is_refused_by_the_library() -> None:

@@ -45,6 +45,18 @@ assert (step.out == want[0]).all() and (step.lse == want[1]).all()
     run_python(example("python", "import plan") + check)
 
 
+def test_kvcache_example() -> None:
+    check = """
+from pyflash3 import reference
+cache_seqlens -= 1
+want = reference.attention_with_kvcache(
+    q, k_cache, v_cache, k, v, cos, sin, cache_seqlens, page_table=page_table, causal=True
+)
+assert abs(out - want[0]).max() < 1e-5 and (v_cache == want[3]).all()
+"""
+    run_python(example("python", "flash_attn_with_kvcache(") + check)
+
+
 @pytest.mark.gpu
 def test_cupy_example() -> None:
     run_python(example("python", "import cupy"))

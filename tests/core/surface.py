@@ -9,7 +9,7 @@ from ctypes import POINTER, byref, c_char_p, c_int32, c_int64, c_uint32, c_uint6
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pyflash3._abi import Params
+from pyflash3._abi import CombineParams, Params
 from tests.build_dir import load_library
 
 _int32_p = POINTER(c_int32)
@@ -20,6 +20,9 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "block_mask_keys": (None, [c_int64, c_int64, c_int32, c_int32, c_int64, c_int64, c_int32, _int32_p]),
     "block_range": (None, [c_int64, c_int64, *[c_int32] * 5, _int32_p]),
     "seq_span": (None, [c_void_p, c_void_p, c_int64, c_int32, POINTER(c_int64), _int32_p]),
+    "key_span": (None, [POINTER(Params), c_int32, POINTER(c_int64)]),
+    "row_place": (None, [POINTER(Params), c_int32, c_int64, c_int64, POINTER(c_int64)]),
+    "rotary_positions": (None, [POINTER(Params), c_int32, c_int64, POINTER(c_int64)]),
     "sections": (None, [c_int32, c_int32, c_int64, c_int64, _int32_p]),
     "quotient": (c_uint32, [c_uint32, c_int64]),
     "dense_tile": (None, [c_int32] * 6 + [_int32_p]),
@@ -32,6 +35,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "cheapest_config": (c_int32, [c_int32, c_int64, c_int64, c_int32, c_int32, c_int32, c_int64, c_int64]),
     "workspace_layout": (None, [POINTER(Params), POINTER(c_uint64)]),
     "validate": (c_int32, [POINTER(Params), c_char_p, c_int32]),
+    "validate_combine": (c_int32, [POINTER(CombineParams), c_char_p, c_int32]),
     "check_architecture": (c_int32, [c_int32, c_int32, c_char_p, c_char_p, c_int32]),
 }
 
@@ -101,6 +105,42 @@ def seq_span(cu_seqlens: Sequence[int] | None, seqused: Sequence[int] | None, ro
     used = None if seqused is None else int32_array(seqused)
     _function("seq_span")(cu, used, rows, b, byref(start), byref(length))
     return start.value, length.value
+
+
+class KeySpan(NamedTuple):
+    entry: int
+    named: int
+    first_row: int
+    len: int
+    appended: int
+
+
+class RowPlace(NamedTuple):
+    entry: int
+    row: int
+    named: int
+    run: int
+
+
+def key_span(params: Params, b: int) -> KeySpan:
+    """Where the keys of sequence b lie."""
+    span = (c_int64 * 5)()
+    _function("key_span")(byref(params), b, span)
+    return KeySpan(*span)
+
+
+def row_place(params: Params, b: int, row: int, rows: int) -> RowPlace:
+    """The place of one of its rows, and how many of `rows` rows follow each other there."""
+    place = (c_int64 * 4)()
+    _function("row_place")(byref(params), b, row, rows, place)
+    return RowPlace(*place)
+
+
+def rotary_positions(params: Params, b: int, i: int) -> tuple[int, int]:
+    """Positions of new row i and of query row i of sequence b."""
+    positions = (c_int64 * 2)()
+    _function("rotary_positions")(byref(params), b, i, positions)
+    return positions[0], positions[1]
 
 
 def section_widths(num_columns: int, group: int, kv_bytes_per_kv_head: int, budget: int) -> list[int]:
@@ -207,6 +247,11 @@ def _status(name: str, *args: object) -> tuple[int, str]:
 def validate(params: Params) -> tuple[int, str]:
     """Status and message."""
     return _status("validate", byref(params))
+
+
+def validate_combine(params: CombineParams) -> tuple[int, str]:
+    """Status and message."""
+    return _status("validate_combine", byref(params))
 
 
 def check_architecture(device: int, capability: int, built: str) -> tuple[int, str]:

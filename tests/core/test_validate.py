@@ -9,6 +9,7 @@ import pytest
 from pyflash3._abi import BACKEND_HOST, FLOAT32, Params
 from tests.core.problems import ADDRESS, packed, params
 from tests.core.surface import validate
+from tests.core.test_validate_cache import CACHE
 
 OK, INVALID, UNSUPPORTED, BAD_WORKSPACE, ABI_MISMATCH = 0, 1, 2, 4, 6
 SIZE = params().struct_size
@@ -23,7 +24,7 @@ DIMS = ("batch", "row", "head")
 DENSE: list[Row] = [
     ({"struct_size": SIZE - 8}, ABI_MISMATCH, ["struct_size", str(SIZE - 8), str(SIZE)]),
     ({"struct_size": 0}, ABI_MISMATCH, ["struct_size is 0", str(SIZE)]),
-    ({"abi_version": 2}, ABI_MISMATCH, ["abi_version is 2", "must be 1"]),
+    ({"abi_version": 1}, ABI_MISMATCH, ["abi_version is 1", "must be 2"]),
     ({"backend": 2}, INVALID, ["backend is 2", "0 (host) or 1 (CUDA)"]),
     ({"backend": -1}, INVALID, ["backend is -1"]),
     ({"device": -2}, INVALID, ["device is -2", "-1"]),
@@ -59,8 +60,9 @@ DENSE: list[Row] = [
     ({"window_right": -7}, INVALID, ["window_right is -7", "-1: unlimited"]),
     ({"alibi_slopes": ADDRESS, "alibi_batch_stride": 7}, INVALID, ["alibi_batch_stride is 7", "nheads (8)"]),
     ({"alibi_slopes": ADDRESS, "alibi_batch_stride": -8}, INVALID, ["alibi_batch_stride is -8"]),
-    ({"num_splits": 2}, UNSUPPORTED, ["num_splits is 2", "0 or 1"]),
-    ({"num_splits": -1}, INVALID, ["num_splits is -1", "0 or 1"]),
+    ({"num_splits": 2}, UNSUPPORTED, ["num_splits is 2", "0 or 1 on the CUDA backend"]),
+    ({"num_splits": -1}, INVALID, ["num_splits is -1", "from 0 to 256"]),
+    ({"num_splits": 257}, INVALID, ["num_splits is 257", "from 0 to 256"]),
     ({"sm_margin": -1}, INVALID, ["sm_margin is -1", "at least 0"]),
     ({"num_threads": -1}, INVALID, ["num_threads is -1", "at least 0"]),
     ({"reserved": 1}, INVALID, ["reserved is 1", "0"]),
@@ -154,7 +156,7 @@ ALLOWED = [
     params(nheads=1, nheads_k=1, q_head_stride=5, k_head_stride=-1, out_head_stride=0),
     params(batch=1, seqlen_k=2**31 - 1),
     packed(q_batch_stride=-1, k_batch_stride=7, out_batch_stride=0, lse_batch_stride=-9),
-    params(backend=BACKEND_HOST, workspace=None, workspace_bytes=0),
+    params(backend=BACKEND_HOST, workspace=None, workspace_bytes=0, num_splits=256),
     params(backend=BACKEND_HOST, dtype=FLOAT32, q=ADDRESS + 4, device=-5),
     params(backend=BACKEND_HOST, q_row_stride=-37, k_head_stride=0, out_row_stride=-512),
 ]  # fmt: skip
@@ -167,7 +169,7 @@ def test_allowed(p: Params) -> None:
 
 def test_every_field_is_checked_or_free() -> None:
     """A new field of the struct must be given a row above, or a name in this list with a reason."""
-    rows = DENSE + NULLS + ADDRESSES + STRIDES + PACKED
+    rows = DENSE + NULLS + ADDRESSES + STRIDES + PACKED + CACHE
     checked = {name for changes, _, _ in rows for name in changes}
     free: set[str] = set()  # fields of which any value is allowed
     assert {field[0] for field in Params._fields_} - checked == free

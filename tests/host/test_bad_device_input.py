@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pyflash3 import _call, flash_attn_func
+from pyflash3 import _call, _prepared, flash_attn_func
 from pyflash3._problem import AttnProblem, Request
 
 F32, BF16, I32 = np.float32, ml_dtypes.bfloat16, np.int32
@@ -91,7 +91,7 @@ def on_gpu(**changes: Any) -> AttnProblem:
     return AttnProblem.of(Request(**fields))
 
 
-GPU = {
+GPU: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "float32": ({x: spec(Q if x == "q" else KV, F32) for x in "qkv"}, TypeError, "q has dtype float32; allowed on a GPU are float16, bfloat16"),
     "mixed devices": ({"k": spec(KV, device=1)}, ValueError, "k is on CUDA device 1, but q is on CUDA device 0; all arrays must be in one place"),
     "k on the host": ({"k": spec(KV, device=-1)}, ValueError, "k is on the host, but q is on CUDA device 0; all arrays must be in one place"),
@@ -101,7 +101,8 @@ GPU = {
     "stride": ({"q": spec(Q, strides=(660, 132, 34, 2))}, ValueError, "q has strides (660, 132, 34, 2) bytes; each must be a multiple of 16 bytes"),
     "negative stride": ({"v": spec(KV, strides=(448, -64, 32, 2))}, ValueError, "v has strides (448, -64, 32, 2) bytes; on a GPU none may be negative"),
     "out stride": ({"out": spec(OUT, strides=(640, 128, 40, 2))}, ValueError, "out has strides (640, 128, 40, 2) bytes; each must be a multiple of 16"),
-    "too many rows": ({"q": ((2, 2**30, 4, 16), (2**37, 128, 32, 2), np.dtype(BF16), 0)}, ValueError, "q has 1073741824 rows in 2 sequences; at most 2147483647 in all are allowed"),
+    "splits": ({"num_splits": 4}, NotImplementedError, "num_splits is 4; on a GPU this version has no split-KV, so 0 and 1 are allowed"),
+    "too many rows": ({"q": ((2, 2**30, 4, 16), (2**37, 128, 32, 2), np.dtype(BF16), 0)}, ValueError, "q has 2147483648 rows in all; at most 2147483647 are allowed"),
 }  # fmt: skip
 
 
@@ -139,5 +140,5 @@ def test_sizes_of_one_may_have_any_stride() -> None:
 def test_misaligned_device_addresses() -> None:
     problem = on_gpu()
     assert problem.alignment == 16
-    error = _call._misaligned([4096, 4096, 4104, 4096], problem.alignment)
+    error = _prepared._misaligned([("k", 4096), ("v", 4104)], problem)
     assert str(error) == "v starts at address 0x1008; it must be a multiple of 16 bytes"

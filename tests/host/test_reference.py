@@ -92,3 +92,40 @@ def test_rounding_is_worse_than_float64_and_not_by_much() -> None:
     exact, _ = reference.attention(q, k, v)
     rounded, _ = reference.attention(q, k, v, rounding=np.float16)
     assert 1e-5 < np.abs(rounded - exact).max() < 1e-2
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize("causal", [True, False])
+def test_with_kvcache_equals_rows_put_together_by_hand(interleaved: bool, causal: bool) -> None:
+    """Two sequences in pages of three rows; pairs of columns are complex numbers, turned by an angle."""
+    rng = np.random.default_rng(6)
+    q, k, v = rng.normal(size=(2, 2, 2, 32)), rng.normal(size=(2, 2, 1, 32)), rng.normal(size=(2, 2, 1, 3))
+    k_cache, v_cache = rng.normal(size=(9, 3, 1, 32)), rng.normal(size=(9, 3, 1, 3))
+    table, filled, leftpad = [[4, 0, 8], [7, 2, 1]], [4, 5], [0, 2]
+    angle = rng.uniform(size=(10, 8))
+
+    def turned(x: Any, position: int) -> Any:
+        half = np.arange(8)
+        first, second = (2 * half, 2 * half + 1) if interleaved else (half, half + 8)
+        z = (x[..., first] + 1j * x[..., second]) * np.exp(1j * angle[position])
+        y = x.copy()
+        y[..., first], y[..., second] = z.real, z.imag
+        return y
+
+    out, lse, new_k_cache, new_v_cache = reference.attention_with_kvcache(
+        q, k_cache, v_cache, k, v, np.cos(angle), np.sin(angle), np.array(filled, np.int32),
+        cache_leftpad=np.array(leftpad), page_table=np.array(table), causal=causal, rotary_interleaved=interleaved,
+    )  # fmt: skip
+    for b in range(2):
+        for t in range(2):
+            row = filled[b] + t
+            k_cache[table[b][row // 3], row % 3] = turned(k[b, t], row)
+            v_cache[table[b][row // 3], row % 3] = v[b, t]
+        rows = range(leftpad[b], filled[b] + 2)
+        keys, values = (np.stack([x[table[b][j // 3], j % 3] for j in rows]) for x in (k_cache, v_cache))
+        queries = np.stack([turned(q[b, i], filled[b] + (i if causal else 0)) for i in range(2)])
+        want, want_lse = reference.attention(queries[None], keys[None], values[None], causal=causal)
+        np.testing.assert_allclose(out[b], want[0], atol=1e-12)
+        np.testing.assert_allclose(lse[b], want_lse[0], atol=1e-12)
+    np.testing.assert_allclose(new_k_cache, k_cache, atol=1e-12)
+    np.testing.assert_array_equal(new_v_cache, v_cache)

@@ -1,0 +1,30 @@
+// The positions at which rotary embedding turns the rows of a sequence.
+#pragma once
+
+#include <cstdint>
+
+#include "core/macros.h"
+#include "core/mask.h"
+#include "core/seqlen.h"
+#include "flash3.h"
+
+namespace flash3::core {
+
+struct RotaryPositions {
+  const int32_t *base;  // (batch): position of the first new row of each sequence; NULL: no rotary embedding
+  int64_t rows;         // of the tables of cosines and sines, at least 1
+  bool q_advances;      // otherwise all query rows of a sequence have the position of its first one
+
+  // params have passed validate.
+  static RotaryPositions of(const flash3_params &p) {
+    if (p.rotary_cos == nullptr) return {nullptr, 0, false};
+    return {p.rotary_seqlens != nullptr ? p.rotary_seqlens : p.seqused_k, p.seqlen_rotary,
+            Window::make(p.window_left, p.window_right).limited()};
+  }
+
+  // Rows of the tables, whatever base holds.
+  FLASH3_HD int64_t of_new_row(int32_t b, int64_t t) const { return SeqSide::clamp(base[b] + t, 0, rows - 1); }
+  FLASH3_HD int64_t of_query_row(int32_t b, int64_t i) const { return of_new_row(b, q_advances ? i : 0); }
+};
+
+}  // namespace flash3::core
