@@ -182,9 +182,9 @@ core::Status forward(const flash3_params &params, void *stream) {
   DeviceInfo device;
   core::Status status = usable_device(params.device, &device);
   if (!status.ok()) return status;
-  const int32_t multiprocessors = std::max(device.multiprocessors - params.sm_margin, 1);
   const FwdKernel *kernel = nullptr;
-  status = find_kernel(params, multiprocessors, &kernel);
+  // Whatever sm_margin is, so that it never changes a bit.
+  status = find_kernel(params, device.multiprocessors, &kernel);
   if (!status.ok()) return status;
   const int64_t tiles = most_tiles(params, *kernel);
   if (tiles > kMostTiles) {
@@ -193,7 +193,7 @@ core::Status forward(const flash3_params &params, void *stream) {
   }
   const DeviceGuard guard(device.ordinal);
   if (guard.error() != cudaSuccess) return cuda_error("cudaSetDevice", guard.error());
-  const int64_t most_blocks = int64_t{multiprocessors} * kernel->blocks_per_sm;
+  const int64_t most_blocks = int64_t{std::max(device.multiprocessors - params.sm_margin, 1)} * kernel->blocks_per_sm;
   const SchedulerState state = scheduler_state(params, *kernel, tiles <= most_blocks * kernel->streams);
   cudaError_t error = enqueue_scheduler(params, *kernel, state, static_cast<cudaStream_t>(stream));
   if (error != cudaSuccess) return cuda_error("preparing the tile scheduler", error);

@@ -11,7 +11,7 @@ namespace flash3::launch {
 // and without lengths from device memory.
 inline constexpr int32_t kMostKernels = 2 * core::kNumTileConfigs * 2 * 2;
 
-// The kernel for these params on so many multiprocessors, or FLASH3_UNSUPPORTED with what was built.
+// The kernel for these params on a GPU of so many multiprocessors, or FLASH3_UNSUPPORTED with what was built.
 core::Status find_kernel(const flash3_params &params, int32_t multiprocessors, const FwdKernel **kernel);
 
 }  // namespace flash3::launch
