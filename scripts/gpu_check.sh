@@ -31,12 +31,8 @@ fi
 for name in $sanitizers; do
   begin=$SECONDS
   log=$(mktemp)
-  options=()
-  # A block has up to 58 mbarriers, initialised in a few places: more than these tools make room for by themselves, and
-  # then they report hazards that the others prevent.
-  [[ $name == memcheck ]] || options=(--num-cuda-barriers 128)
   if timeout --kill-after=10 "${SANITIZER_SECONDS:-120}" \
-    "$tool" --tool "$name" "${options[@]}" --error-exitcode 9 "$python" -m tests.gpu.sanitizer_shapes >"$log" 2>&1; then
+    "$tool" --tool "$name" --error-exitcode 9 "$python" -m tests.gpu.sanitizer_shapes >"$log" 2>&1; then
     # The tool's own verdict and the number of calls it saw, so that a run that checked nothing cannot pass.
     calls=$(grep -c ': right$' "$log")
     verdict=$(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$log" | tail -n 1)
