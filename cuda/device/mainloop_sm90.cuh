@@ -25,6 +25,7 @@ struct NamedBarriers {
   static __device__ __forceinline__ uint32_t epilogue(int warpgroup) {
     return Traits::kWarpgroups + first() + warpgroup;
   }
+  // Of the warpgroup's stream.
   static __device__ __forceinline__ uint32_t first() {
     if constexpr (Traits::kStreams == 1) return 0;
     return ptx::uniform(threadIdx.x / 128 - 1) / Traits::kConsumers * Traits::kConsumers;
