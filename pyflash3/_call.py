@@ -147,19 +147,20 @@ def _is_cupy(x: Any) -> bool:
 
 
 def _length_arrays(lengths: Lengths, cache: Cache | None) -> list[Any]:
-    names = (
-        "cu_seqlens_q",
-        "cu_seqlens_k",
-        "seqused_q",
-        argument_name(cache is not None and cache.kvcache, "seqused_k"),
-    )
-    needed = 2 if cache is None else 0 if cache.kvcache else 1
-    for name, x in zip(names[:needed], lengths, strict=False):
+    cu_q, cu_k, used_q, used_k, *_ = lengths
+    kvcache = cache is not None and cache.kvcache
+    needed = (("cu_seqlens_q", cu_q), ("cu_seqlens_k", cu_k))[: 2 if cache is None else 0 if kvcache else 1]
+    for name, x in needed:
         if x is None:
             raise TypeError(f"{name} is None; it must be a (batch + 1,) int32 array")
-    if cache is not None and lengths[1] is not None:
+    if cache is not None and cu_k is not None:
         raise ValueError("cu_seqlens_k is given; with page_table it must be None, and seqused_k has the lengths")
-    return [None if x is None else native(name, x) for name, x in zip(names, lengths[:4], strict=True)]
+    return [
+        None if cu_q is None else native("cu_seqlens_q", cu_q),
+        None if cu_k is None else native("cu_seqlens_k", cu_k),
+        None if used_q is None else native("seqused_q", used_q),
+        None if used_k is None else native(argument_name(kvcache, "seqused_k"), used_k),
+    ]
 
 
 def _request(arrays: list[Any], o: Options, lengths: Lengths, cache: CacheRequest | None) -> Request:
