@@ -7,6 +7,7 @@
 #include "core/block_range.h"
 #include "core/macros.h"
 #include "core/mask.h"
+#include "core/tile_scheduler.h"
 
 namespace flash3::core {
 
@@ -67,8 +68,8 @@ constexpr const TileConfig *tile_config(int32_t head_dim, int32_t head_dim_v) {
 inline int64_t estimated_clocks(const TileConfig &config, const Mask &mask) {
   constexpr int32_t kMostCounted = 8192;
   if (mask.seqlen_q > kMostCounted) {
-    const int64_t tiles = (int64_t{mask.seqlen_q} + config.block_m - 1) / config.block_m;
-    const int64_t blocks = (int64_t{mask.seqlen_k} + config.block_n - 1) / config.block_n;
+    const int64_t tiles = ceil_div(mask.seqlen_q, config.block_m);
+    const int64_t blocks = ceil_div(mask.seqlen_k, config.block_n);
     return tiles * (config.tile_clocks + blocks * config.block_clocks);
   }
   int64_t clocks = 0;

@@ -71,20 +71,17 @@ struct Producer : TileLoads<Traits> {
     return {};
   }
 
-  __device__ __forceinline__ Load next_q(const Job &job) {
-    const Load l = this->load_of_q(job, q_state);
-    q_state.advance();
-    return l;
-  }
+  __device__ __forceinline__ Load next_q(const Job &job) { return taken(this->load_of_q(job, q_state), q_state); }
   __device__ __forceinline__ Load next_k(const Job &job, int32_t n) {
-    const Load l = this->load_of_k(job, n, k_state);
-    k_state.advance();
-    return l;
+    return taken(this->load_of_k(job, n, k_state), k_state);
   }
   __device__ __forceinline__ Load next_v(const Job &job, int32_t n) {
-    const Load l = this->load_of_v(job, n, v_state);
-    v_state.advance();
-    return l;
+    return taken(this->load_of_v(job, n, v_state), v_state);
+  }
+  template <class State>
+  static __device__ __forceinline__ Load taken(const Load &load, State &state) {
+    state.advance();
+    return load;
   }
 
   // Of a tile that has key blocks: the first block of K, and Q if there is a buffer for it.

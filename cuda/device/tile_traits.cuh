@@ -43,8 +43,6 @@ struct TileTraits {
   static constexpr bool kStagesInV = !kIsShort && !kOverlapsTiles;
   static constexpr int kTileSlots = 4;  // the tile that ends, the one that begins, and those that the producer found
   static constexpr bool kExactMax = kConfig.exact_max;
-  // Whether softcap and ALiBi, too, are taken without the maximum where that can be; it takes registers.
-  static constexpr bool kDirectScores = kScoreMod && !kExactMax && kConfig.block_m * kConfig.streams <= 128;
   static_assert(kBlockM % 64 == 0, "a consumer warpgroup owns 64 rows");
   static_assert(kBlockN % 16 == 0 && kBlockN <= 256, "P * V takes 16 keys a step, Q * K^T at most 256 keys");
 
@@ -59,6 +57,9 @@ struct TileTraits {
   static constexpr int kProducerRegisters = kWarpgroups == 1 ? 128 : kWarpgroups == 2 ? 40 : 32;
   static constexpr int kConsumerRegisters = kWarpgroups <= 2 ? 232 : kWarpgroups == 3 ? 160 : 112;
   static_assert(kWarpgroups <= 4, "register budgets: up to 4 consumer warpgroups");
+  // Whether softcap and ALiBi, too, are taken without the maximum where that can be: it takes the registers that two
+  // consumer warpgroups have.
+  static constexpr bool kDirectScores = kScoreMod && !kExactMax && kWarpgroups <= 2;
   // Rings find their place by the low bits of a count.
   static_assert((kStages & (kStages - 1)) == 0 && (kQStages & (kQStages - 1)) == 0, "powers of two");
 

@@ -77,8 +77,9 @@ SchedulerState scheduler_state(const flash3_params &p, const FwdKernel &kernel, 
 // Tiles of a sequence and head: of every one of a dense call. In a packed one the lengths are only known on the device,
 // and the kernel for short sequences shares out the tiles of one of mean length.
 int32_t num_m_blocks(const flash3_params &p, const FwdKernel &kernel) {
-  const int64_t rows = p.cu_seqlens_q != nullptr ? (p.total_q + p.batch - 1) / p.batch : p.seqlen_q;
-  return core::ceil_div(static_cast<int32_t>(rows), kernel.block_m);
+  const bool packed = p.cu_seqlens_q != nullptr;
+  const auto rows = static_cast<int32_t>(packed ? p.total_q : p.seqlen_q);
+  return core::ceil_div(packed ? core::ceil_div(rows, p.batch) : rows, kernel.block_m);
 }
 
 core::Status make_args(const flash3_params &p, const FwdKernel &kernel, const SchedulerState &state,

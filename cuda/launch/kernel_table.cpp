@@ -89,7 +89,7 @@ const std::vector<Entry> &table() {
 
 // The lengths as far as they are known here: those of a packed call are in device memory.
 core::Workload workload(const flash3_params &p, int32_t multiprocessors) {
-  const auto mean = [&](int64_t total) { return static_cast<int32_t>((total + p.batch - 1) / p.batch); };
+  const auto mean = [&](int64_t total) { return core::ceil_div(static_cast<int32_t>(total), p.batch); };
   const bool packed_q = p.cu_seqlens_q != nullptr;
   const bool packed_k = p.cu_seqlens_k != nullptr;
   core::Workload work;
