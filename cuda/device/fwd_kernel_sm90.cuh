@@ -73,8 +73,7 @@ __device__ __forceinline__ void consume(const FwdArgs &args, typename Traits::Sh
         next.wait();
       }
     }
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&smem.barriers.tile_empty[reader.state.index()]);
+    ptx::mbarrier_arrive(&smem.barriers.tile_empty[reader.state.index()]);
     reader.state = next.state;
   }
   mainloop.end_turns();

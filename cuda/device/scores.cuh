@@ -145,15 +145,7 @@ struct DirectScores {
       }
     }
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float part[2] = {0.f, 0.f};
-#pragma unroll
-      for (int j = 0; j < kS / 4; ++j) {
-#pragma unroll
-        for (int c = 0; c < 2; ++c) part[c] += s[4 * j + 2 * r + c];
-      }
-      sum[r] = part[0] + part[1];
-    }
+    for (int r = 0; r < 2; ++r) sum[r] = sum_of_row(s, r);
     if ((bits & 0x40000000u) != 0) sum[0] = INFINITY;  // an argument of 1 or more: |y| >= 2
   }
 

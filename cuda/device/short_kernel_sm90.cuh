@@ -41,11 +41,7 @@ struct ShortKernel {
       if (warp == 0) find_tile(i);
       if (i == 0) {
         __syncthreads();
-        if (warp == 0 && job(0).range.count() > 0) {
-          loads.load(loads.load_of_q(job(0), RingState<1>::producer()));
-          loads.load(loads.load_of_k(job(0), job(0).range.end - 1, RingState<1>::producer()));
-          loads.load(loads.load_of_v(job(0), job(0).range.end - 1, RingState<1>::producer()));
-        }
+        load_first(0, q_state, kv_state);
       } else {
         compute(i - 1, q_state, kv_state);
       }
@@ -95,6 +91,15 @@ struct ShortKernel {
     __syncwarp();
   }
 
+  // The first loads of tile i, if it has any, into buffers that are free.
+  __device__ __forceinline__ void load_first(uint32_t i, RingState<1> q_state, RingState<1> kv_state) const {
+    if (warp != 0 || job(i).range.count() == 0) return;
+    const RingState<1> kv = {kv_state.step + 1};
+    loads.load(loads.load_of_q(job(i), {q_state.step + 1}));
+    loads.load(loads.load_of_k(job(i), job(i).range.end - 1, kv));
+    loads.load(loads.load_of_v(job(i), job(i).range.end - 1, kv));
+  }
+
   // Tile i, whose first loads are under way, and the first loads of the next one.
   __device__ __forceinline__ void compute(uint32_t i, RingState<1> &q_state, RingState<1> &kv_state) const {
     const WorkTile &tile = this->tile(i);
@@ -108,11 +113,7 @@ struct ShortKernel {
       epilogue.store_empty(tile);
       ptx::bar_sync(NamedBarriers<Traits>::turn(0), 128);
       // Nothing has been loaded for this tile, so the next one is the next to use the buffers.
-      if (warp == 0 && job(i + 1).range.count() > 0) {
-        loads.load(loads.load_of_q(job(i + 1), {q_state.step + 1}));
-        loads.load(loads.load_of_k(job(i + 1), job(i + 1).range.end - 1, {kv_state.step + 1}));
-        loads.load(loads.load_of_v(job(i + 1), job(i + 1).range.end - 1, {kv_state.step + 1}));
-      }
+      load_first(i + 1, q_state, kv_state);
       return;
     }
     const uint32_t q = ptx::uniform(Descriptor::k_major(ptx::shared_address(smem.q[0])));

@@ -49,6 +49,18 @@ struct RowResults {
   bool empty[2];    // no key was visible: the result is 0 whatever was accumulated, NaN included
 };
 
+// The sum of a row's values among a thread's.
+template <int kS>
+__device__ __forceinline__ float sum_of_row(const float (&s)[kS], int r) {
+  float part[2] = {0.f, 0.f};
+#pragma unroll
+  for (int j = 0; j < kS / 4; ++j) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) part[c] += s[4 * j + 2 * r + c];
+  }
+  return part[0] + part[1];
+}
+
 // Exponentials are taken relative to a reference per row, which need not be the running maximum: any reference gives
 // the same result as long as nothing overflows and the largest terms do not vanish.
 struct OnlineSoftmax {
@@ -118,17 +130,15 @@ struct OnlineSoftmax {
     for (int r = 0; r < 2; ++r) {
       // A row without a reference has only masked scores: relative to 0 they give exp2(-inf) = 0.
       const float shift = reference[r] == -INFINITY ? 0.f : reference[r];
-      float part[2] = {0.f, 0.f};
 #pragma unroll
       for (int j = 0; j < kS / 4; ++j) {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          const float p = ptx::ex2(fmaf(s[4 * j + 2 * r + c], scale_log2, -shift));
-          s[4 * j + 2 * r + c] = p;
-          part[c] += p;
+          float &x = s[4 * j + 2 * r + c];
+          x = ptx::ex2(fmaf(x, scale_log2, -shift));
         }
       }
-      sum[r] = part[0] + part[1];
+      sum[r] = sum_of_row(s, r);
     }
   }
 

@@ -32,7 +32,10 @@ template <class Traits>
 __device__ __forceinline__ void init_barriers(typename Traits::SharedStorage &smem) {
   const int lane = threadIdx.x % 32;
   if (lane < Traits::kFullBarriers) ptx::mbarrier_init(&smem.barriers.q_full[0] + lane, 1);
-  if (lane < Traits::kEmptyBarriers) ptx::mbarrier_init(&smem.barriers.q_empty[0] + lane, Traits::kConsumers * 4);
+  const bool of_threads = lane >= Traits::kFirstTileEmpty && lane < Traits::kFirstTileEmpty + Traits::kTileSlots;
+  if (lane < Traits::kEmptyBarriers) {
+    ptx::mbarrier_init(&smem.barriers.q_empty[0] + lane, Traits::kConsumers * (of_threads ? 128 : 4));
+  }
   ptx::fence_mbarrier_init();
 }
 

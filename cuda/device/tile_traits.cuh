@@ -82,7 +82,8 @@ struct TileTraits {
     int32_t number, round;                   // of the tile, in the kernel for short sequences
   };
 
-  // Those that the copy engine or the producer completes, by one arrival, and those that all consumer warps complete.
+  // Those that the copy engine or the producer completes, by one arrival, and those that the consumers complete: by an
+  // arrival a warp, and tile_empty, whose slot is read by ordinary loads of all threads, by one a thread.
   struct Barriers {
     uint64_t q_full[kQStages], k_full[kStages], v_full[kStages], tile_full[kTileSlots];
     uint64_t q_empty[kQStages], k_empty[kStages], v_empty[kStages], tile_empty[kTileSlots];
@@ -90,6 +91,7 @@ struct TileTraits {
   };
   static constexpr int kFullBarriers = kQStages + 2 * kStages + kTileSlots;
   static constexpr int kEmptyBarriers = kFullBarriers + 1;
+  static constexpr int kFirstTileEmpty = kQStages + 2 * kStages;  // among the empty ones
   static_assert(sizeof(Barriers) == 8 * (kFullBarriers + kEmptyBarriers) && kEmptyBarriers <= 32, "a barrier a lane");
 
   struct SharedStorage {
