@@ -18,10 +18,10 @@ from tests.core.surface import tile_configs
 
 # Bytes of a thread in its stack frame, and bytes that its instructions store there. A few registers saved now and then
 # are cheap, an accumulator (64 registers, 256 bytes) that goes through memory in every block is not. The most is
-# spilled where four consumer warpgroups leave a thread 112 registers, and where softcap comes with varlen. The limits
-# bound how much is spilled, not where.
-MAX_STACK_BYTES = 112
-MAX_SPILL_BYTES = 192
+# spilled where softcap comes with varlen, at d 96, and where four consumer warpgroups leave a thread 112 registers. The
+# limits bound how much is spilled, not where.
+MAX_STACK_BYTES = 136
+MAX_SPILL_BYTES = 216
 
 FORWARD = "fwd_kernel_sm90"
 
