@@ -8,6 +8,8 @@
 #include "core/mask.h"
 #include "core/rotary.h"
 #include "core/seqlen.h"
+#include "core/split_config.h"
+#include "core/split_schedule.h"
 #include "core/tile_config.h"
 #include "core/tile_scheduler.h"
 #include "core/validate.h"
@@ -172,12 +174,61 @@ FLASH3_API int32_t flash3_test_cheapest_config(int32_t class_head_dim, int64_t l
   return cheapest_config(class_head_dim, work);
 }
 
-// layout: tile_counter, first_m_block, bytes
+// layout: the fields of WorkspaceLayout in order
 FLASH3_API void flash3_test_workspace_layout(const flash3_params *params, uint64_t *layout) {
   const WorkspaceLayout w = workspace_layout(*params);
-  layout[0] = w.tile_counter;
-  layout[1] = w.first_m_block;
-  layout[2] = w.bytes;
+  static_assert(sizeof(w) == 8 * sizeof(*layout));
+  std::memcpy(layout, &w, sizeof(w));
+}
+
+// Whether the split-KV kernel computes the call.
+FLASH3_API int32_t flash3_test_takes_split_kernel(const flash3_params *params) { return takes_split_kernel(*params); }
+
+// Lengths come from the params' own arrays, which are host memory here. total: places on the line. Returns the number
+// of pieces of all parts, of which up to `capacity` are written, eleven numbers each: part, batch, kv_head, m_block,
+// n_begin, n_end, whole, its number among the partial results, and of the entry that it is to write rows (0: nothing to
+// merge), number of pieces, and (first_piece << 32) + next_piece.
+FLASH3_API int64_t flash3_test_split_pieces(const flash3_params *params, int32_t block_n, int32_t num_parts,
+                                            int64_t capacity, int64_t *total, int64_t *pieces) {
+  const flash3_params &p = *params;
+  const int64_t rows_q = p.cu_seqlens_q != nullptr ? p.total_q : p.seqlen_q;
+  const SplitSchedule schedule = {{p.cu_seqlens_q, p.seqused_q, rows_q},
+                                  KvCache::of(p),
+                                  Window::make(p.window_left, p.window_right),
+                                  Divisor::make(p.nheads / p.nheads_k),
+                                  p.nheads_k,
+                                  p.batch,
+                                  block_n,
+                                  p.num_splits,
+                                  num_parts};
+  *total = 0;
+  for (int32_t b = 0; b < p.batch; ++b) *total += schedule.sequence_cost(b);
+  const SplitParts parts = {*total, schedule.parts(*total)};
+  int64_t count = 0;
+  for (int64_t part = 0; part < parts.parts; ++part) {
+    int32_t b = 0;
+    int64_t begin = 0;
+    for (; begin + schedule.sequence_cost(b) <= parts.begin(part); ++b) begin += schedule.sequence_cost(b);
+    SplitCursor cursor(schedule, parts.begin(part), parts.begin(part + 1), b, begin);
+    for (; !cursor.done(); cursor.advance(), ++count) {
+      if (count >= capacity) continue;
+      const SplitPiece x = cursor.piece();
+      const SplitEntry e = schedule.entry(x, parts, part);
+      const int64_t values[] = {part,
+                                x.batch,
+                                x.kv_head,
+                                x.m_block,
+                                x.n_begin,
+                                x.n_end,
+                                x.whole,
+                                schedule.number(x, part),
+                                e.rows,
+                                e.count,
+                                (int64_t{e.first_piece} << 32) + e.next_piece};
+      std::memcpy(pieces + 11 * count, values, sizeof(values));
+    }
+  }
+  return count;
 }
 
 // The status of validate(); its message, cut to `capacity` bytes with the final 0, goes to `message`.

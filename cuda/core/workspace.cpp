@@ -1,5 +1,8 @@
 #include "core/workspace.h"
 
+#include "core/dtype.h"
+#include "core/split_config.h"
+
 namespace flash3::core {
 namespace {
 
@@ -10,12 +13,27 @@ uint64_t padded(uint64_t bytes) {
 }  // namespace
 
 WorkspaceLayout workspace_layout(const flash3_params &params) {
-  WorkspaceLayout layout = {0, 0, 0};
+  WorkspaceLayout layout = {};
   if (params.backend != FLASH3_BACKEND_CUDA || params.batch == 0) return layout;
-  layout.tile_counter = 0;
-  layout.first_m_block = layout.tile_counter + padded(sizeof(int32_t));
-  const uint64_t entries = params.cu_seqlens_q != nullptr ? static_cast<uint64_t>(params.batch) + 1 : 0;
-  layout.bytes = layout.first_m_block + padded(entries * sizeof(int32_t));
+  uint64_t end = 0;
+  const auto place = [&](uint64_t bytes) {
+    const uint64_t begin = end;
+    end += padded(bytes);
+    return begin;
+  };
+  const bool split = takes_split_kernel(params);
+  const bool table = !split && params.cu_seqlens_q != nullptr;
+  layout.tile_counter = place(split ? 0 : sizeof(int32_t));
+  layout.first_m_block = place(table ? (static_cast<uint64_t>(params.batch) + 1) * sizeof(int32_t) : 0);
+  const SplitBounds bounds = split ? SplitBounds::of(params) : SplitBounds{};
+  const auto partial_rows = static_cast<uint64_t>(bounds.partial_rows);
+  layout.num_entries = place(split ? sizeof(int32_t) : 0);
+  layout.entries = place(static_cast<uint64_t>(bounds.entries) * sizeof(SplitEntry));
+  layout.lse_partial = place(partial_rows * sizeof(float));
+  layout.out_partial = place(partial_rows * params.head_dim_v * sizeof(float));
+  const uint64_t q_elements = static_cast<uint64_t>(query_rows(params)) * params.nheads * params.head_dim;
+  layout.rotated_q = place(params.rotary_cos != nullptr ? q_elements * element_bytes(params.dtype) : 0);
+  layout.bytes = end;
   return layout;
 }
 

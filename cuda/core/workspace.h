@@ -14,7 +14,13 @@ inline constexpr uint64_t kWorkspaceAlignment = 256;
 struct WorkspaceLayout {
   uint64_t tile_counter;   // int32: next tile of the persistent grid
   uint64_t first_m_block;  // int32 (batch + 1), only with cu_seqlens_q: see VarlenSchedule
-  uint64_t bytes;          // all of it
+  // Of calls that takes_split_kernel() says; bounds: SplitBounds.
+  uint64_t num_entries;  // int32
+  uint64_t entries;      // SplitEntry (entries)
+  uint64_t lse_partial;  // float (partial_rows)
+  uint64_t out_partial;  // float (partial_rows, head_dim_v)
+  uint64_t rotated_q;    // (rows of q, nheads, head_dim) of dtype, only with rotary_cos
+  uint64_t bytes;        // all of it
 };
 
 // params have passed validate_problem. The host backend needs no workspace.

@@ -34,6 +34,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "estimated_clocks": (c_int64, [c_int32, c_int64, c_int64, c_int32, c_int32]),
     "cheapest_config": (c_int32, [c_int32, c_int64, c_int64, c_int32, c_int32, c_int32, c_int64, c_int64]),
     "workspace_layout": (None, [POINTER(Params), POINTER(c_uint64)]),
+    "takes_split_kernel": (c_int32, [POINTER(Params)]),
+    "split_pieces": (c_int64, [POINTER(Params), c_int32, c_int32, c_int64, POINTER(c_int64), POINTER(c_int64)]),
     "validate": (c_int32, [POINTER(Params), c_char_p, c_int32]),
     "validate_combine": (c_int32, [POINTER(CombineParams), c_char_p, c_int32]),
     "check_architecture": (c_int32, [c_int32, c_int32, c_char_p, c_char_p, c_int32]),
@@ -230,11 +232,63 @@ def cheapest_config(
     return index
 
 
-def workspace_layout(params: Params) -> tuple[int, int, int]:
-    """tile_counter, first_m_block, bytes"""
-    layout = (c_uint64 * 3)()
+class WorkspaceLayout(NamedTuple):
+    """Offsets of the parts, and the size of all of them."""
+
+    tile_counter: int
+    first_m_block: int
+    num_entries: int
+    entries: int
+    lse_partial: int
+    out_partial: int
+    rotated_q: int
+    bytes: int
+
+
+def workspace_layout(params: Params) -> WorkspaceLayout:
+    layout = (c_uint64 * 8)()
     _function("workspace_layout")(byref(params), layout)
-    return layout[0], layout[1], layout[2]
+    return WorkspaceLayout(*layout)
+
+
+def takes_split_kernel(params: Params) -> bool:
+    return bool(_function("takes_split_kernel")(byref(params)))
+
+
+class Entry(NamedTuple):
+    """What is to be merged; rows 0: nothing."""
+
+    rows: int
+    count: int
+    first_piece: int
+    next_piece: int
+
+
+class Piece(NamedTuple):
+    """Of a tile, by one part of the call."""
+
+    part: int
+    batch: int
+    kv_head: int
+    m_block: int
+    n_begin: int
+    n_end: int
+    whole: bool
+    number: int
+    entry: Entry
+
+
+def split_pieces(params: Params, block_n: int, num_parts: int) -> tuple[int, list[Piece]]:
+    """The cost of the call and all its pieces."""
+    total = c_int64()
+    values = (c_int64 * 0)()
+    count = _function("split_pieces")(byref(params), block_n, num_parts, 0, byref(total), values)
+    values = (c_int64 * (11 * count))()
+    _function("split_pieces")(byref(params), block_n, num_parts, count, byref(total), values)
+    rows = [values[i : i + 11] for i in range(0, 11 * count, 11)]
+    return total.value, [
+        Piece(*x[:6], bool(x[6]), x[7], Entry(x[8], x[9], x[10] >> 32, x[10] & 0xFFFFFFFF)) for x in rows
+    ]
 
 
 def _status(name: str, *args: object) -> tuple[int, str]:

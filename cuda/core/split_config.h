@@ -1,0 +1,79 @@
+// The tile shapes of the split-KV kernels, and which calls they compute.
+#pragma once
+
+#include <cstdint>
+
+#include "core/split_schedule.h"
+#include "flash3.h"
+
+namespace flash3::core {
+
+struct SplitConfig {
+  int32_t head_dim;       // columns the kernel is instantiated for
+  int32_t block_n;        // keys of a block
+  int32_t stages;         // K and V blocks in flight, each
+  int32_t blocks_per_sm;  // thread blocks that share a multiprocessor
+};
+
+// As many keys in flight as shared memory holds: a multiprocessor that reads at the rate of the memory needs some 60 KB
+// on their way.
+inline constexpr SplitConfig kSplitConfigs[] = {
+    {64, 128, 3, 2}, {96, 64, 4, 2}, {128, 64, 3, 2}, {192, 64, 4, 1}, {256, 64, 3, 1},
+};
+inline constexpr int32_t kNumSplitConfigs = sizeof(kSplitConfigs) / sizeof(kSplitConfigs[0]);
+
+// Thread blocks that a balanced schedule shares out to at most; the largest GPU has 144 multiprocessors.
+inline constexpr int32_t kMostParts = 288;
+
+inline bool has_kv_cache(const flash3_params &p) {
+  return p.page_table != nullptr || p.cache_batch_idx != nullptr || p.cache_leftpad != nullptr || p.k_new != nullptr ||
+         p.rotary_cos != nullptr;
+}
+
+// Whether the split-KV kernel computes a call: those with a cache or with splits, and those with so few queries that
+// one tile holds them and the keys are what takes time.
+inline bool takes_split_kernel(const flash3_params &p) {
+  if (p.num_splits > 1 || has_kv_cache(p)) return true;
+  if (p.num_splits == 1) return false;
+  constexpr int64_t kFewKeys = 256;
+  const int64_t group = p.nheads / p.nheads_k;
+  const bool packed_q = p.cu_seqlens_q != nullptr;
+  const int64_t mean_q = packed_q ? (p.total_q + p.batch - 1) / p.batch : p.seqlen_q;
+  const int64_t longest_q = !packed_q ? mean_q : p.max_seqlen_q > 0 ? p.max_seqlen_q : 2 * mean_q;
+  const int64_t keys = p.cu_seqlens_k != nullptr ? p.total_k / p.batch : p.seqlen_k;
+  return longest_q * group <= SplitSchedule::kBlockM && keys >= kFewKeys;
+}
+
+// Rows of out and q in all.
+inline int64_t query_rows(const flash3_params &p) {
+  return p.cu_seqlens_q != nullptr ? p.total_q : int64_t{p.batch} * p.seqlen_q;
+}
+
+// Upper bounds of what the schedule of a call consists of, as far as they are known before the lengths.
+struct SplitBounds {
+  int64_t tiles;
+  int32_t tile_rows;     // of the longest tile
+  int64_t entries;       // SplitEntry
+  int64_t partial_rows;  // rows of partial results
+
+  static SplitBounds of(const flash3_params &p) {
+    constexpr int64_t kBlockM = SplitSchedule::kBlockM;
+    const int64_t group = p.nheads / p.nheads_k;
+    const bool packed = p.cu_seqlens_q != nullptr;
+    const int64_t longest = (packed ? p.total_q : p.seqlen_q) * group;
+    SplitBounds b;
+    const int64_t m_blocks = packed ? longest / kBlockM + p.batch : (longest + kBlockM - 1) / kBlockM * p.batch;
+    b.tiles = m_blocks * p.nheads_k;
+    b.tile_rows = static_cast<int32_t>(longest < kBlockM ? longest : kBlockM);
+    if (p.num_splits == 0) {
+      b.entries = kMostParts;
+      b.partial_rows = 2 * int64_t{kMostParts} * b.tile_rows;
+    } else {
+      b.entries = p.num_splits > 1 ? b.tiles : 0;
+      b.partial_rows = p.num_splits > 1 ? p.num_splits * query_rows(p) * p.nheads : 0;
+    }
+    return b;
+  }
+};
+
+}  // namespace flash3::core

@@ -1,0 +1,142 @@
+"""split_schedule.h: every key block of every tile exactly once, in pieces that the merging kernel finds."""
+
+from __future__ import annotations
+
+import ctypes
+from collections import defaultdict
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflash3._abi import Params
+from tests.core.problems import packed, params
+from tests.core.surface import MaskCase, Piece, int32_array, split_pieces, takes_split_kernel, workspace_layout
+
+BLOCK_M, BLOCK_N = 64, 64
+lengths = st.lists(st.tuples(st.integers(0, 200), st.integers(0, 700)), min_size=1, max_size=6)
+Tiles = dict[tuple[int, int, int], tuple[int, int]]  # (batch, kv_head, m_block): first key block and behind the last
+windows = st.sampled_from([(-1, -1), (-1, 0), (100, 0), (70, 30), (0, -1)])
+
+
+def call(of: list[tuple[int, int]], heads: tuple[int, int], window: tuple[int, int], num_splits: int) -> Params:
+    """A packed call, whose arrays live as long as it."""
+    starts_q, starts_k = [0], [0]
+    for q, k in of:
+        starts_q.append(starts_q[-1] + q)
+        starts_k.append(starts_k[-1] + k)
+    arrays = int32_array(starts_q), int32_array(starts_k)
+    p = packed(batch=len(of), nheads=heads[0], nheads_k=heads[1], num_splits=num_splits)
+    p.total_q, p.total_k = starts_q[-1], starts_k[-1]
+    p.window_left, p.window_right = window
+    p.cu_seqlens_q, p.cu_seqlens_k = map(ctypes.addressof, arrays)
+    p.arrays = arrays
+    return p
+
+
+def tiles_of(of: list[tuple[int, int]], heads: tuple[int, int], window: tuple[int, int]) -> Tiles:
+    """The key blocks of each tile, and only of those, by brute force over rows."""
+    group = heads[0] // heads[1]
+    tiles = {}
+    for b, (q, k) in enumerate(of):
+        for m in range(-(-q * group // BLOCK_M)):
+            rows = range(m * BLOCK_M, min((m + 1) * BLOCK_M, q * group))
+            begin, end, *_ = MaskCase(*window, q, k).block_range(rows[0] // group, rows[-1] // group + 1, BLOCK_N)
+            tiles.update({(b, h, m): (begin, end) for h in range(heads[1])})
+    return tiles
+
+
+def check(pieces: list[Piece], of: list[tuple[int, int]], group: int, tiles: Tiles) -> None:
+    by_tile: dict[tuple[int, int, int], list[Piece]] = defaultdict(list)
+    for x in pieces:
+        by_tile[x.batch, x.kv_head, x.m_block].append(x)
+    assert by_tile.keys() == tiles.keys()
+    numbers = [x.number for x in pieces if not x.whole]
+    assert len(set(numbers)) == len(numbers), "partial results have places of their own"
+    merged = {}
+    for x in pieces:
+        if x.entry.rows:
+            tile = x.batch, x.kv_head, x.m_block
+            assert tile not in merged, "merged once"
+            merged[tile] = x.entry
+    for tile, (begin, end) in tiles.items():
+        own = by_tile[tile]
+        assert own[0].n_begin == begin and own[-1].n_end == end
+        for x, y in zip(own, own[1:], strict=False):
+            assert x.n_end == y.n_begin
+        assert own[0].whole == (len(own) == 1)
+        assert (tile in merged) == (len(own) > 1)
+        if tile in merged:
+            e = merged[tile]
+            assert [x.number for x in own] == [e.first_piece] + [e.next_piece + i for i in range(e.count - 1)]
+            rows = of[tile[0]][0] * group
+            assert e.rows == min(BLOCK_M, rows - tile[2] * BLOCK_M)
+
+
+@given(lengths, st.sampled_from([(4, 4), (8, 2), (6, 1), (3, 1)]), windows, st.integers(1, 40))
+def test_balanced(of: list[tuple[int, int]], heads: tuple[int, int], window: tuple[int, int], num_parts: int) -> None:
+    p = call(of, heads, window, 0)
+    tiles = tiles_of(of, heads, window)
+    total, pieces = split_pieces(p, BLOCK_N, num_parts)
+    check(pieces, of, heads[0] // heads[1], tiles)
+    assert total == sum(1 + end - begin for begin, end in tiles.values())
+    costs: dict[int, int] = defaultdict(int)
+    for x in pieces:
+        costs[x.part] += x.n_end - x.n_begin
+        assert 0 <= x.number < 2 * num_parts
+    assert not costs or max(costs.values()) <= -(-total // min(num_parts, -(-total // 2))), "no part is longer"
+    entries = [x.part for x in pieces if x.entry.rows]
+    assert len(entries) == len(set(entries)), "one entry a part"
+
+
+@given(lengths, st.sampled_from([(4, 4), (6, 1)]), windows, st.integers(1, 40), st.sampled_from([1, 2, 3, 37]))
+def test_fixed(
+    of: list[tuple[int, int]], heads: tuple[int, int], window: tuple[int, int], num_parts: int, num_splits: int
+) -> None:
+    p = call(of, heads, window, num_splits)
+    tiles = tiles_of(of, heads, window)
+    total, pieces = split_pieces(p, BLOCK_N, num_parts)
+    check(pieces, of, heads[0] // heads[1], tiles)
+    assert total == num_splits * len(tiles)
+    assert [x.n_end - x.n_begin for x in pieces] == [
+        (end - begin) * (i + 1) // num_splits - (end - begin) * i // num_splits
+        for x in pieces[::num_splits]
+        for begin, end in [tiles[x.batch, x.kv_head, x.m_block]]
+        for i in range(num_splits)
+    ], "as many pieces as asked for, whatever the number of parts"
+
+
+def test_splits_do_not_depend_on_the_parts() -> None:
+    p = call([(5, 700), (0, 3), (130, 20)], (4, 2), (-1, 0), 3)
+    _, few = split_pieces(p, BLOCK_N, 2)
+    _, many = split_pieces(p, BLOCK_N, 100)
+    assert [x._replace(part=0) for x in few] == [x._replace(part=0) for x in many]
+
+
+@pytest.mark.parametrize(
+    ("p", "takes"),
+    [
+        (params(seqlen_q=1, seqlen_k=4096), True),
+        (params(seqlen_q=1, seqlen_k=4096, num_splits=1), False),
+        (params(seqlen_q=1, seqlen_k=100), False),
+        (params(seqlen_q=512, seqlen_k=4096), False),
+        (params(seqlen_q=512, seqlen_k=4096, num_splits=2), True),
+    ],
+)
+def test_calls_of_the_split_kernel(p: Params, takes: bool) -> None:
+    assert takes_split_kernel(p) == takes
+
+
+def test_workspace_of_splits() -> None:
+    p = params(batch=2, seqlen_q=3, seqlen_k=4096, nheads=8, nheads_k=2, head_dim_v=64, num_splits=5)
+    layout = workspace_layout(p)
+    rows = 5 * 2 * 3 * 8
+    assert layout.lse_partial - layout.entries >= 32 * 2 * 2
+    assert layout.out_partial - layout.lse_partial >= 4 * rows
+    assert layout.rotated_q - layout.out_partial >= 4 * rows * 64
+    assert layout.bytes <= 4 * rows * 65 + 32 * 4 + 4 * 256
+
+
+def test_workspace_of_a_balanced_schedule_does_not_grow_with_the_keys() -> None:
+    sizes = {workspace_layout(params(seqlen_q=1, seqlen_k=n, num_splits=0)).bytes for n in (1024, 2**20)}
+    assert len(sizes) == 1
