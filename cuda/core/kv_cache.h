@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/divisor.h"
 #include "core/macros.h"
 #include "core/seqlen.h"
 #include "flash3.h"
@@ -38,6 +39,7 @@ struct KvCache {
   int32_t entries;  // that a batch index may name
   int32_t page_size;
   int32_t num_pages;
+  Divisor page_divisor;  // page_size
 
   // params have passed validate.
   static KvCache of(const flash3_params &p) {
@@ -56,6 +58,7 @@ struct KvCache {
     cache.entries = p.batch_cache;
     cache.page_size = p.page_size;
     cache.num_pages = p.num_pages;
+    cache.page_divisor = Divisor::make(p.page_size);
     return cache;
   }
 
@@ -78,9 +81,10 @@ struct KvCache {
   // row: from first_row of the span, or first_appended_row, up to behind the last key.
   FLASH3_HD RowPlace place(const KeySpan &span, int64_t row) const {
     if (page_table == nullptr) return {span.entry, row, span.named};
-    const int64_t id = page_table[span.entry * page_table_batch_stride + row / page_size];
+    const int64_t number = page_divisor.quotient(static_cast<uint32_t>(row));
+    const int64_t id = page_table[span.entry * page_table_batch_stride + number];
     const int64_t page = SeqSide::clamp(id, 0, int64_t{num_pages} - 1);
-    return {page, row % page_size, span.named && page == id};
+    return {page, row - number * page_size, span.named && page == id};
   }
 
   // How many of `rows` rows from `row` on follow each other in the place of the first one.

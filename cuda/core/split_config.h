@@ -22,9 +22,6 @@ inline constexpr SplitConfig kSplitConfigs[] = {
 };
 inline constexpr int32_t kNumSplitConfigs = sizeof(kSplitConfigs) / sizeof(kSplitConfigs[0]);
 
-// Thread blocks that a balanced schedule shares out to at most; the largest GPU has 144 multiprocessors.
-inline constexpr int32_t kMostParts = 288;
-
 inline bool has_kv_cache(const flash3_params &p) {
   return p.page_table != nullptr || p.cache_batch_idx != nullptr || p.cache_leftpad != nullptr || p.k_new != nullptr ||
          p.rotary_cos != nullptr;
@@ -66,8 +63,8 @@ struct SplitBounds {
     b.tiles = m_blocks * p.nheads_k;
     b.tile_rows = static_cast<int32_t>(longest < kBlockM ? longest : kBlockM);
     if (p.num_splits == 0) {
-      b.entries = kMostParts;
-      b.partial_rows = 2 * int64_t{kMostParts} * b.tile_rows;
+      b.entries = SplitSchedule::kMostParts;
+      b.partial_rows = 2 * int64_t{SplitSchedule::kMostParts} * b.tile_rows;
     } else {
       b.entries = p.num_splits > 1 ? b.tiles : 0;
       b.partial_rows = p.num_splits > 1 ? p.num_splits * query_rows(p) * p.nheads : 0;

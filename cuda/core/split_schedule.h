@@ -59,6 +59,8 @@ struct SplitSchedule {
   // Of a balanced schedule: a tile costs as much as one key block more than it has, and a part is at least that long.
   static constexpr int32_t kTileCost = 1;
   static constexpr int32_t kLeastPart = 2;
+  // Thread blocks that a balanced schedule shares out to at most; the largest GPU has 144 multiprocessors.
+  static constexpr int32_t kMostParts = 288;
 
   SeqSide q;
   KvCache k;

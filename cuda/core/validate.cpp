@@ -65,8 +65,6 @@ void check_scores(const flash3_params &p, Checker &check) {
 void check_execution(const flash3_params &p, Checker &check) {
   check.require(p.num_splits >= 0 && p.num_splits <= kMaxSplits, "num_splits", p.num_splits, "from 0 to ", kMaxSplits,
                 " (0: the library chooses)");
-  check.require_or(FLASH3_UNSUPPORTED, p.num_splits <= 1 || p.backend != FLASH3_BACKEND_CUDA, "num_splits",
-                   p.num_splits, "0 or 1 on the CUDA backend, which does not split the keys in this version");
   check.require(p.sm_margin >= 0, "sm_margin", p.sm_margin, "at least 0");
   check.require(p.num_threads >= 0, "num_threads", p.num_threads, "at least 0 (0: all cores)");
   check.require(p.reserved == 0, "reserved", p.reserved, "0");

@@ -23,8 +23,6 @@ void check_layout(const flash3_params &p, Checker &check) {
                          {"rotary_sin", p.rotary_sin}};
   for (const Given &part : given) {
     if (part.pointer == nullptr) continue;
-    check.require_or(FLASH3_UNSUPPORTED, p.backend != FLASH3_BACKEND_CUDA, part.field, "given",
-                     "NULL on the CUDA backend, which has no KV cache in this version");
     check.require(p.cu_seqlens_k == nullptr, part.field, "given", "NULL with cu_seqlens_k, whose keys are packed");
   }
 }

@@ -25,7 +25,8 @@ struct Epilogue {
 
   // What does not need the output yet; the LSE is written here.
   __device__ __forceinline__ RowResults finish_rows(const WorkTile &tile, const OnlineSoftmax &softmax) const {
-    const RowResults results = softmax.finish(args.sinks != nullptr ? args.sinks[tile.head] : -INFINITY);
+    const float sink = args.sinks != nullptr ? args.sinks[tile.head] : -INFINITY;
+    const RowResults results = softmax.finish({{sink, sink}});
     store_lse(tile, results.lse);
     return results;
   }

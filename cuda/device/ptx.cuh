@@ -83,6 +83,17 @@ __device__ __forceinline__ void setmaxnreg_dec() {
 // Programmatic dependent launch: lets the next kernel of the stream start, if it was launched so.
 __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
+// Copies 16 bytes, or writes zeros where `bytes` is 0; `from` is not read then. Ordinary accesses for the memory model:
+// the tensor cores see them after fence_proxy_async_shared().
+__device__ __forceinline__ void cp_async_16(uint32_t shared, const void *from, uint32_t bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(bytes) : "memory");
+}
+
+// One of the arrivals that the barrier counts, once all copies of this thread so far have completed.
+__device__ __forceinline__ void cp_async_mbarrier_arrive(const uint64_t *bar) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(bar)) : "memory");
+}
+
 // Returns once the kernel before, if it let this one start early, has completed and what it wrote can be seen.
 __device__ __forceinline__ void wait_for_previous_kernel() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 

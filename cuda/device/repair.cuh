@@ -92,7 +92,7 @@ struct Repair {
     for (int j = 0; j < kOutputs / 4; ++j) o[4 * j + 2 * r] = o[4 * j + 2 * r + 1] = 0.f;
     for (int32_t key = end - 1; key >= begin; --key) {
       const float dot = quad_dot(q, k0 + key * args.k.row_stride, args.head_dim, lane);
-      const float p = ptx::ex2(rows.modified(dot, args, rows.diagonal[r] - key) - lse * kLog2e);
+      const float p = ptx::ex2(rows.modified(dot, args, r, rows.diagonal[r] - key) - lse * kLog2e);
       const Element *v = v0 + key * args.v.row_stride;
       bool all_nan = true;
 #pragma unroll

@@ -35,12 +35,14 @@ __device__ __forceinline__ float alibi_slope(const FwdArgs &args, const WorkTile
 struct RowScores {
   int32_t key_begin[2], key_end[2];  // visible keys of each row
   int64_t diagonal[2];               // key under the diagonal; ALiBi measures distances from it
-  float alibi_slope_log2;
+  float alibi_slope_log2[2];
   int lane;
+
+  __device__ __forceinline__ RowScores() : lane(threadIdx.x % 32) {}
 
   // first_row: of the warp, in the sequence.
   __device__ __forceinline__ RowScores(const FwdArgs &args, const WorkTile &tile, int64_t first_row, float slope)
-      : alibi_slope_log2(slope), lane(threadIdx.x % 32) {
+      : alibi_slope_log2{slope, slope}, lane(threadIdx.x % 32) {
     const core::Mask mask{args.window, tile.seqlen_q, tile.seqlen_k};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -52,8 +54,8 @@ struct RowScores {
   }
 
   // Softcap and ALiBi on the scores of the block that starts at key `first_key`; the result is in units of log2.
-  template <int kS>
-  __device__ __forceinline__ void modify(float (&s)[kS], const FwdArgs &args, int first_key) const {
+  template <int kS, class Args>
+  __device__ __forceinline__ void modify(float (&s)[kS], const Args &args, int first_key) const {
     if (args.softcap > 0.f) {
       const float inner = args.scale / args.softcap;
       const float outer = args.softcap * kLog2e;
@@ -73,18 +75,18 @@ struct RowScores {
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
             float &x = s[4 * j + 2 * r + c];
-            x = fmaf(-alibi_slope_log2, fabsf(distance - static_cast<float>(8 * j + c)), x);
+            x = fmaf(-alibi_slope_log2[r], fabsf(distance - static_cast<float>(8 * j + c)), x);
           }
         }
       }
     }
   }
 
-  // One score, from the dot product, for a key at that distance from the diagonal; in units of log2.
-  __device__ __forceinline__ float modified(float dot, const FwdArgs &args, int64_t distance) const {
+  // One score of row r, from the dot product, for a key at that distance from the diagonal; in units of log2.
+  __device__ __forceinline__ float modified(float dot, const FwdArgs &args, int r, int64_t distance) const {
     const float x = args.softcap > 0.f ? args.softcap * kLog2e * tanh_accurate(dot * (args.scale / args.softcap))
                                        : dot * args.scale_log2;
-    return fmaf(-alibi_slope_log2, fabsf(static_cast<float>(distance)), x);
+    return fmaf(-alibi_slope_log2[r], fabsf(static_cast<float>(distance)), x);
   }
 };
 
@@ -164,21 +166,27 @@ __device__ __forceinline__ uint32_t scores_before(int end) {
   return count < 32 ? (1u << count) - 1 : 0xffffffffu;
 }
 
-// -inf for every invisible key of a block. `block` counts rows from the warp's first one.
+// -inf for every key of row r that is not in [begin, end), counted from the first one of the block.
+template <int kS>
+__device__ __forceinline__ void mask_row(float (&s)[kS], int r, int begin, int end, bool has_left) {
+  uint32_t visible = scores_before<kS>(end);
+  if (has_left) visible &= ~scores_before<kS>(begin);
+#pragma unroll
+  for (int j = 0; j < kS / 4; ++j) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      if ((visible >> (2 * j + c) & 1) == 0) s[4 * j + 2 * r + c] = -INFINITY;
+    }
+  }
+}
+
+// The same for all rows of a warp. `block` counts rows from its first one.
 template <int kS>
 __device__ __forceinline__ void mask_scores(float (&s)[kS], const core::BlockMask &block, bool has_left) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = threadIdx.x % 32 / 4 + 8 * r;
-    uint32_t visible = scores_before<kS>(block.key_end(row));
-    if (has_left) visible &= ~scores_before<kS>(block.key_begin(row));
-#pragma unroll
-    for (int j = 0; j < kS / 4; ++j) {
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        if ((visible >> (2 * j + c) & 1) == 0) s[4 * j + 2 * r + c] = -INFINITY;
-      }
-    }
+    mask_row(s, r, block.key_begin(row), block.key_end(row), has_left);
   }
 }
 

@@ -151,11 +151,15 @@ struct OnlineSoftmax {
   }
 
   // What is left to do for the rows. A sink (-inf: none) is one more logit without a value.
-  __device__ __forceinline__ RowResults finish(float sink) const {
+  struct Sinks {
+    float of_row[2];
+  };
+  __device__ __forceinline__ RowResults finish(const Sinks &sinks) const {
     RowResults out;
-    const float sink_log2 = sink * core::kLog2e;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
+      const float sink = sinks.of_row[r];
+      const float sink_log2 = sink * core::kLog2e;
       const float sum = quad_sum(row_sum[r]);
       const float top = fmaxf(reference[r], sink_log2);
       const float keep = ptx::ex2(reference[r] - top);

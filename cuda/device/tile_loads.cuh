@@ -48,6 +48,36 @@ struct WarpCountLeading {
   }
 };
 
+// Loading a tile of Q or a block of K or V.
+template <class Traits>
+struct BoxLoad {
+  const CUtensorMap *map, *zero_map;
+  int32_t head_dim;
+  typename Traits::Element *to;
+  uint64_t *full, *empty;
+  uint32_t parity, rows;
+  ptx::L2Hint hint;
+  ptx::TmaCoord at;  // without the column
+};
+
+// Waits until the buffer is free, then loads all column blocks: those that hold columns of the head dim from `map`, the
+// others from `zero_map`.
+template <class Traits>
+__device__ __forceinline__ void load_boxes(const BoxLoad<Traits> &l) {
+  if (!ptx::elect_one()) return;
+  ptx::mbarrier_wait(l.empty, l.parity);
+  ptx::mbarrier_arrive_expect_tx(l.full, l.rows * (Traits::kHeadDim * 2));
+#pragma unroll
+  for (int c = 0; c < Traits::kColBlocks; ++c) {
+    // Selected and not branched to: the boxes of a block are issued one right after the other.
+    const int32_t col = c * Traits::kBoxCols;
+    const bool inside = c == 0 || col < l.head_dim;
+    const ptx::TmaCoord box = {col, inside ? l.at.row : 0, inside ? l.at.end : 0, inside ? l.at.head : 0,
+                               inside ? l.at.batch : 0};
+    ptx::tma_load(l.to + c * l.rows * Traits::kBoxCols, inside ? l.map : l.zero_map, l.full, l.hint, box);
+  }
+}
+
 template <class Traits>
 struct TileLoads {
   using SharedStorage = typename Traits::SharedStorage;
@@ -112,16 +142,7 @@ struct TileLoads {
     return true;
   }
 
-  // What load() needs to know of one of the rings.
-  struct Load {
-    const CUtensorMap *map, *zero_map;
-    int32_t head_dim;
-    typename Traits::Element *to;
-    uint64_t *full, *empty;
-    uint32_t parity, rows;
-    ptx::L2Hint hint;
-    ptx::TmaCoord at;  // without the column
-  };
+  using Load = BoxLoad<Traits>;
 
   __device__ __forceinline__ Load load_of_q(const Job &job, RingState<Traits::kQStages> state) const {
     const uint32_t i = state.index();
@@ -165,22 +186,7 @@ struct TileLoads {
             {0, job.k_row + n * Traits::kBlockN, job.k_end, job.kv_head, job.batch_k}};
   }
 
-  // Waits until the buffer is free, then loads all column blocks: those that hold columns of the head dim from `map`,
-  // the others from `zero_map`.
-  static __device__ __forceinline__ void load(const Load &l) {
-    if (!ptx::elect_one()) return;
-    ptx::mbarrier_wait(l.empty, l.parity);
-    ptx::mbarrier_arrive_expect_tx(l.full, l.rows * (Traits::kHeadDim * 2));
-#pragma unroll
-    for (int c = 0; c < Traits::kColBlocks; ++c) {
-      // Selected and not branched to, for the same reason as above.
-      const int32_t col = c * Traits::kBoxCols;
-      const bool inside = c == 0 || col < l.head_dim;
-      const ptx::TmaCoord box = {col, inside ? l.at.row : 0, inside ? l.at.end : 0, inside ? l.at.head : 0,
-                                 inside ? l.at.batch : 0};
-      ptx::tma_load(l.to + c * l.rows * Traits::kBoxCols, inside ? l.map : l.zero_map, l.full, l.hint, box);
-    }
-  }
+  static __device__ __forceinline__ void load(const Load &l) { load_boxes(l); }
 };
 
 }  // namespace flash3::device

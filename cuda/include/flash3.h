@@ -125,7 +125,7 @@ typedef struct flash3_params {
   int64_t max_seqlen_q; /* tuning hint for packed q; 0: unknown. Never changes a result */
   int64_t max_seqlen_k; /* tuning hint for packed or cached k; 0: unknown. Never changes a result */
 
-  /* The cache. All of it goes with dense or paged k alone, and is host backend only in this version. */
+  /* The cache. All of it goes with dense or paged k alone. */
   const int32_t *cache_batch_idx;  /* (batch): entry of k and v, or row of page_table; NULL: sequence b has number b */
   const int32_t *cache_leftpad;    /* (batch): rows at the start of each sequence that are no keys; NULL: 0 */
   const int32_t *page_table;       /* (batch, max_pages), or (batch_cache, max_pages): page ids; NULL: k is not paged.
@@ -169,7 +169,8 @@ typedef struct flash3_params {
   int64_t alibi_batch_stride; /* 0 for (nheads), else the stride of batch */
   const float *sinks;         /* (nheads), float32: logit of a key without a value; NULL: off */
 
-  /* 0: the library chooses, else 1 to 256; more than 1 on the host backend only, which makes one pass in any case */
+  /* Pieces that the keys of a tile of queries are shared out in: 0: the library chooses, else 1 to 256. The host backend
+   * makes one pass in any case. */
   int32_t num_splits;
   int32_t sm_margin;   /* CUDA: multiprocessors to leave to others, >= 0 */
   int32_t num_threads; /* host: threads to use; 0: all cores. CUDA: ignored */

@@ -1,4 +1,5 @@
 #include "launch/fwd_kernel.cuh"
+#include "launch/split_kernel.cuh"
 
 namespace flash3::launch {
 
@@ -7,5 +8,6 @@ FLASH3_INSTANTIATE(FLASH3_BFLOAT16, 1);
 FLASH3_INSTANTIATE(FLASH3_BFLOAT16, 2);
 FLASH3_INSTANTIATE(FLASH3_BFLOAT16, 3);
 FLASH3_INSTANTIATE(FLASH3_BFLOAT16, 4);
+template SplitKernel split_kernel<FLASH3_BFLOAT16, 0>();
 
 }  // namespace flash3::launch

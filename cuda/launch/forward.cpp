@@ -2,9 +2,9 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
-#include <atomic>
 
 #include "core/constants.h"
+#include "core/split_config.h"
 #include "core/tile_scheduler.h"
 #include "core/workspace.h"
 #include "device/fwd_args.h"
@@ -12,6 +12,8 @@
 #include "launch/fwd.h"
 #include "launch/kernel_table.h"
 #include "launch/prepare.h"
+#include "launch/shared_memory.h"
+#include "launch/split.h"
 #include "launch/tensor_map.h"
 
 namespace flash3::launch {
@@ -133,22 +135,6 @@ int64_t most_tiles(const flash3_params &p, const FwdKernel &kernel) {
   return (p.total_q / kernel.block_m + p.batch) * p.nheads;
 }
 
-// A block may use more than 48 KB of shared memory only after this, once a kernel and device.
-cudaError_t allow_shared_memory(const FwdKernel &kernel, int32_t device) {
-  static std::atomic<const void *> allowed[64][kMostKernels];
-  std::atomic<const void *> *row = device < 64 ? allowed[device] : nullptr;
-  for (int i = 0; row != nullptr && i < kMostKernels; ++i) {
-    if (row[i].load(std::memory_order_acquire) == kernel.function) return cudaSuccess;
-  }
-  const cudaError_t error = cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                 static_cast<int>(kernel.shared_bytes));
-  for (int i = 0; error == cudaSuccess && row != nullptr && i < kMostKernels; ++i) {
-    const void *none = nullptr;
-    if (row[i].compare_exchange_strong(none, kernel.function)) break;
-  }
-  return error;
-}
-
 // Fills the scheduler's state, the counter with zero.
 cudaError_t enqueue_scheduler(const flash3_params &p, const FwdKernel &kernel, const SchedulerState &state,
                               cudaStream_t stream) {
@@ -160,7 +146,7 @@ cudaError_t enqueue_scheduler(const flash3_params &p, const FwdKernel &kernel, c
 
 cudaError_t enqueue_forward(const FwdKernel &kernel, device::FwdArgs *args, unsigned blocks, int32_t device,
                             cudaStream_t stream) {
-  const cudaError_t error = allow_shared_memory(kernel, device);
+  const cudaError_t error = allow_shared_memory(kernel.function, kernel.shared_bytes, device);
   if (error != cudaSuccess) return error;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(blocks);
@@ -183,6 +169,9 @@ core::Status forward(const flash3_params &params, void *stream) {
   DeviceInfo device;
   core::Status status = usable_device(params.device, &device);
   if (!status.ok()) return status;
+  const DeviceGuard guard(device.ordinal);
+  if (guard.error() != cudaSuccess) return cuda_error("cudaSetDevice", guard.error());
+  if (core::takes_split_kernel(params)) return split_forward(params, device, static_cast<cudaStream_t>(stream));
   const FwdKernel *kernel = nullptr;
   // Whatever sm_margin is, so that it never changes a bit.
   status = find_kernel(params, device.multiprocessors, &kernel);
@@ -192,8 +181,6 @@ core::Status forward(const flash3_params &params, void *stream) {
     return core::error(FLASH3_UNSUPPORTED, "batch ", params.batch, " with nheads ", params.nheads, " makes ", tiles,
                        " tiles; at most ", kMostTiles, " fit one call");
   }
-  const DeviceGuard guard(device.ordinal);
-  if (guard.error() != cudaSuccess) return cuda_error("cudaSetDevice", guard.error());
   const int64_t most_blocks = int64_t{std::max(device.multiprocessors - params.sm_margin, 1)} * kernel->blocks_per_sm;
   const SchedulerState state = scheduler_state(params, *kernel, tiles <= most_blocks * kernel->streams);
   cudaError_t error = enqueue_scheduler(params, *kernel, state, static_cast<cudaStream_t>(stream));

@@ -8,7 +8,8 @@
 
 namespace flash3::launch {
 
-// Enqueues the forward pass on the stream. params have passed core::validate and have at least one query row.
+// Enqueues the forward pass on the stream. params have passed core::validate and have at least one query
+// row, or one to append.
 core::Status forward(const flash3_params &params, void *stream);
 
 // Whether a kernel of this build runs on that device; -1: the current one.

@@ -70,21 +70,41 @@ Entry entry_if_built() {
   return {kDtype, -1, {}};
 }
 
+struct SplitEntry {
+  flash3_dtype dtype;
+  int32_t config;  // of core::kSplitConfigs
+  SplitKernel kernel;
+};
+
+template <flash3_dtype kDtype, int kConfig>
+SplitEntry split_entry_if_built() {
+  if constexpr (is_built(kDtype, core::kSplitConfigs[kConfig].head_dim)) {
+    return {kDtype, kConfig, split_kernel<kDtype, kConfig>()};
+  }
+  return {kDtype, -1, {}};
+}
+
 struct Table {
   std::vector<Entry> entries;
+  std::vector<SplitEntry> split;
 
-  template <int... kConfigs>
-  explicit Table(std::integer_sequence<int, kConfigs...>) {
+  template <int... kConfigs, int... kSplitConfigs>
+  Table(std::integer_sequence<int, kConfigs...>, std::integer_sequence<int, kSplitConfigs...>) {
     for (const Entry &e :
          {entry_if_built<FLASH3_FLOAT16, kConfigs>()..., entry_if_built<FLASH3_BFLOAT16, kConfigs>()...}) {
       if (e.config >= 0) entries.push_back(e);
     }
+    for (const SplitEntry &e : {split_entry_if_built<FLASH3_FLOAT16, kSplitConfigs>()...,
+                                split_entry_if_built<FLASH3_BFLOAT16, kSplitConfigs>()...}) {
+      if (e.config >= 0) split.push_back(e);
+    }
   }
 };
 
-const std::vector<Entry> &table() {
-  static const Table built(std::make_integer_sequence<int, core::kNumTileConfigs>{});
-  return built.entries;
+const Table &table() {
+  static const Table built(std::make_integer_sequence<int, core::kNumTileConfigs>{},
+                           std::make_integer_sequence<int, core::kNumSplitConfigs>{});
+  return built;
 }
 
 // The lengths as far as they are known here: those of a packed call are in device memory.
@@ -109,31 +129,47 @@ core::Workload workload(const flash3_params &p, int32_t multiprocessors) {
 // kernel computes narrower heads just as well, if the right one was left out of the build.
 int32_t narrowest_class(flash3_dtype dtype, int32_t at_least) {
   int32_t best = 0;
-  for (const Entry &e : table()) {
+  for (const Entry &e : table().entries) {
     const int32_t head_dim = core::kTileConfigs[e.config].head_dim;
     if (e.dtype == dtype && head_dim >= at_least && (best == 0 || head_dim < best)) best = head_dim;
   }
   return best;
 }
 
+// The class of head dims whose kernels compute a call.
+core::Status find_class(const flash3_params &params, int32_t *head_dim) {
+  const core::TileConfig *config = core::tile_config(params.head_dim, params.head_dim_v);
+  *head_dim = narrowest_class(static_cast<flash3_dtype>(params.dtype),
+                              config != nullptr ? config->head_dim : core::kMaxHeadDim + 1);
+  if (*head_dim != 0) return {};
+  return core::error(FLASH3_UNSUPPORTED, "dtype ", params.dtype == FLASH3_FLOAT16 ? "float16" : "bfloat16",
+                     " with head_dim ", params.head_dim, " and head_dim_v ", params.head_dim_v,
+                     " has no kernel in this build, which has: ", built_kernels());
+}
+
 }  // namespace
 
 core::Status find_kernel(const flash3_params &params, int32_t multiprocessors, const FwdKernel **kernel) {
-  const core::TileConfig *config = core::tile_config(params.head_dim, params.head_dim_v);
-  const auto dtype = static_cast<flash3_dtype>(params.dtype);
-  const int32_t head_dim = narrowest_class(dtype, config != nullptr ? config->head_dim : core::kMaxHeadDim + 1);
-  if (head_dim == 0) {
-    return core::error(FLASH3_UNSUPPORTED, "dtype ", params.dtype == FLASH3_FLOAT16 ? "float16" : "bfloat16",
-                       " with head_dim ", params.head_dim, " and head_dim_v ", params.head_dim_v,
-                       " has no kernel in this build, which has: ", built_kernels());
-  }
+  int32_t head_dim = 0;
+  const core::Status status = find_class(params, &head_dim);
+  if (!status.ok()) return status;
   const int32_t chosen = core::cheapest_config(head_dim, workload(params, multiprocessors));
   // The softmax of the plain kernels relies on scores that grow with the product.
   const bool score_mod = params.softcap > 0.f || params.alibi_slopes != nullptr || !(params.softmax_scale > 0.f);
   const bool varlen = params.cu_seqlens_q != nullptr || params.cu_seqlens_k != nullptr || params.seqused_q != nullptr ||
                       params.seqused_k != nullptr;
-  for (const Entry &e : table()) {
-    if (e.dtype == dtype && e.config == chosen) *kernel = &e.kernels[score_mod][varlen];
+  for (const Entry &e : table().entries) {
+    if (e.dtype == params.dtype && e.config == chosen) *kernel = &e.kernels[score_mod][varlen];
+  }
+  return {};
+}
+
+core::Status find_split_kernel(const flash3_params &params, const SplitKernel **kernel) {
+  int32_t head_dim = 0;
+  const core::Status status = find_class(params, &head_dim);
+  if (!status.ok()) return status;
+  for (const SplitEntry &e : table().split) {
+    if (e.dtype == params.dtype && e.kernel.head_dim == head_dim) *kernel = &e.kernel;
   }
   return {};
 }

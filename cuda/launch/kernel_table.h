@@ -1,17 +1,23 @@
 // Which forward kernels this build holds.
 #pragma once
 
+#include "core/split_config.h"
 #include "core/status.h"
 #include "core/tile_config.h"
 #include "launch/fwd_kernel.h"
+#include "launch/split_kernel.h"
 
 namespace flash3::launch {
 
 // How many kernels a build holds at most: of two dtypes and every tile config, with and without modified scores, with
-// and without lengths from device memory.
-inline constexpr int32_t kMostKernels = 2 * core::kNumTileConfigs * 2 * 2;
+// and without lengths from device memory;
+// and one of every split config.
+inline constexpr int32_t kMostKernels = 2 * core::kNumTileConfigs * 2 * 2 + 2 * core::kNumSplitConfigs;
 
 // The kernel for these params on a GPU of so many multiprocessors, or FLASH3_UNSUPPORTED with what was built.
 core::Status find_kernel(const flash3_params &params, int32_t multiprocessors, const FwdKernel **kernel);
+
+// The same for a call that core::takes_split_kernel.
+core::Status find_split_kernel(const flash3_params &params, const SplitKernel **kernel);
 
 }  // namespace flash3::launch

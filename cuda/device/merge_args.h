@@ -1,0 +1,22 @@
+// What the kernel that merges partial results receives.
+#pragma once
+
+#include <cstdint>
+
+#include "device/split_args.h"
+
+namespace flash3::device {
+
+struct MergeArgs {
+  core::SplitSchedule schedule;
+  Partials partials;
+  TensorRows out;
+  float *lse;  // may be NULL
+  int64_t lse_batch_stride, lse_head_stride;
+  bool packed_q;
+  int64_t seqlen_q;
+  int32_t head_dim_v;
+  const float *sinks;  // may be NULL
+};
+
+}  // namespace flash3::device

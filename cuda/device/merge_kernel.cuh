@@ -1,0 +1,203 @@
+// Merges the partial results of the split-KV kernel: a result of a row and head is a weighted sum of those of its
+// pieces. One warp computes it where there are few pieces, all warps of a block where there are many.
+#pragma once
+
+#include <cstdint>
+
+#include "core/constants.h"
+#include "device/merge_args.h"
+#include "device/ptx.cuh"
+#include "device/softmax.cuh"
+#include "device/split_args.h"
+
+namespace flash3::device {
+
+inline constexpr int kMergeThreads = 256;
+inline constexpr int kMergeWarps = kMergeThreads / 32;
+
+// kCols: columns of a lane, 32 lanes to a row.
+template <class Element, int kCols>
+struct Merge {
+  static constexpr int kManyPieces = 32;
+
+  const MergeArgs &args;
+  float *shared;  // (kMergeWarps, 32 * kCols + 2)
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+
+  // The result of pieces i = first, first + step, .., relative to the largest of their LSEs.
+  struct Sum {
+    float top = -INFINITY, total = 0.f;
+    float o[kCols];
+  };
+
+  struct Row {
+    core::SplitEntry entry;
+    int32_t index;  // in the tile
+    int64_t row;    // of out
+    int32_t head;
+    int64_t query;  // as in Partials
+
+    __device__ __forceinline__ int64_t partial(const MergeArgs &a, int32_t i) const {
+      return a.partials.row(a.schedule, entry.piece(i), index, query, head);
+    }
+  };
+
+  __device__ __forceinline__ Row row(const core::SplitEntry &e, int32_t index) const {
+    const core::SplitSchedule &s = args.schedule;
+    const int64_t packed = int64_t{e.m_block} * s.kBlockM + index;
+    const int32_t query = s.query(packed);
+    Row r;
+    r.entry = e;
+    r.index = index;
+    r.row = int64_t{e.q_start} + query;
+    r.head = e.kv_head * s.group.divisor + static_cast<int32_t>(packed - int64_t{query} * s.group.divisor);
+    r.query = args.packed_q ? r.row : int64_t{e.batch} * args.seqlen_q + query;
+    return r;
+  }
+
+  __device__ __forceinline__ Sum add_up(const Row &r, int32_t first, int32_t step) const {
+    Sum sum;
+#pragma unroll
+    for (int c = 0; c < kCols; ++c) sum.o[c] = 0.f;
+    for (int32_t base = first; base < r.entry.count; base += 32 * step) {
+      // A lane's share of the LSEs; then the pieces one after the other.
+      const int32_t own = base + lane * step;
+      const float lse = own < r.entry.count ? args.partials.lse[r.partial(args, own)] : -INFINITY;
+      float top = lse;
+#pragma unroll
+      for (int offset = 16; offset > 0; offset /= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, offset));
+      const float now = fmaxf(top, sum.top);
+      if (now == -INFINITY && !__any_sync(0xffffffffu, lse != lse)) continue;
+      const float keep = sum.top == -INFINITY ? 0.f : ptx::ex2((sum.top - now) * core::kLog2e);
+      // NaN stays NaN, and a piece that has seen no key counts nothing, whatever lies in its place.
+      const float weight = lse == -INFINITY ? 0.f : ptx::ex2((lse - now) * core::kLog2e);
+      sum.top = now;
+      sum.total *= keep;
+#pragma unroll
+      for (int c = 0; c < kCols; ++c) sum.o[c] *= keep;
+      const int32_t count = min(32, (r.entry.count - base + step - 1) / step);
+#pragma unroll 4
+      for (int32_t i = 0; i < count; ++i) {
+        const float w = __shfl_sync(0xffffffffu, weight, i);
+        const bool counts = w != 0.f;
+        const float *from = args.partials.out + r.partial(args, base + i * step) * args.head_dim_v;
+        sum.total += w;
+#pragma unroll
+        for (int c = 0; c < kCols; c += 2) {
+          const int col = 2 * lane + 32 * c;
+          if (!counts || col >= args.head_dim_v) continue;
+          const float2 two = *reinterpret_cast<const float2 *>(from + col);
+          sum.o[c] = fmaf(w, two.x, sum.o[c]);
+          sum.o[c + 1] = fmaf(w, two.y, sum.o[c + 1]);
+        }
+      }
+    }
+    return sum;
+  }
+
+  __device__ __forceinline__ void store(const Row &r, const Sum &sum) const {
+    const float sink = args.sinks != nullptr ? args.sinks[r.head] : -INFINITY;
+    const float top = fmaxf(sum.top, sink);
+    const bool empty = sum.top == -INFINITY && sum.total == 0.f;
+    const float keep = empty ? 0.f : ptx::ex2((sum.top - top) * core::kLog2e);
+    const float of_sink = sink == -INFINITY ? 0.f : sink == top ? 1.f : ptx::ex2((sink - top) * core::kLog2e);
+    const float total = sum.total * keep + of_sink;
+    const float factor = empty ? 0.f : keep / total;
+    if (args.lse != nullptr && lane == 0) {
+      args.lse[r.entry.batch * args.lse_batch_stride + r.head * args.lse_head_stride + r.row] =
+          empty ? sink : top + ptx::lg2(total) * core::kLn2;
+    }
+    auto *const to = const_cast<Element *>(row_of<Element>(args.out, r.entry.batch, r.row, r.head));
+#pragma unroll
+    for (int c = 0; c < kCols; c += 2) {
+      const int col = 2 * lane + 32 * c;
+      if (col >= args.head_dim_v) continue;
+      *reinterpret_cast<uint32_t *>(to + col) = empty ? 0u : pack2<Element>(sum.o[c] * factor, sum.o[c + 1] * factor);
+    }
+  }
+
+  // All warps of the block: each adds up some of the pieces, the first one their sums.
+  __device__ __forceinline__ void merge_by_block(const Row &r) const {
+    constexpr int kStride = 32 * kCols + 2;
+    const Sum own = add_up(r, warp, kMergeWarps);
+    float *const mine = shared + warp * kStride;
+    if (lane == 0) {
+      mine[0] = own.top;
+      mine[1] = own.total;
+    }
+#pragma unroll
+    for (int c = 0; c < kCols; ++c) mine[2 + 32 * c + lane] = own.o[c];
+    __syncthreads();
+    if (warp == 0) {
+      Sum sum;
+      sum.total = 0.f;
+      for (int w = 0; w < kMergeWarps; ++w) sum.top = fmaxf(sum.top, shared[w * kStride]);
+#pragma unroll
+      for (int c = 0; c < kCols; ++c) sum.o[c] = 0.f;
+      for (int w = 0; w < kMergeWarps; ++w) {
+        const float *const part = shared + w * kStride;
+        if (part[0] == -INFINITY && part[1] == 0.f) continue;
+        const float weight = ptx::ex2((part[0] - sum.top) * core::kLog2e);
+        sum.total = fmaf(weight, part[1], sum.total);
+#pragma unroll
+        for (int c = 0; c < kCols; ++c) sum.o[c] = fmaf(weight, part[2 + 32 * c + lane], sum.o[c]);
+      }
+      store(r, sum);
+    }
+    __syncthreads();
+  }
+};
+
+template <class Element, int kCols>
+__global__ void __launch_bounds__(kMergeThreads) merge_kernel(const __grid_constant__ MergeArgs args) {
+  using Merger = Merge<Element, kCols>;
+  __shared__ float sums[kMergeWarps * (32 * kCols + 2)];
+  __shared__ int32_t numbers[core::SplitSchedule::kMostParts];
+  __shared__ int32_t list_count, longest;
+  ptx::wait_for_previous_kernel();
+  const Partials &partials = args.partials;
+  const int32_t num_entries = *partials.num_entries;
+  const bool compact = args.schedule.balanced();
+  if (threadIdx.x == 0) list_count = longest = 0;
+  __syncthreads();
+  if (compact && threadIdx.x < 32) {
+    // In the order of entries; by one warp.
+    int32_t found = 0, most = 0;
+    for (int32_t base = 0; base < num_entries; base += 32) {
+      const int32_t i = base + static_cast<int32_t>(threadIdx.x);
+      const bool has_rows = i < num_entries && partials.entries[i].rows > 0;
+      const uint32_t those = __ballot_sync(0xffffffffu, has_rows);
+      if (has_rows) {
+        numbers[found + __popc(those & ((1u << threadIdx.x) - 1))] = i;
+        most = max(most, partials.entries[i].count);
+      }
+      found += __popc(those);
+    }
+    most = __reduce_max_sync(0xffffffffu, most);
+    if (threadIdx.x == 0) {
+      list_count = found;
+      longest = most;
+    }
+  }
+  __syncthreads();
+  const int64_t entries = compact ? list_count : num_entries;
+  const bool by_block = (compact ? longest : args.schedule.num_splits) > Merger::kManyPieces;
+  const Merger merger{args, sums};
+  const int64_t rows = entries * partials.tile_rows;
+  const int64_t step = by_block ? gridDim.x : int64_t{gridDim.x} * kMergeWarps;
+  for (int64_t i = by_block ? blockIdx.x : int64_t{blockIdx.x} * kMergeWarps + threadIdx.x / 32; i < rows; i += step) {
+    const int64_t number = i / partials.tile_rows;
+    const core::SplitEntry entry = partials.entries[compact ? numbers[number] : number];
+    const auto index = static_cast<int32_t>(i - number * partials.tile_rows);
+    if (index >= entry.rows) continue;
+    const typename Merger::Row row = merger.row(entry, index);
+    if (by_block) {
+      merger.merge_by_block(row);
+    } else {
+      merger.store(row, merger.add_up(row, 0, 1));
+    }
+  }
+}
+
+}  // namespace flash3::device

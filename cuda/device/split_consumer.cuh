@@ -1,0 +1,249 @@
+// The consumer warpgroup of the split-KV kernel: softmax(Q * K^T) * V over the key blocks of a piece, and its result,
+// final where the piece is the whole tile, else partial.
+#pragma once
+
+#include <cstdint>
+
+#include "core/mask.h"
+#include "core/split_schedule.h"
+#include "device/fwd_args.h"
+#include "device/gmma.cuh"
+#include "device/poison.cuh"
+#include "device/ptx.cuh"
+#include "device/scores.cuh"
+#include "device/softmax.cuh"
+#include "device/split_args.h"
+#include "device/split_producer.cuh"
+#include "device/split_traits.cuh"
+
+namespace flash3::device {
+
+// The two rows of a thread in a tile of packed rows.
+struct PackedRows {
+  int32_t first_row;  // of the thread's warp, in the tile; the rows are lane / 4 and lane / 4 + 8 behind it
+  int32_t query[2];   // in the sequence
+  int32_t head[2];
+  bool exists[2];
+
+  __device__ __forceinline__ PackedRows(const core::SplitSchedule &s, const core::SplitPiece &piece) {
+    first_row = threadIdx.x / 32 * 16;
+    const int32_t rows = s.tile_rows(piece.lengths, piece.m_block);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int32_t in_tile = index(r);
+      exists[r] = in_tile < rows;
+      // Rows behind the last one repeat it, so that what is read for them exists.
+      const int64_t row = int64_t{piece.m_block} * s.kBlockM + min(in_tile, rows - 1);
+      query[r] = s.query(row);
+      head[r] = static_cast<int32_t>(row - int64_t{query[r]} * s.group.divisor) + piece.kv_head * s.group.divisor;
+    }
+  }
+
+  __device__ __forceinline__ int32_t index(int r) const { return first_row + threadIdx.x % 32 / 4 + 8 * r; }
+};
+
+template <class Traits>
+struct SplitConsumer {
+  using Element = typename Traits::Element;
+  using SharedStorage = typename Traits::SharedStorage;
+  using Descriptor = SmemDescriptor<Traits::kSwizzleBytes>;
+  using Ring = SplitRing<Traits::kStages>;
+  static constexpr int kBlockN = Traits::kBlockN;
+  static constexpr int kScores = kBlockN / 2;            // scores a thread holds
+  static constexpr int kOutputs = Traits::kHeadDim / 2;  // outputs a thread holds
+  static constexpr uint32_t kBarrier = 0;                // named barrier
+  static constexpr uint32_t kStageUnits = sizeof(Element) * kBlockN * Traits::kHeadDim / 16;
+
+  const SplitArgs &args;
+  SharedStorage &smem;
+  Ring k_ring{0}, v_ring{0};
+
+  __device__ __forceinline__ SplitConsumer(const SplitArgs &a, SharedStorage &s) : args(a), smem(s) {}
+
+  __device__ __forceinline__ void run(core::SplitCursor cursor, const core::SplitParts &parts, int64_t part) {
+    if (threadIdx.x == 0) note_part(cursor.done(), parts, part);
+    bool is_first = true;
+    for (; !cursor.done(); cursor.advance()) {
+      const core::SplitPiece piece = cursor.piece();
+      note_entry(piece, parts, part, is_first);
+      is_first = false;
+      compute(piece, part);
+    }
+  }
+
+ private:
+  // A part without a piece has nothing to merge; the first part says how many entries there are.
+  __device__ __forceinline__ void note_part(bool is_empty, const core::SplitParts &parts, int64_t part) const {
+    const core::SplitSchedule &s = args.schedule;
+    if (is_empty && s.balanced()) args.partials.entries[part].rows = 0;
+    if (part != 0) return;
+    const int64_t entries = s.balanced() ? s.num_parts : s.num_splits > 1 ? parts.total / s.num_splits : 0;
+    *args.partials.num_entries = static_cast<int32_t>(entries);
+  }
+
+  __device__ __forceinline__ void note_entry(const core::SplitPiece &piece, const core::SplitParts &parts, int64_t part,
+                                             bool is_first) const {
+    if (threadIdx.x != 0) return;
+    const core::SplitSchedule &s = args.schedule;
+    if (s.balanced() && is_first) {
+      args.partials.entries[part] = s.entry(piece, parts, part);
+    } else if (s.num_splits > 1 && piece.first) {
+      args.partials.entries[piece.begin / s.num_splits] = s.entry(piece, parts, part);
+    }
+  }
+
+  __device__ __forceinline__ void compute(const core::SplitPiece &piece, int64_t part) {
+    const core::SplitSchedule &schedule = args.schedule;
+    const PackedRows rows(schedule, piece);
+    const core::SeqSpan q_span = schedule.q.span(piece.batch);
+    if (piece.n_begin < piece.n_end) load_q(piece, q_span);
+
+    const core::Mask mask{schedule.window, piece.lengths.seqlen_q, piece.lengths.seqlen_k};
+    RowScores scores;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      scores.key_begin[r] = mask.key_begin(rows.query[r]);
+      scores.key_end[r] = mask.key_end(rows.query[r]);
+      scores.diagonal[r] = mask.diagonal(rows.query[r]);
+      scores.alibi_slope_log2[r] =
+          args.alibi_slopes == nullptr
+              ? 0.f
+              : args.alibi_slopes[piece.batch * args.alibi_batch_stride + rows.head[r]] * core::kLog2e;
+    }
+    OnlineSoftmax softmax(args.modifies_scores ? 1.f : args.scale_log2);
+    float s[kScores], o[kOutputs];
+#pragma unroll
+    for (int j = 0; j < kOutputs; ++j) o[j] = 0.f;
+    // Warps whose rows do not exist take part in the products alone.
+    const bool has_rows = ptx::uniform(rows.first_row < schedule.tile_rows(piece.lengths, piece.m_block));
+#pragma unroll 1
+    for (int32_t n = piece.n_end - 1; n >= piece.n_begin; --n) {
+      block(piece, scores, n, has_rows, softmax, s, o);
+    }
+    store(piece, part, q_span, rows, softmax, o);
+  }
+
+  __device__ __forceinline__ void block(const core::SplitPiece &piece, const RowScores &scores, int32_t n,
+                                        bool has_rows, OnlineSoftmax &softmax, float (&s)[kScores],
+                                        float (&o)[kOutputs]) {
+    const uint32_t q = ptx::uniform(Descriptor::k_major(ptx::shared_address(smem.q)));
+    const uint32_t k = ptx::uniform(Descriptor::k_major(ptx::shared_address(smem.kv[kOfK][k_ring.index])));
+    const uint32_t v =
+        ptx::uniform(Descriptor::template mn_major<kBlockN>(ptx::shared_address(smem.kv[kOfV][v_ring.index])));
+    uint32_t p[kScores / 2];
+    wait_full(kOfK, k_ring);
+    gemm_ss<Element, kBlockN, Traits::kHeadDim, Traits::kSwizzleBytes, Traits::kBlockM, kBlockN>(q, k, s);
+    wgmma_wait_group<0>();
+    fence_accumulators(s);
+    release(kOfK, k_ring);
+
+    const int32_t first_key = n * kBlockN;
+    const int32_t begin[2] = {scores.key_begin[0] - first_key, scores.key_begin[1] - first_key};
+    const int32_t end[2] = {scores.key_end[0] - first_key, scores.key_end[1] - first_key};
+    const bool is_full = piece.range.is_full(n);
+    if (has_rows) {
+      if (args.modifies_scores) scores.modify(s, args, first_key);
+      if (!is_full) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) mask_row(s, r, begin[r], end[r], args.schedule.window.left >= 0);
+      }
+      float correction[2];
+      softmax.update(s, correction);
+      softmax.rescale(o, correction);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kScores; ++i) s[i] = 0.f;
+    }
+    wait_full(kOfV, v_ring);
+    // Behind the last key there are zeros: only a window hides keys whose V is there.
+    if (!is_full && args.schedule.window.limited()) {
+      Poison<Traits>{smem}.take_out(smem.kv[kOfV][v_ring.index], s, o, begin, end);
+    }
+    pack_probabilities<Element>(s, p);
+    gemm_rs<Element, Traits::kHeadDim, kBlockN, Traits::kSwizzleBytes>(p, v, o);
+    wgmma_wait_group<0>();
+    fence_accumulators(o);
+    release(kOfV, v_ring);
+  }
+
+  __device__ __forceinline__ void wait_full(SplitSide side, const Ring &ring) const {
+    ptx::mbarrier_wait(&smem.barriers.full[side][ring.index], ring.parity);
+    if (args.key_loads == KeyLoads::kAsyncCopy) ptx::fence_proxy_async_shared();
+  }
+
+  __device__ __forceinline__ void release(SplitSide side, Ring &ring) const {
+    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&smem.barriers.empty[side][ring.index]);
+    ring.advance();
+  }
+
+  // The rows of the tile, in the layout of the tensor maps. What lies behind them in shared memory may be anything: a
+  // row of a product depends on nothing but its own row of Q.
+  __device__ __forceinline__ void load_q(const core::SplitPiece &piece, const core::SeqSpan &q_span) const {
+    constexpr int kChunks = Traits::kHeadDim / 8;
+    const core::SplitSchedule &s = args.schedule;
+    ptx::bar_sync(kBarrier, Traits::kConsumerThreads);  // the products of the piece before have read theirs
+    const int32_t rows = s.tile_rows(piece.lengths, piece.m_block);
+    for (int32_t i = threadIdx.x; i < rows * kChunks; i += Traits::kConsumerThreads) {
+      const int row = i / kChunks;
+      const int col = i % kChunks * 8;
+      const int64_t packed = int64_t{piece.m_block} * s.kBlockM + row;
+      const int32_t query = s.query(packed);
+      const auto in_group = static_cast<int32_t>(packed - int64_t{query} * s.group.divisor);
+      uint4 value = make_uint4(0, 0, 0, 0);
+      if (col < args.head_dim) {
+        const auto *from = row_of<Element>(args.q, piece.batch, q_span.start + query,
+                                           int64_t{piece.kv_head} * s.group.divisor + in_group);
+        value = *reinterpret_cast<const uint4 *>(from + col);
+      }
+      char *const to = reinterpret_cast<char *>(smem.q) + Traits::template offset<Traits::kBlockM>(row, col);
+      *reinterpret_cast<uint4 *>(to) = value;
+    }
+    ptx::fence_proxy_async_shared();
+    ptx::bar_sync(kBarrier, Traits::kConsumerThreads);
+  }
+
+  __device__ __forceinline__ void store(const core::SplitPiece &piece, int64_t part, const core::SeqSpan &q_span,
+                                        const PackedRows &rows, const OnlineSoftmax &softmax,
+                                        const float (&o)[kOutputs]) const {
+    const int lane = threadIdx.x % 32;
+    OnlineSoftmax::Sinks sinks = {{-INFINITY, -INFINITY}};
+    if (args.sinks != nullptr && piece.whole) sinks = {{args.sinks[rows.head[0]], args.sinks[rows.head[1]]}};
+    const RowResults results = softmax.finish(sinks);
+    const Partials &partials = args.partials;
+    const int32_t number = args.schedule.number(piece, part);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (!rows.exists[r]) continue;
+      const int64_t row = q_span.start + rows.query[r];  // of out
+      if (piece.whole) {
+        auto *const to = const_cast<Element *>(row_of<Element>(args.out, piece.batch, row, rows.head[r]));
+        if (args.lse != nullptr && lane % 4 == 0) {
+          args.lse[piece.batch * args.lse_batch_stride + rows.head[r] * args.lse_head_stride + row] = results.lse[r];
+        }
+#pragma unroll
+        for (int j = 0; j < kOutputs / 4; ++j) {
+          const int col = 8 * j + 2 * (lane % 4);
+          if (col >= args.head_dim_v) continue;
+          const uint32_t two =
+              pack2<Element>(o[4 * j + 2 * r] * results.factor[r], o[4 * j + 2 * r + 1] * results.factor[r]);
+          *reinterpret_cast<uint32_t *>(to + col) = results.empty[r] ? 0u : two;
+        }
+      } else {
+        const int64_t query = args.packed_q ? row : int64_t{piece.batch} * args.seqlen_q + row;
+        const int64_t at = partials.row(args.schedule, number, rows.index(r), query, rows.head[r]);
+        if (lane % 4 == 0) partials.lse[at] = results.lse[r];
+        if (results.empty[r]) continue;  // nobody reads it
+        float *const to = partials.out + at * args.head_dim_v;
+#pragma unroll
+        for (int j = 0; j < kOutputs / 4; ++j) {
+          const int col = 8 * j + 2 * (lane % 4);
+          if (col >= args.head_dim_v) continue;
+          *reinterpret_cast<float2 *>(to + col) =
+              make_float2(o[4 * j + 2 * r] * results.factor[r], o[4 * j + 2 * r + 1] * results.factor[r]);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace flash3::device

@@ -1,0 +1,71 @@
+// The split-KV kernel: attention of few queries to many keys, dense, packed or paged. Every thread block computes one
+// part of the call (core/split_schedule.h); tiles that are cut between parts are merged by the kernel behind
+// (merge_kernel.cuh).
+#pragma once
+
+#include <cstdint>
+
+#include "device/ptx.cuh"
+#include "device/split_args.h"
+#include "device/split_consumer.cuh"
+#include "device/split_parts.cuh"
+#include "device/split_producer.cuh"
+#include "device/split_traits.cuh"
+
+namespace flash3::device {
+
+// By one warp. Asynchronous copies arrive by lane, the copy engine once.
+template <class Traits>
+__device__ __forceinline__ void init_split(const SplitArgs &args, typename Traits::SharedStorage &smem) {
+  const int lane = threadIdx.x % 32;
+  constexpr int kBarriers = 2 * Traits::kStages;
+  if (lane < kBarriers) {
+    ptx::mbarrier_init(&smem.barriers.full[0][0] + lane, args.key_loads == KeyLoads::kAsyncCopy ? 32 : 1);
+    ptx::mbarrier_init(&smem.barriers.empty[0][0] + lane, Traits::kConsumerThreads / 32);
+  }
+  if (lane < Traits::kBlockN / 32) smem.poison[lane] = 0;
+  ptx::fence_mbarrier_init();
+}
+
+template <class Traits>
+__global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
+    split_kernel_sm90(const __grid_constant__ SplitArgs args) {
+  extern __shared__ __align__(1024) unsigned char shared_memory[];
+  auto &smem = *reinterpret_cast<typename Traits::SharedStorage *>(shared_memory);
+  const int warp = ptx::uniform(threadIdx.x / 32);
+  constexpr int kConsumerWarps = Traits::kConsumerThreads / 32;
+  if (warp == kConsumerWarps) {
+    init_split<Traits>(args, smem);
+    if (ptx::elect_one() && args.key_loads == KeyLoads::kTma) {
+      ptx::prefetch_tensormap(&args.k_map);
+      ptx::prefetch_tensormap(&args.v_map);
+    }
+  }
+  ptx::launch_dependents();  // the merging kernel waits for this one's results
+  if (args.follows_append) ptx::wait_for_previous_kernel();
+
+  // All warps find the next part together; what they do with it differs.
+  const PartFinder<Traits> finder{args.schedule, smem};
+  const auto for_each_part = [&](auto work) {
+    for (int64_t part = blockIdx.x; part < args.schedule.num_parts; part += gridDim.x) {
+      const PartPlace place = finder.find(part);
+      work(part, place,
+           core::SplitCursor(args.schedule, place.begin, place.end, place.sequence, place.sequence_begin));
+    }
+  };
+  if (warp < kConsumerWarps) {
+    ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
+    SplitConsumer<Traits> consumer(args, smem);
+    for_each_part([&](int64_t part, const PartPlace &place, const core::SplitCursor &cursor) {
+      consumer.run(cursor, place.parts, part);
+    });
+  } else {
+    ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
+    SplitProducer<Traits> producer(args, smem, warp == kConsumerWarps ? kOfK : kOfV);
+    for_each_part([&](int64_t, const PartPlace &, const core::SplitCursor &cursor) {
+      if (warp < kConsumerWarps + 2) producer.run(cursor);
+    });
+  }
+}
+
+}  // namespace flash3::device

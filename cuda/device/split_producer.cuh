@@ -1,0 +1,163 @@
+// The producer warps of the split-KV kernel: one keeps K coming, the other one V.
+#pragma once
+
+#include <cstdint>
+
+#include "core/kv_cache.h"
+#include "core/split_schedule.h"
+#include "device/fwd_args.h"
+#include "device/ptx.cuh"
+#include "device/split_args.h"
+#include "device/split_traits.cuh"
+#include "device/tile_loads.cuh"
+
+namespace flash3::device {
+
+// A position in a ring of any number of buffers, and the parity of the phase that is being waited for. A producer waits
+// for the phase before the first one, which has passed.
+template <int kStages>
+struct SplitRing {
+  int index = 0;
+  uint32_t parity;
+
+  __device__ __forceinline__ explicit SplitRing(uint32_t first_parity) : parity(first_parity) {}
+  __device__ __forceinline__ void advance() {
+    if (++index == kStages) {
+      index = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+enum SplitSide : int { kOfK = 0, kOfV = 1 };
+
+template <class Traits>
+struct SplitProducer {
+  using Element = typename Traits::Element;
+  using SharedStorage = typename Traits::SharedStorage;
+  static constexpr int kBlockN = Traits::kBlockN;
+  static constexpr int kPlaces = kBlockN / 32;  // rows of a block whose places a lane finds
+
+  const SplitArgs &args;
+  SharedStorage &smem;
+  const SplitSide side;
+  SplitRing<Traits::kStages> ring{1};
+  const int lane = threadIdx.x % 32;
+
+  __device__ __forceinline__ SplitProducer(const SplitArgs &a, SharedStorage &s, SplitSide of)
+      : args(a), smem(s), side(of) {}
+
+  __device__ __forceinline__ void run(core::SplitCursor cursor) {
+    for (; !cursor.done(); cursor.advance()) {
+      const core::SplitPiece piece = cursor.piece();
+      if (piece.n_begin == piece.n_end) continue;
+      const core::KeySpan span = args.schedule.k.span(piece.batch);
+      if (args.key_loads == KeyLoads::kAsyncCopy) {
+        copy_rows(piece, span);
+      } else if (args.schedule.k.page_table != nullptr) {
+        load_pages(piece, span);
+      } else {
+        load_blocks(piece, span);
+      }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ const TensorRows &tensor() const { return side == kOfK ? args.k : args.v; }
+  __device__ __forceinline__ int32_t head_dim() const { return side == kOfK ? args.head_dim : args.head_dim_v; }
+
+  __device__ __forceinline__ void load(const core::SplitPiece &piece, const ptx::TmaCoord &at) {
+    // Keys that one tile alone reads are not worth a place in L2.
+    const bool once = args.schedule.num_m_blocks(piece.lengths) == 1;
+    const BoxLoad<Traits> box = {side == kOfK ? &args.k_map : &args.v_map,
+                                 &args.kv_zero_map,
+                                 head_dim(),
+                                 smem.kv[side][ring.index],
+                                 &smem.barriers.full[side][ring.index],
+                                 &smem.barriers.empty[side][ring.index],
+                                 ring.parity,
+                                 kBlockN,
+                                 once ? ptx::L2Hint::kEvictFirst : ptx::L2Hint::kEvictLast,
+                                 at};
+    load_boxes(box);
+    __syncwarp();
+    ring.advance();
+  }
+
+  // Rows as in TileLoads: what lies behind the last key reads as zero.
+  __device__ __forceinline__ void load_blocks(const core::SplitPiece &piece, const core::KeySpan &span) {
+    const auto first = static_cast<int32_t>(args.schedule.k.filled.rows - span.len);
+    const auto end = static_cast<int32_t>(span.first_row + span.len);
+    for (int32_t n = piece.n_end - 1; n >= piece.n_begin; --n) {
+      load(piece, {0, first + n * kBlockN, end, piece.kv_head, static_cast<int32_t>(span.entry)});
+    }
+  }
+
+  // Pages hold whole blocks, and the first key is the first row of the first page.
+  __device__ __forceinline__ void load_pages(const core::SplitPiece &piece, const core::KeySpan &span) {
+    const core::KvCache &cache = args.schedule.k;
+    int32_t pages = 0;  // of the blocks n, n - 1, .. in lanes 0, 1, ..
+    for (int32_t i = 0; i < piece.n_end - piece.n_begin; ++i) {
+      const int32_t n = piece.n_end - 1 - i;
+      if (i % 32 == 0) {
+        const int64_t own = int64_t{n} - lane;
+        pages = own < piece.n_begin ? 0 : static_cast<int32_t>(cache.place(span, own * kBlockN).entry);
+      }
+      const int64_t row = int64_t{n} * kBlockN;
+      const auto in_page = static_cast<int32_t>(row - int64_t{cache.page_divisor.quotient(static_cast<uint32_t>(row))} *
+                                                          cache.page_size);
+      const int64_t rest = span.len - row + in_page;  // keys from the page's first row on
+      const int32_t filled = static_cast<int32_t>(rest < cache.page_size ? rest : cache.page_size);
+      const int32_t page = __shfl_sync(0xffffffffu, pages, i % 32);
+      load(piece, {0, cache.page_size - filled + in_page, filled, piece.kv_head, page});
+    }
+  }
+
+  // The element offsets of a lane's rows of block n, in the tensor; -1 behind the last key.
+  struct Places {
+    int64_t offset[kPlaces];
+  };
+
+  __device__ __forceinline__ Places places(const core::SplitPiece &piece, const core::KeySpan &span, int32_t n) const {
+    Places out;
+#pragma unroll
+    for (int i = 0; i < kPlaces; ++i) {
+      const int64_t key = int64_t{n} * kBlockN + 32 * i + lane;
+      out.offset[i] = -1;
+      if (key >= span.len) continue;
+      const core::RowPlace at = args.schedule.k.place(span, span.first_row + key);
+      const TensorRows &t = tensor();
+      out.offset[i] = at.entry * t.batch_stride + at.row * t.row_stride + piece.kv_head * t.head_stride;
+    }
+    return out;
+  }
+
+  // Four lanes to a row, eight rows at a time: each takes every fourth 16 bytes.
+  __device__ __forceinline__ void copy_rows(const core::SplitPiece &piece, const core::KeySpan &span) {
+    const auto *const data = static_cast<const Element *>(tensor().data);
+    const int32_t cols = head_dim();
+    Places next = places(piece, span, piece.n_end - 1);
+    for (int32_t n = piece.n_end - 1; n >= piece.n_begin; --n) {
+      const Places now = next;
+      if (n > piece.n_begin) next = places(piece, span, n - 1);
+      ptx::mbarrier_wait(&smem.barriers.empty[side][ring.index], ring.parity);
+      const uint32_t to = ptx::shared_address(smem.kv[side][ring.index]);
+#pragma unroll
+      for (int group = 0; group < kBlockN / 8; ++group) {
+        const int row = 8 * group + lane / 4;
+        const int64_t offset = __shfl_sync(0xffffffffu, now.offset[group / 4], row % 32);
+#pragma unroll
+        for (int c = 0; c < Traits::kHeadDim / 32; ++c) {
+          const int col = 32 * c + lane % 4 * 8;
+          const bool inside = offset >= 0 && col < cols;
+          ptx::cp_async_16(to + Traits::template offset<kBlockN>(row, col), data + (inside ? offset + col : 0),
+                           inside ? 16 : 0);
+        }
+      }
+      ptx::cp_async_mbarrier_arrive(&smem.barriers.full[side][ring.index]);
+      ring.advance();
+    }
+  }
+};
+
+}  // namespace flash3::device

@@ -1,0 +1,59 @@
+// Everything that follows from the element type and the config of one instantiation of the split-KV kernel, and the
+// shared memory it needs.
+#pragma once
+
+#include <cstdint>
+
+#include "core/split_config.h"
+
+namespace flash3::device {
+
+template <class Element_, int kConfigIndex>
+struct SplitTraits {
+  using Element = Element_;
+  static constexpr core::SplitConfig kConfig = core::kSplitConfigs[kConfigIndex];
+  static constexpr int kHeadDim = kConfig.head_dim;
+  static constexpr int kBlockM = core::SplitSchedule::kBlockM;
+  static constexpr int kBlockN = kConfig.block_n;
+  static constexpr int kStages = kConfig.stages;
+  static constexpr int kBlocksPerSm = kConfig.blocks_per_sm;
+  static_assert(kBlockM == 64, "the tile is that of one warpgroup");
+  static_assert(kBlockN % 32 == 0 && kBlockN <= 128, "a lane finds the place of whole rows");
+
+  // A consumer warpgroup, and one of which a warp loads K and another one V, and which leaves its registers to the first.
+  static constexpr int kConsumerThreads = 128;
+  static constexpr int kThreads = kConsumerThreads + 128;
+  static constexpr int kProducerRegisters = kBlocksPerSm == 2 ? 80 : 168;
+  static constexpr int kConsumerRegisters = kBlocksPerSm == 2 ? 176 : 256 - 8;
+
+  static constexpr int kSwizzleBytes = kHeadDim % 64 == 0 ? 128 : 64;
+  static constexpr int kBoxCols = kSwizzleBytes / 2;
+  static constexpr int kColBlocks = kHeadDim / kBoxCols;
+  static_assert(kHeadDim % kBoxCols == 0, "whole column blocks");
+
+  struct Barriers {
+    uint64_t full[2][kStages], empty[2][kStages];  // of K, of V
+  };
+
+  struct SharedStorage {
+    alignas(1024) Element q[kBlockM * kHeadDim];
+    alignas(1024) Element kv[2][kStages][kBlockN * kHeadDim];  // K, V
+    Barriers barriers;
+    int64_t warp_costs[kThreads / 32];  // see PartFinder
+    int64_t sequence_begin;
+    int32_t sequence;
+    uint32_t poison[kBlockN / 32];  // see Poison; a bit a key
+  };
+  static_assert(kBlocksPerSm * (sizeof(SharedStorage) + 1024) <= 233472,
+                "a multiprocessor has 228 KB of shared memory");
+
+  // Byte offset of 16 bytes in a tile of kRows rows, as the tensor maps lay it out; col: a multiple of 8.
+  template <int kRows>
+  static __device__ __forceinline__ uint32_t offset(int row, int col) {
+    uint32_t at = row * kSwizzleBytes + col % kBoxCols * 2;
+    at ^= (at >> 3) & ((kSwizzleBytes / 16 - 1) << 4);
+    return at + col / kBoxCols * (kRows * kSwizzleBytes);
+  }
+};
+
+}  // namespace flash3::device

@@ -1,0 +1,180 @@
+#include "launch/split.h"
+
+#include <algorithm>
+#include <cstdint>
+
+#include "core/constants.h"
+#include "core/split_config.h"
+#include "core/workspace.h"
+#include "device/merge_args.h"
+#include "device/split_args.h"
+#include "launch/append.h"
+#include "launch/kernel_table.h"
+#include "launch/shared_memory.h"
+#include "launch/tensor_map.h"
+
+namespace flash3::launch {
+namespace {
+
+using device::KeyLoads;
+
+// Whether a key block is one box of the copy engine.
+KeyLoads key_loads(const flash3_params &p, const SplitKernel &kernel) {
+  if (p.page_table == nullptr) return KeyLoads::kTma;
+  const bool whole_blocks = p.page_size % kernel.block_n == 0 && p.cache_leftpad == nullptr;
+  return whole_blocks ? KeyLoads::kTma : KeyLoads::kAsyncCopy;
+}
+
+core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &kernel, int32_t multiprocessors) {
+  core::SplitSchedule s;
+  s.q = {p.cu_seqlens_q, p.seqused_q, p.cu_seqlens_q != nullptr ? p.total_q : p.seqlen_q};
+  s.k = core::KvCache::of(p);
+  s.window = core::Window::make(p.window_left, p.window_right);
+  s.group = core::Divisor::make(p.nheads / p.nheads_k);
+  s.nheads_k = p.nheads_k;
+  s.batch = p.batch;
+  s.block_n = kernel.block_n;
+  s.num_splits = p.num_splits;
+  // Whatever sm_margin is, so that it never changes a bit.
+  s.num_parts = std::min(multiprocessors * kernel.blocks_per_sm, core::SplitSchedule::kMostParts);
+  return s;
+}
+
+device::Partials make_partials(const flash3_params &p) {
+  const core::WorkspaceLayout layout = core::workspace_layout(p);
+  char *const workspace = static_cast<char *>(p.workspace);
+  device::Partials partials;
+  partials.num_entries = reinterpret_cast<int32_t *>(workspace + layout.num_entries);
+  partials.entries = reinterpret_cast<core::SplitEntry *>(workspace + layout.entries);
+  partials.lse = reinterpret_cast<float *>(workspace + layout.lse_partial);
+  partials.out = reinterpret_cast<float *>(workspace + layout.out_partial);
+  partials.tile_rows = core::SplitBounds::of(p).tile_rows;
+  partials.rows_of_split = core::query_rows(p) * p.nheads;
+  return partials;
+}
+
+core::Status encode_maps(const flash3_params &p, const SplitKernel &kernel, device::SplitArgs *args) {
+  const bool bf16 = p.dtype == FLASH3_BFLOAT16;
+  const bool paged = p.page_table != nullptr;
+  const int64_t rows = paged ? p.page_size : args->schedule.k.filled.rows;
+  const int64_t entries = p.cu_seqlens_k != nullptr      ? 1
+                          : paged                        ? p.num_pages
+                          : p.cache_batch_idx != nullptr ? p.batch_cache
+                                                         : p.batch;
+  const BoxShape box{kernel.box_cols, kernel.block_n, kernel.swizzle_bytes};
+  if (args->key_loads != KeyLoads::kTma || rows == 0) {
+    args->key_loads = KeyLoads::kAsyncCopy;  // no map is looked at, and nothing loaded where there are no rows
+    return {};
+  }
+  core::Status status =
+      encode_tensor_map({"k", args->k, p.head_dim, rows, p.nheads_k, entries}, bf16, box, &args->k_map);
+  if (status.ok()) {
+    status = encode_tensor_map({"v", args->v, p.head_dim_v, rows, p.nheads_k, entries}, bf16, box, &args->v_map);
+  }
+  if (status.ok() && std::min(p.head_dim, p.head_dim_v) <= kernel.head_dim - kernel.box_cols) {
+    status = encode_zero_map(p.q, bf16, box, &args->kv_zero_map);
+  }
+  return status;
+}
+
+core::Status make_args(const flash3_params &p, const SplitKernel &kernel, int32_t multiprocessors,
+                       device::SplitArgs *args) {
+  const bool packed_q = p.cu_seqlens_q != nullptr;
+  const bool packed_k = p.cu_seqlens_k != nullptr;
+  args->schedule = make_schedule(p, kernel, multiprocessors);
+  args->key_loads = key_loads(p, kernel);
+  args->follows_append = p.k_new != nullptr || p.rotary_cos != nullptr;
+  args->modifies_scores = p.softcap > 0.f || p.alibi_slopes != nullptr || !(p.softmax_scale > 0.f);
+  args->q = {p.q, packed_q ? 0 : p.q_batch_stride, p.q_row_stride, p.q_head_stride};
+  if (p.rotary_cos != nullptr) {
+    const int64_t row = int64_t{p.nheads} * p.head_dim;
+    args->q = {static_cast<char *>(p.workspace) + core::workspace_layout(p).rotated_q, packed_q ? 0 : p.seqlen_q * row,
+               row, p.head_dim};
+  }
+  args->k = {p.k, packed_k ? 0 : p.k_batch_stride, p.k_row_stride, p.k_head_stride};
+  args->v = {p.v, packed_k ? 0 : p.v_batch_stride, p.v_row_stride, p.v_head_stride};
+  args->out = {p.out, packed_q ? 0 : p.out_batch_stride, p.out_row_stride, p.out_head_stride};
+  args->lse = p.lse;
+  args->lse_batch_stride = packed_q ? 0 : p.lse_batch_stride;
+  args->lse_head_stride = p.lse_head_stride;
+  args->packed_q = packed_q;
+  args->seqlen_q = p.seqlen_q;
+  args->head_dim = p.head_dim;
+  args->head_dim_v = p.head_dim_v;
+  args->scale = p.softmax_scale;
+  args->scale_log2 = p.softmax_scale * core::kLog2e;
+  args->softcap = p.softcap;
+  args->alibi_slopes = p.alibi_slopes;
+  args->alibi_batch_stride = p.alibi_batch_stride;
+  args->sinks = p.sinks;
+  args->partials = make_partials(p);
+  return encode_maps(p, kernel, args);
+}
+
+cudaError_t launch(const void *function, int32_t blocks, int32_t threads, uint32_t shared_bytes, bool early, void *args,
+                   cudaStream_t stream) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  // It may start while the kernel before runs, which waits for everything before as usual.
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &attribute;
+  config.numAttrs = early ? 1 : 0;
+  void *arguments[] = {args};
+  return cudaLaunchKernelExC(&config, function, arguments);
+}
+
+cudaError_t launch_merge(const SplitKernel &kernel, const device::SplitArgs &args, const DeviceInfo &device,
+                         cudaStream_t stream) {
+  device::MergeArgs merge = {};
+  merge.schedule = args.schedule;
+  merge.partials = args.partials;
+  merge.out = args.out;
+  merge.lse = args.lse;
+  merge.lse_batch_stride = args.lse_batch_stride;
+  merge.lse_head_stride = args.lse_head_stride;
+  merge.packed_q = args.packed_q;
+  merge.seqlen_q = args.seqlen_q;
+  merge.head_dim_v = args.head_dim_v;
+  merge.sinks = args.sinks;
+  constexpr int32_t kBlocksPerSm = 2;
+  return launch(kernel.merge, kBlocksPerSm * device.multiprocessors, kernel.merge_threads, 0, true, &merge, stream);
+}
+
+}  // namespace
+
+core::Status split_forward(const flash3_params &params, const DeviceInfo &device, cudaStream_t stream) {
+  const SplitKernel *kernel = nullptr;
+  core::Status status = find_split_kernel(params, &kernel);
+  if (!status.ok()) return status;
+  constexpr int64_t kMostPieces = int64_t{1} << 31;  // their numbers are 32-bit
+  const int64_t pieces = core::SplitBounds::of(params).tiles * std::max(params.num_splits, 1);
+  if (pieces >= kMostPieces) {
+    return core::error(FLASH3_UNSUPPORTED, "batch ", params.batch, " with nheads ", params.nheads, " and num_splits ",
+                       params.num_splits, " makes ", pieces, " pieces; below ", kMostPieces, " fit one call");
+  }
+  device::SplitArgs args;
+  status = make_args(params, *kernel, device.multiprocessors, &args);
+  if (!status.ok()) return status;
+  cudaError_t error = allow_shared_memory(kernel->function, kernel->shared_bytes, device.ordinal);
+  if (error != cudaSuccess) return cuda_error("setting the size of shared memory", error);
+  if (args.follows_append) {
+    error = launch_append(params, const_cast<void *>(params.rotary_cos != nullptr ? args.q.data : nullptr), stream);
+    if (error != cudaSuccess) return cuda_error("launching the append", error);
+  }
+  if (core::query_rows(params) == 0) return {};
+  const int32_t blocks = std::max(device.multiprocessors - params.sm_margin, 1) * kernel->blocks_per_sm;
+  error = launch(kernel->function, std::min(blocks, args.schedule.num_parts), kernel->threads, kernel->shared_bytes,
+                 args.follows_append, &args, stream);
+  if (error != cudaSuccess) return cuda_error("launching the split-KV kernel", error);
+  if (params.num_splits == 1) return {};
+  error = launch_merge(*kernel, args, device, stream);
+  if (error != cudaSuccess) return cuda_error("launching the merging of splits", error);
+  return {};
+}
+
+}  // namespace flash3::launch

@@ -1,0 +1,34 @@
+// Implements split_kernel.h; included by the instantiations only.
+#pragma once
+
+#include <cutlass/bfloat16.h>
+#include <cutlass/half.h>
+
+#include <type_traits>
+
+#include "device/merge_kernel.cuh"
+#include "device/split_kernel_sm90.cuh"
+#include "launch/split_kernel.h"
+
+namespace flash3::launch {
+
+template <flash3_dtype kDtype, int kConfigIndex>
+SplitKernel split_kernel() {
+  using Element = std::conditional_t<kDtype == FLASH3_FLOAT16, cutlass::half_t, cutlass::bfloat16_t>;
+  using Traits = device::SplitTraits<Element, kConfigIndex>;
+  constexpr int kMergeCols = Traits::kHeadDim <= 64 ? 2 : Traits::kHeadDim <= 128 ? 4 : 8;
+  SplitKernel kernel;
+  kernel.function = reinterpret_cast<const void *>(&device::split_kernel_sm90<Traits>);
+  kernel.merge = reinterpret_cast<const void *>(&device::merge_kernel<Element, kMergeCols>);
+  kernel.shared_bytes = sizeof(typename Traits::SharedStorage);
+  kernel.threads = Traits::kThreads;
+  kernel.merge_threads = device::kMergeThreads;
+  kernel.blocks_per_sm = Traits::kBlocksPerSm;
+  kernel.head_dim = Traits::kHeadDim;
+  kernel.block_n = Traits::kBlockN;
+  kernel.box_cols = Traits::kBoxCols;
+  kernel.swizzle_bytes = Traits::kSwizzleBytes;
+  return kernel;
+}
+
+}  // namespace flash3::launch

@@ -1,0 +1,24 @@
+// The split-KV kernels as the host code sees them.
+#pragma once
+
+#include <cstdint>
+
+#include "flash3.h"
+
+namespace flash3::launch {
+
+struct SplitKernel {
+  const void *function;  // __global__ void(device::SplitArgs)
+  const void *merge;     // __global__ void(device::MergeArgs)
+  uint32_t shared_bytes;
+  int32_t threads, merge_threads;
+  int32_t blocks_per_sm;
+  int32_t head_dim, block_n;
+  int32_t box_cols, swizzle_bytes;
+};
+
+// The kernel of one of core::kSplitConfigs; defined in cuda/instantiations.
+template <flash3_dtype kDtype, int kConfigIndex>
+SplitKernel split_kernel();
+
+}  // namespace flash3::launch
