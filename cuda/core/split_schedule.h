@@ -97,14 +97,16 @@ struct SplitSchedule {
 
   FLASH3_HD int64_t tile_cost(const BlockRange &r) const { return balanced() ? kTileCost + r.count() : num_splits; }
 
+  // Of one sequence.
+  FLASH3_HD bool tiles_cost_the_same() const { return !balanced() || !window.limited(); }
+
   // Of all tiles of one KV head of a sequence.
   FLASH3_HD int64_t head_cost(const SplitLengths &s) const {
     const int32_t m_blocks = num_m_blocks(s);
-    if (m_blocks == 0) return 0;
-    if (!balanced() || !window.limited()) return m_blocks * tile_cost(range(s, 0));
+    const bool equal = tiles_cost_the_same();
     int64_t cost = 0;
-    for (int32_t m = 0; m < m_blocks; ++m) cost += tile_cost(range(s, m));
-    return cost;
+    for (int32_t m = 0; m < (equal && m_blocks > 0 ? 1 : m_blocks); ++m) cost += tile_cost(range(s, m));
+    return equal ? m_blocks * cost : cost;
   }
 
   FLASH3_HD int64_t sequence_cost(int32_t b) const { return nheads_k * head_cost(lengths(b)); }
@@ -161,16 +163,20 @@ struct SplitCursor {
   FLASH3_HD SplitCursor(const SplitSchedule &s, int64_t begin, int64_t part_end, int32_t b, int64_t sequence_begin)
       : schedule(s), at(begin), end(part_end), batch(b), tile_begin(sequence_begin) {
     if (done()) return;
-    enter_sequence();
+    lengths = schedule.lengths(batch);
     const int64_t head_cost = schedule.head_cost(lengths);
     kv_head = static_cast<int32_t>((at - tile_begin) / head_cost);
     tile_begin += kv_head * head_cost;
-    if (!schedule.window.limited() || !schedule.balanced()) {
-      m_block = static_cast<int32_t>((at - tile_begin) / tile_cost());
-      tile_begin += m_block * tile_cost();
+    if (schedule.tiles_cost_the_same()) {
+      const int64_t cost = head_cost / schedule.num_m_blocks(lengths);
+      m_block = static_cast<int32_t>((at - tile_begin) / cost);
+      tile_begin += m_block * cost;
     }
-    range = schedule.range(lengths, m_block);
-    while (at >= tile_begin + tile_cost()) next_tile();
+    for (;; ++m_block) {
+      range = schedule.range(lengths, m_block);
+      if (at < tile_begin + tile_cost()) break;
+      tile_begin += tile_cost();
+    }
   }
 
   FLASH3_HD bool done() const { return at >= end; }
@@ -216,27 +222,18 @@ struct SplitCursor {
     return tile_end < end ? tile_end : end;
   }
 
-  FLASH3_HD void enter_sequence() {
-    lengths = schedule.lengths(batch);
-    kv_head = m_block = 0;
-    if (lengths.seqlen_q > 0) range = schedule.range(lengths, 0);
-  }
-
   FLASH3_HD void next_tile() {
     tile_begin += tile_cost();
-    if (++m_block < schedule.num_m_blocks(lengths)) {
-      range = schedule.range(lengths, m_block);
-      return;
+    if (++m_block == schedule.num_m_blocks(lengths)) {
+      m_block = 0;
+      if (++kv_head == schedule.nheads_k) {
+        kv_head = 0;
+        // A place of the line is behind, so there is a sequence with rows.
+        do lengths = schedule.lengths(++batch);
+        while (lengths.seqlen_q == 0);
+      }
     }
-    m_block = 0;
-    if (++kv_head < schedule.nheads_k) {
-      range = schedule.range(lengths, 0);
-      return;
-    }
-    do {
-      ++batch;
-      enter_sequence();
-    } while (lengths.seqlen_q == 0);  // a place of the line is behind, so there is a sequence with rows
+    range = schedule.range(lengths, m_block);
   }
 };
 

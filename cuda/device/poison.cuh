@@ -25,6 +25,7 @@ struct Poison {
   // key.
   __device__ __forceinline__ void take_out(Element *v, const float (&p)[kBlockN / 2], float (&o)[Traits::kHeadDim / 2],
                                            const int32_t (&key_begin)[2], const int32_t (&key_end)[2]) const {
+    ptx::bar_sync(kBarrier, Traits::kConsumerThreads);  // all have read what was found in the block before
     find(v);
     ptx::bar_sync(kBarrier, Traits::kConsumerThreads);
     uint32_t any = 0;

@@ -1,5 +1,4 @@
 #include "launch/fwd_kernel.cuh"
-#include "launch/split_kernel.cuh"
 
 namespace flash3::launch {
 
@@ -8,6 +7,5 @@ FLASH3_INSTANTIATE(FLASH3_BFLOAT16, 1);
 FLASH3_INSTANTIATE(FLASH3_BFLOAT16, 2);
 FLASH3_INSTANTIATE(FLASH3_BFLOAT16, 3);
 FLASH3_INSTANTIATE(FLASH3_BFLOAT16, 4);
-template SplitKernel split_kernel<FLASH3_BFLOAT16, 0>();
 
 }  // namespace flash3::launch

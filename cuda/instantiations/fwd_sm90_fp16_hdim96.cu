@@ -1,10 +1,8 @@
 #include "launch/fwd_kernel.cuh"
-#include "launch/split_kernel.cuh"
 
 namespace flash3::launch {
 
 FLASH3_INSTANTIATE(FLASH3_FLOAT16, 5);
 FLASH3_INSTANTIATE(FLASH3_FLOAT16, 6);
-template SplitKernel split_kernel<FLASH3_FLOAT16, 1>();
 
 }  // namespace flash3::launch
