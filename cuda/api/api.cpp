@@ -28,6 +28,7 @@ Status missing() {
                "backend is 1 (CUDA); it must be 0 (host), since this library was built without CUDA (FLASH3_CUDA=OFF)");
 }
 Status forward(const flash3_params &, void *) { return missing(); }
+Status combine(const flash3_combine_params &, void *) { return missing(); }
 Status device_check(int32_t) { return missing(); }
 const char *built_kernels() { return "archs=\ndtypes=\nhead_dims=\ncuda="; }
 }  // namespace cuda
@@ -73,10 +74,11 @@ Status run(const flash3_params *params, void *stream) {
   return params->backend == FLASH3_BACKEND_CUDA ? cuda::forward(*params, stream) : flash3::host::forward(*params);
 }
 
-Status combine(const flash3_combine_params *params) {
+Status combine(const flash3_combine_params *params, void *stream) {
   if (params == nullptr) return null_argument("params");
   Status status = flash3::core::validate_combine(*params);
-  return status.ok() ? flash3::host::combine(*params) : status;
+  if (!status.ok() || params->batch == 0 || params->seqlen == 0) return status;
+  return params->backend == FLASH3_BACKEND_CUDA ? cuda::combine(*params, stream) : flash3::host::combine(*params);
 }
 
 Status workspace_size(const flash3_params *params, size_t *bytes) {
@@ -95,8 +97,8 @@ flash3_status run_mha_v3(const flash3_params *params, void *stream) {
   return guarded([=] { return run(params, stream); });
 }
 
-flash3_status flash3_combine(const flash3_combine_params *params, void *) {
-  return guarded([=] { return combine(params); });
+flash3_status flash3_combine(const flash3_combine_params *params, void *stream) {
+  return guarded([=] { return combine(params, stream); });
 }
 
 flash3_status flash3_workspace_size(const flash3_params *params, size_t *bytes) {

@@ -53,8 +53,6 @@ Status validate_combine(const flash3_combine_params &params) {
   Checker check;
   check_version(params, "flash3_combine_params", check);
   if (check.ok()) check_backend(params, check);
-  check.require_or(FLASH3_UNSUPPORTED, params.backend != FLASH3_BACKEND_CUDA, "backend", "1 (CUDA)",
-                   "0 (host): flash3_combine has no CUDA kernel in this version");
   if (check.ok()) check_sizes(params, check);
   if (check.ok()) check_tensors(params, check);
   return check.status();

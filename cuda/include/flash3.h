@@ -55,7 +55,7 @@ typedef enum flash3_backend {
 typedef enum flash3_dtype {
   FLASH3_FLOAT16 = 0,
   FLASH3_BFLOAT16 = 1,
-  FLASH3_FLOAT32 = 2 /* host backend only */
+  FLASH3_FLOAT32 = 2 /* host backend, and flash3_combine */
 } flash3_dtype;
 
 /* The parameters of attention.
@@ -193,7 +193,7 @@ typedef struct flash3_combine_params {
   uint32_t struct_size; /* sizeof(flash3_combine_params) */
   uint32_t abi_version; /* FLASH3_ABI_VERSION */
 
-  int32_t backend;    /* flash3_backend; host only in this version */
+  int32_t backend;    /* flash3_backend */
   int32_t device;     /* as in flash3_params */
   int32_t dtype;      /* flash3_dtype of out */
   int32_t num_splits; /* 1 to 256 */
@@ -203,7 +203,8 @@ typedef struct flash3_combine_params {
   int32_t num_threads; /* as in flash3_params */
   int64_t seqlen;      /* rows of each batch entry */
 
-  /* None of them is NULL unless it has no element, but for lse. */
+  /* None of them is NULL unless it has no element, but for lse. out_partial and out, and their strides, must be
+   * multiples of 16 bytes on the CUDA backend. */
   const float *out_partial; /* (num_splits, batch, seqlen, nheads, head_dim) */
   const float *lse_partial; /* (num_splits, batch, seqlen, nheads), natural logarithm */
   void *out;                /* (batch, seqlen, nheads, head_dim), of dtype */

@@ -12,6 +12,9 @@ namespace flash3::launch {
 // row, or one to append.
 core::Status forward(const flash3_params &params, void *stream);
 
+// Enqueues flash3_combine on the stream. params have passed core::validate_combine and have at least one row.
+core::Status combine(const flash3_combine_params &params, void *stream);
+
 // Whether a kernel of this build runs on that device; -1: the current one.
 core::Status device_check(int32_t device);
 

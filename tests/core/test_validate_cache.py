@@ -120,7 +120,6 @@ COMBINE: list[Row] = [
     ({"struct_size": 8}, ABI_MISMATCH, ["struct_size is 8", "flash3_combine_params"]),
     ({"abi_version": 1}, ABI_MISMATCH, ["abi_version is 1"]),
     ({"backend": 2}, INVALID, ["backend is 2"]),
-    ({"backend": BACKEND_CUDA}, UNSUPPORTED, ["backend is 1 (CUDA)", "flash3_combine has no CUDA kernel"]),
     ({"backend": BACKEND_CUDA, "device": -2}, INVALID, ["device is -2"]),
     ({"dtype": 3}, INVALID, ["dtype is 3"]),
     ({"num_splits": 0}, INVALID, ["num_splits is 0", "from 1 to 256"]),
@@ -143,6 +142,15 @@ COMBINE: list[Row] = [
     ],
     ({"out_head_stride": 0}, INVALID, ["out_head_stride is 0", "written"]),
     ({"lse_row_stride": 0}, INVALID, ["lse_row_stride is 0", "written"]),
+    *[
+        ({"backend": BACKEND_CUDA, name: value}, INVALID, [f"{name} is {value}", *words])
+        for name, value, *words in (
+            ("out_partial", ADDRESS + 4, "multiple of 16"), ("out", ADDRESS + 8, "multiple of 16"),
+            ("out_partial_row_stride", 258, "multiple of 4", "16 bytes"),
+            ("out_head_stride", 36, "multiple of 8", "16 bytes"),
+            ("out_partial_split_stride", -51200, "at least 0 on the CUDA backend"),
+        )
+    ],
 ]  # fmt: skip
 
 
@@ -159,6 +167,8 @@ def test_combine(changes: Changes, status: int, words: list[str]) -> None:
         combined(num_splits=256, head_dim=512, device=-7),
         combined(batch=0, out_partial=None, lse_partial=None, out=None, lse=None),
         combined(out_partial_split_stride=0, lse_partial_row_stride=-3),
+        combined(backend=BACKEND_CUDA),
+        combined(backend=BACKEND_CUDA, dtype=FLOAT32, head_dim=7, lse_partial=ADDRESS + 4, lse_head_stride=101),
     ],
 )
 def test_combine_allowed(p: CombineParams) -> None:

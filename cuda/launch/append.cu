@@ -1,0 +1,123 @@
+#include <algorithm>
+#include <cstdint>
+
+#include "device/append_kernel.cuh"
+#include "launch/append.h"
+
+namespace flash3::launch {
+namespace {
+
+constexpr int32_t kVector = 8;  // columns
+// Up to so many blocks, each thread has one row: with hardly more blocks than run at once, small ones end sooner.
+constexpr int64_t kMostSmallBlocks = 1024;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+struct Rotation {
+  int32_t columns;
+  bool by_halves;
+};
+
+// Without `blocks`, which share_out() decides on. `to` is written.
+device::RowMove make_move(const device::TensorRows &from, const device::TensorRows &to, const core::SeqSide &side,
+                          int32_t batch, int32_t heads, int32_t columns, const Rotation &rotation) {
+  device::RowMove move = {};
+  move.from = from;
+  move.to = to;
+  move.side = side;
+  move.rows = static_cast<int32_t>(side.cu_seqlens != nullptr ? side.rows : batch * side.rows);
+  move.rows_of_entry = core::Divisor::make(side.rows);
+  move.rotated_units = rotation.columns / (rotation.by_halves ? 2 * kVector : kVector);
+  const int32_t units_of_head = move.rotated_units + (columns - rotation.columns) / kVector;
+  move.units = int64_t{heads} * units_of_head;
+  move.units_of_head = core::Divisor::make(units_of_head);
+  const int64_t most_threads = std::min<int64_t>(move.units, device::kAppendThreads);
+  move.threads_per_row_log2 = device::kLeastThreadsPerRowLog2;
+  while ((1 << move.threads_per_row_log2) < most_threads) ++move.threads_per_row_log2;
+  move.blocks_of_row = core::Divisor::make(ceil_div(move.units, 1 << move.threads_per_row_log2));
+  return move;
+}
+
+int64_t blocks_of(const device::RowMove &move, int32_t rows_per_thread) {
+  if (move.rows == 0) return 0;
+  const int64_t rows = int64_t{device::kAppendThreads >> move.threads_per_row_log2} * rows_per_thread;
+  return ceil_div(move.rows, rows) * move.blocks_of_row.divisor;
+}
+
+// Returns the blocks of all three.
+int64_t share_out(device::AppendArgs *args) {
+  device::RowMove *const moves[] = {&args->new_keys, &args->new_values, &args->queries};
+  const auto blocks = [&](int32_t rows_per_thread) {
+    int64_t sum = 0;
+    for (const device::RowMove *move : moves) sum += blocks_of(*move, rows_per_thread);
+    return sum;
+  };
+  args->rows_per_thread = blocks(1) <= kMostSmallBlocks ? 1 : device::kMostRowsPerThread;
+  for (device::RowMove *move : moves) {
+    move->blocks = static_cast<int32_t>(blocks_of(*move, args->rows_per_thread));
+  }
+  return blocks(args->rows_per_thread);
+}
+
+// Units and blocks are 32-bit on the device. A row with more has 32 GB, and a grid with more moves some terabytes.
+bool fits(const device::AppendArgs &args, int64_t blocks) {
+  constexpr int64_t kMost = (int64_t{1} << 31) - device::kAppendThreads;
+  for (const device::RowMove *move : {&args.new_keys, &args.new_values, &args.queries}) {
+    if (move->units > kMost) return false;
+  }
+  return blocks <= kMost;
+}
+
+void set_new_rows(const flash3_params &p, const Rotation &rotation, device::AppendArgs *args) {
+  const core::SeqSide &side = args->cache.appended;
+  const bool packed = side.cu_seqlens != nullptr;
+  const device::TensorRows k_new{p.k_new, packed ? 0 : p.k_new_batch_stride, p.k_new_row_stride, p.k_new_head_stride};
+  const device::TensorRows v_new{p.v_new, packed ? 0 : p.v_new_batch_stride, p.v_new_row_stride, p.v_new_head_stride};
+  const device::TensorRows k{p.k, p.k_batch_stride, p.k_row_stride, p.k_head_stride};
+  const device::TensorRows v{p.v, p.v_batch_stride, p.v_row_stride, p.v_head_stride};
+  args->new_keys = make_move(k_new, k, side, p.batch, p.nheads_k, p.head_dim, rotation);
+  args->new_values = make_move(v_new, v, side, p.batch, p.nheads_k, p.head_dim_v, {0, false});
+}
+
+void set_queries(const flash3_params &p, void *rotated_q, const Rotation &rotation, device::AppendArgs *args) {
+  const bool packed = p.cu_seqlens_q != nullptr;
+  const int64_t row = int64_t{p.nheads} * p.head_dim;
+  const core::SeqSide side{p.cu_seqlens_q, p.seqused_q, packed ? p.total_q : p.seqlen_q};
+  const device::TensorRows from{p.q, packed ? 0 : p.q_batch_stride, p.q_row_stride, p.q_head_stride};
+  const device::TensorRows to{rotated_q, packed ? 0 : p.seqlen_q * row, row, p.head_dim};
+  args->queries = make_move(from, to, side, p.batch, p.nheads, p.head_dim, rotation);
+}
+
+template <class Element>
+const void *kernel_of(bool by_halves) {
+  return by_halves ? reinterpret_cast<const void *>(&device::append_kernel<Element, true>)
+                   : reinterpret_cast<const void *>(&device::append_kernel<Element, false>);
+}
+
+}  // namespace
+
+cudaError_t launch_append(const flash3_params &p, void *rotated_q, cudaStream_t stream) {
+  const bool rotary = p.rotary_cos != nullptr;
+  const Rotation rotation{rotary ? p.rotary_dim : 0, rotary && p.rotary_interleaved == 0};
+  device::AppendArgs args = {};
+  args.cache = core::KvCache::of(p);
+  args.positions = core::RotaryPositions::of(p);
+  args.cos = p.rotary_cos;
+  args.sin = p.rotary_sin;
+  args.cos_row_stride = p.rotary_cos_row_stride;
+  args.sin_row_stride = p.rotary_sin_row_stride;
+  args.rotary_half = rotation.by_halves ? rotation.columns / 2 : 0;
+  args.batch = p.batch;
+  if (p.k_new != nullptr) set_new_rows(p, rotation, &args);
+  if (rotary && rotated_q != nullptr) set_queries(p, rotated_q, rotation, &args);
+  const int64_t blocks = share_out(&args);
+  if (blocks == 0) return cudaSuccess;
+  if (!fits(args, blocks)) return cudaErrorInvalidValue;
+  const void *kernel = p.dtype == FLASH3_BFLOAT16 ? kernel_of<cutlass::bfloat16_t>(rotation.by_halves)
+                                                  : kernel_of<cutlass::half_t>(rotation.by_halves);
+  void *arguments[] = {&args};
+  return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(device::kAppendThreads), arguments, 0,
+                          stream);
+}
+
+}  // namespace flash3::launch
