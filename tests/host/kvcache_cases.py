@@ -163,6 +163,11 @@ def check(case: CacheCase) -> None:
     assert compare.mismatch(out, want, allowed) is None, compare.mismatch(out, want, allowed)
     allowed_lse = 1e-4 + turned_scores(case, arguments)
     assert compare.mismatch(lse, want_lse, allowed_lse) is None, compare.mismatch(lse, want_lse, allowed_lse)
+    check_written(case, arguments, before, want_k, want_v)
+
+
+def check_written(case: CacheCase, arguments: dict[str, Any], before: dict[str, Any], want_k: Any, want_v: Any) -> None:
+    """The bytes of all arguments after a call: nothing but the new rows of the caches may differ from before."""
     assert (bits(arguments["v_cache"]) == bits(want_v)).all(), "v_cache"
     check_k_cache(arguments["k_cache"], before["k_cache"], want_k, case)
     for name, x in before.items():
