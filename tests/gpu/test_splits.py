@@ -37,7 +37,8 @@ def test_any_number_of_splits(packed: bool, dims: tuple[int, int], mask: dict[st
     index = DIMS.index(dims)
     problem = Problem(
         ("bfloat16", "float16")[index % 2], RAGGED if packed else ((3, 500),) * 2, nheads=8,
-        nheads_k=(8, 2, 1)[index % 3], head_dim=dims[0], head_dim_v=dims[1], packed=packed, seed=num_splits + index, **mask,
+        nheads_k=(8, 2, 1)[index % 3], head_dim=dims[0], head_dim_v=dims[1], packed=packed,
+        seed=num_splits + index, **mask,
     )  # fmt: skip
     check(problem, num_splits=num_splits)
 
