@@ -21,7 +21,8 @@ def test_the_grid() -> None:
         assert CacheShape((8192,) * 64, page_size=size) in grid
     names = [str(shape) for shape in grid]
     for name in (
-        "cache 1x131072 h32/8 d128 dense", "cache 128 of 1 to 16384 h32/1 d128 pages of 64", "cache 256x512 h8 d128 dense",
+        "cache 1x131072 h32/8 d128 dense", "cache 128 of 1 to 16384 h32/1 d128 pages of 64",
+        "cache 256x512 h8 d128 dense",
         "cache 64x8192 q4 h32/8 d128 pages of 64", "cache 4x16896 q512 h32/8 d128 pages of 64",
         "cache 64x8192 h32/8 d128 pages of 64 append",
     ):  # fmt: skip
