@@ -143,6 +143,7 @@ class Decoder:
 
     def _logits(self, x: Any, lengths_q: Arrays) -> Any:
         """Rows x (rows, width) through all layers; lengths_q says how they are packed, nothing: one per sequence."""
+        cos, sin = self.turns
         lead = (len(x),) if lengths_q else (self.batch, 1)
         for i, layer in enumerate(self.layers):
             h = normed(self.xp, x, layer["norm_attention"])
@@ -150,7 +151,7 @@ class Decoder:
                 product(h, layer[name]).reshape(*lead, -1, self.config.head_dim).astype(self.dtype) for name in "qkv"
             )
             out = pyflash3.flash_attn_with_kvcache(
-                q, self.cache[0, i], self.cache[1, i], k, v, *self.turns, self.lengths, page_table=self.page_table,
+                q, self.cache[0, i], self.cache[1, i], k, v, cos, sin, self.lengths, page_table=self.page_table,
                 causal=True, rotary_interleaved=False, **lengths_q,
             )  # fmt: skip
             x = x + product(out.reshape(len(x), -1).astype(np.float32), layer["o"])

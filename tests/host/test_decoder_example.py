@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from typing import Any
@@ -18,6 +19,7 @@ WEIGHTS = decoder.make_weights(CONFIG, decoder.SEED)
 PROMPTS = decoder.make_prompts(CONFIG)
 
 
+@functools.cache
 def plain() -> tuple[Any, float]:
     answers = [decoder.plain_tokens(CONFIG, WEIGHTS, prompt, decoder.COUNT) for prompt in PROMPTS]
     return np.array([tokens for tokens, _ in answers]), min(gap for _, gap in answers)
