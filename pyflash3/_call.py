@@ -214,10 +214,10 @@ def _run_on_device(kind: Prepared, arrays: list[Any], return_lse: bool) -> tuple
 def _launch(device: Any, kind: Prepared, arrays: list[Any], return_lse: bool) -> tuple[Any, Any]:
     problem = kind.problem
     addresses = device.pointers(arrays)
-    out, owner = arrays[3], None
+    out = arrays[3]
     if out is None:
         size = kind.workspace_bytes
-        out, workspace = device.empty_with_scratch(problem.out_shape, problem.dtype, kind.out_bytes, size)
+        out, owner, workspace = device.empty_with_scratch(problem.out_shape, problem.dtype, kind.out_bytes, size)
         addresses[3] = device.pointer(out)
     else:
         owner, workspace = device.scratch(kind.workspace_bytes)

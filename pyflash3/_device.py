@@ -16,8 +16,13 @@ _current_device = cupy.cuda.runtime.getDevice
 _current_stream = cupy.cuda.get_current_stream
 _alloc = cupy.cuda.alloc
 
+# What a result may hold on to beside its own memory. Partial results of split-KV are larger, and a caller who keeps
+# many results would keep all of them.
+_MOST_BEHIND = 1 << 20
+
 # Workspaces that captured graphs will use at every replay. Nobody tells us when a graph ends, so they stay: a few KiB
-# per captured call with out=. Without out= the workspace lies behind the result and lives as long as it.
+# per captured call with out=, some MiB where the keys are split. Without out= the workspace lies behind the result and
+# lives as long as it; captured calls of one plan share one.
 _captured: list[Any] = []
 _captured_lock = threading.Lock()
 
@@ -69,15 +74,18 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Any:
     return cupy.empty(shape, dtype)
 
 
-def empty_with_scratch(shape: tuple[int, ...], dtype: Any, size: int, scratch: int) -> tuple[Any, int]:
-    """An uninitialised array of size bytes, and the address of scratch bytes behind it.
+def empty_with_scratch(shape: tuple[int, ...], dtype: Any, size: int, scratch: int) -> tuple[Any, Any, int]:
+    """An uninitialised array of size bytes, and owner and address of scratch bytes.
 
     One block for both costs one allocation less, and keeps the scratch alive as long as the array: a captured graph
-    that writes the array again also uses the scratch again.
+    that writes the array again also uses the scratch again. Only a large scratch that no graph will use is on its own.
     """
+    if scratch > _MOST_BEHIND and not is_capturing():
+        block = _alloc(scratch)
+        return cupy.empty(shape, dtype), block, block.ptr
     offset = -(-size // _ALIGNMENT) * _ALIGNMENT
     block = _alloc(offset + scratch)
-    return cupy.ndarray(shape, dtype, block), block.ptr + offset
+    return cupy.ndarray(shape, dtype, block), block, block.ptr + offset
 
 
 def scratch(size: int) -> tuple[Any, int]:

@@ -104,7 +104,7 @@ class AttnProblem:
 
     @staticmethod
     def of(r: Request) -> AttnProblem:
-        """Checks a request. Raises ValueError, TypeError or NotImplementedError."""
+        """Checks a request. Raises ValueError or TypeError."""
         packed, packed_k = r.cu_seqlens_q is not None, r.cu_seqlens_k is not None
         _check_tensors(r, packed, packed_k)
         shape_q, shape_k, shape_v = r.q[0], r.k[0], r.v[0]
@@ -266,13 +266,5 @@ def _check_options(r: Request) -> None:
             raise ValueError(f"{name} is {hint}; it must be from 0 to {MAX_ROWS}, or None when unknown")
     if not 0 <= r.sm_margin <= MAX_ROWS:
         raise ValueError(f"sm_margin is {r.sm_margin}; it must be at least 0")
-    if r.kvcache and r.q[3] != HOST:
-        raise NotImplementedError(
-            f"q is {place(r.q[3])}; in this version flash_attn_with_kvcache takes NumPy arrays only"
-        )
     if not 0 <= r.num_splits <= MAX_SPLITS:
         raise ValueError(f"num_splits is {r.num_splits}; it must be from 0 (the library chooses) to {MAX_SPLITS}")
-    if r.num_splits > 1 and r.q[3] != HOST:
-        raise NotImplementedError(
-            f"num_splits is {r.num_splits}; on a GPU this version has no split-KV, so 0 and 1 are allowed"
-        )

@@ -57,8 +57,9 @@ def flash_attn_func(
         softcap: 0 turns it off.
         alibi_slopes: (nheads,) or (batch, nheads) float32, in the same place as q.
         sinks: (nheads,) float32: the score of one more key per head that has no value.
-        num_splits: 0 (the library chooses) to 256: into how many parts the keys are split. The host engine makes one
-            pass in any case; on a GPU more than 1 raises NotImplementedError in this version.
+        num_splits: 0 (the library chooses) to 256: into how many parts the keys are split, which are worked on at the
+            same time and then merged: what keeps a GPU busy where there are few queries. A fixed number gives the same
+            bits every time, and so does 0; two numbers differ by rounding. The host engine makes one pass in any case.
         pack_gqa: a tuning hint of FlashAttention-3 that never changes a result; this version runs the unpacked form.
         sm_margin: multiprocessors to leave to other work, on a GPU.
         out: (batch, seqlen_q, nheads, head_dim_v) of q's dtype to write to. It may be a CUDA object with __dlpack__,
@@ -122,8 +123,7 @@ def flash_attn_varlen_func(
         page_table: (batch, max_pages) int32: k and v are then a paged cache, (num_pages, page_size, nheads_k,
             head_dim / head_dim_v) with pages of any size from 1, and row j of sequence b is row j % page_size of page
             page_table[b, j // page_size]. cu_seqlens_k must be None; seqused_k has the lengths, None means that all
-            pages are full. Entries behind the last row in use may hold anything, and sequences may share pages. NumPy
-            arrays only in this version.
+            pages are full. Entries behind the last row in use may hold anything, and sequences may share pages.
 
     Returns:
         out (total_q, nheads, head_dim_v), or (out, lse) with lse (nheads, total_q) float32.

@@ -52,7 +52,8 @@ def flash_attn_with_kvcache(
     what its unused rows and pages hold, NaN included, never changes a bit. The formula, and every argument not named
     here, are those of flash_attn_func, with seqlen_k the number of these keys: causal is aligned to the last of them.
 
-    NumPy arrays only in this version: arrays on a GPU raise NotImplementedError.
+    On a GPU lengths, indices and page tables are read by the kernels, so a captured CUDA graph stays right while the
+    cache grows; a cache_seqlens that is an int is a constant of the graph.
 
     Args:
         q: (batch, seqlen_q, nheads, head_dim), or with cu_seqlens_q (total_q, nheads, head_dim).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -109,6 +109,37 @@ def attention_with_kvcache(
         (out, lse, k_cache, v_cache): out and lse as attention's; the caches, of their own dtypes, as the call leaves
         them. Rotated rows are rounded to the dtype of q before they are used, and new rows to that of the cache.
     """
+    cached = _through_cache(
+        q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, cache_seqlens, cache_batch_idx, cache_leftpad, page_table,
+        cu_seqlens_q, cu_seqlens_k_new, rotary_seqlens, _values.window(causal, window_size), rotary_interleaved,
+    )  # fmt: skip
+    out, lse = attention(
+        _packed(cached.q, _numpy(q)), _packed(cached.k, cached.k_cache), _packed(cached.v, cached.v_cache),
+        softmax_scale, causal, window_size, softcap, alibi_slopes, sinks, _starts(cached.q), _starts(cached.k),
+        rounding=rounding,
+    )  # fmt: skip
+    if cu_seqlens_q is None:
+        out = out.reshape(*q.shape[:-1], out.shape[-1])
+        lse = lse.reshape(lse.shape[0], *q.shape[:2]).swapaxes(0, 1)
+    return out, lse, cached.k_cache, cached.v_cache
+
+
+class _Cached(NamedTuple):
+    """Per sequence the rows of q, rotated, and its keys and values; and the caches as the call leaves them."""
+
+    q: list[npt.NDArray[Any]]
+    k: list[npt.NDArray[Any]]
+    v: list[npt.NDArray[Any]]
+    k_cache: npt.NDArray[Any]
+    v_cache: npt.NDArray[Any]
+
+
+def _through_cache(
+    q: Any, k_cache: Any, v_cache: Any, k: Any, v: Any, rotary_cos: Any, rotary_sin: Any, cache_seqlens: Any,
+    cache_batch_idx: Any, cache_leftpad: Any, page_table: Any, cu_seqlens_q: Any, cu_seqlens_k_new: Any,
+    rotary_seqlens: Any, window: tuple[int, int], rotary_interleaved: bool,
+) -> _Cached:  # fmt: skip
+    """All of attention_with_kvcache but the attention."""
     q, k_cache, v_cache = _numpy(q), _numpy(k_cache).copy(), _numpy(v_cache).copy()
     batch = q.shape[0] if cu_seqlens_q is None else len(cu_seqlens_q) - 1
     capacity = k_cache.shape[1] * (1 if page_table is None else page_table.shape[1])
@@ -122,9 +153,8 @@ def attention_with_kvcache(
     if rotary_cos is not None:
         tables = _float64(rotary_cos), _float64(rotary_sin)
         base = filled if rotary_seqlens is None else _numpy(rotary_seqlens)
-        moves = max(_values.window(causal, window_size)) >= 0
         for b in range(batch):
-            steps = np.arange(len(rows_q[b])) * int(moves)
+            steps = np.arange(len(rows_q[b])) * int(max(window) >= 0)
             rows_q[b] = _rotated(rows_q[b], tables, base[b] + steps, rotary_interleaved)
             new[b][0] = _rotated(new[b][0], tables, base[b] + np.arange(len(new[b][0])), rotary_interleaved)
     ends = [int(filled[b]) + len(new[b][0]) for b in range(batch)]
@@ -133,15 +163,7 @@ def attention_with_kvcache(
             cache[places.of(b, int(filled[b]), ends[b])] = rows
     begins = [0] * batch if cache_leftpad is None else _numpy(cache_leftpad).tolist()
     used = [places.of(b, begins[b], ends[b]) for b in range(batch)]
-    keys, values = [k_cache[rows] for rows in used], [v_cache[rows] for rows in used]
-    out, lse = attention(
-        _packed(rows_q, q), _packed(keys, k_cache), _packed(values, v_cache), softmax_scale, causal, window_size,
-        softcap, alibi_slopes, sinks, _starts(rows_q), _starts(keys), rounding=rounding,
-    )  # fmt: skip
-    if cu_seqlens_q is None:
-        out = out.reshape(*q.shape[:-1], out.shape[-1])
-        lse = lse.reshape(lse.shape[0], *q.shape[:2]).swapaxes(0, 1)
-    return out, lse, k_cache, v_cache
+    return _Cached(rows_q, [k_cache[rows] for rows in used], [v_cache[rows] for rows in used], k_cache, v_cache)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def prepare(shape: Shape, dtype: str, peers: Peers) -> Problem:
     lead = (total,) if shape.packed else (len(shape.lengths), shape.lengths[0])
     shapes = [(*lead, heads, d) for heads in (nheads, nheads_k, nheads_k)]
     if peers.torch is None:
-        arrays = [_cupy_normal(s, dtype) for s in shapes]
+        arrays = [cupy_normal(s, dtype) for s in shapes]
         tensors = None
     else:
         kind = getattr(peers.torch, dtype)
@@ -46,12 +46,12 @@ def prepare(shape: Shape, dtype: str, peers: Peers) -> Problem:
         arrays = [cupy.from_dlpack(x) for x in tensors]
     cu_seqlens = np.concatenate([[0], np.cumsum(shape.lengths)]).astype(np.int32)
     calls: Calls = {OURS: _ours(shape, arrays, cu_seqlens)}
-    outs: dict[str, Any] = {OURS: _first(calls[OURS]())}
+    outs: dict[str, Any] = {OURS: first(calls[OURS]())}
     unavailable: dict[str, str] = {}
     others = {} if tensors is None else _torch_calls(shape, tensors, cu_seqlens, peers)
     for name, call in others.items():
         try:
-            outs[name] = cupy.from_dlpack(_first(call()))
+            outs[name] = cupy.from_dlpack(first(call()))
         except RuntimeError as error:  # how torch says that a peer has no kernel for a shape
             unavailable[name] = str(error)[:300]
         else:
@@ -59,11 +59,13 @@ def prepare(shape: Shape, dtype: str, peers: Peers) -> Problem:
     return Problem(arrays, calls, outs, unavailable)
 
 
-def _first(result: Any) -> Any:
+def first(result: Any) -> Any:
+    """The output of a call that may also give a log-sum-exp."""
     return result[0] if isinstance(result, (tuple, list)) else result
 
 
-def _cupy_normal(shape: tuple[int, ...], dtype: str) -> Any:
+def cupy_normal(shape: tuple[int, ...], dtype: str) -> Any:
+    """Random normal numbers of a dtype that CuPy itself does not draw."""
     import ml_dtypes
 
     kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float16

@@ -10,7 +10,8 @@ import cupy
 
 from pyflash3.tools.bench import command, records, screen
 
-from . import timing
+from . import caches, timing
+from .cache_shapes import CacheShape
 from .contenders import free_memory, largest_difference, prepare
 from .environment import describe_environment
 from .peers import Peers, load_peers
@@ -71,7 +72,7 @@ def run_accuracy(options: argparse.Namespace, peers: Peers) -> int:
     return int(not good)
 
 
-def run_grids(options: argparse.Namespace, peers: Peers, todo: list[tuple[str, Shape]]) -> int:
+def run_grids(options: argparse.Namespace, peers: Peers, todo: list[tuple[str, Shape | CacheShape]]) -> int:
     """Times every shape; 1 when a result differs from a peer's."""
     ceilings = timing.ceilings(peers.torch, options.dtype)
     free_memory(peers)
@@ -99,11 +100,15 @@ def run_grids(options: argparse.Namespace, peers: Peers, todo: list[tuple[str, S
 
 
 def measure(
-    grid: str, shape: Shape, options: argparse.Namespace, peers: Peers, ceilings: dict[str, float]
+    grid: str, shape: Shape | CacheShape, options: argparse.Namespace, peers: Peers, ceilings: dict[str, float]
 ) -> records.Row:
     """The row of one shape, whose memory is given back."""
-    problem = prepare(shape, options.dtype, peers)
-    differences = largest_difference(problem)
+    if isinstance(shape, CacheShape):
+        problem = caches.prepare(shape, options.dtype, peers)
+        differences = {} if shape.append else largest_difference(problem)  # new rows make another problem
+    else:
+        problem = prepare(shape, options.dtype, peers)
+        differences = largest_difference(problem)
     problem.outs.clear()
     row = make_row(grid, shape, timing.time_in_turn(problem.calls, options.rounds), ceilings)
     row |= {"largest_difference": differences, "unavailable": problem.unavailable}

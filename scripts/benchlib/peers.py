@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 LIBRARIES = ("fa3_dense.so.xz", "fa3_dense.so", "_C.so", "_C.abi3.so")  # what a folder may hold, the first one counts
+SERVING = ("fa3_serving.so.xz", "fa3_serving.so", "_vllm_fa3_C.abi3.so")  # the same of the serving build
 INSTALLED = "flash_attn_3._C"  # the module that FlashAttention-3's own package registers its operators with
 
 
@@ -25,6 +26,7 @@ class Peers:
 
     torch: Any
     flash3: Any  # FlashAttention-3's torch operator
+    serving: Any = None  # that of its serving build, which vLLM brings: paged caches
 
 
 def load_peers(path: str | None, alone: bool) -> Peers:
@@ -34,24 +36,37 @@ def load_peers(path: str | None, alone: bool) -> Peers:
     """
     if alone:
         return Peers(None, None)
-    library = None if path is None else find_library(Path(path))
+    serving = None if path is None else find_serving(Path(path))
+    library = None if path is None or (serving and not has_library(Path(path))) else find_library(Path(path))
     try:
         import torch
     except ImportError as error:
         if path is not None:
             raise PeerError(f"--peers is {path}, but torch, which it needs, cannot be imported: {error}") from None
         return Peers(None, None)
+    for found in filter(None, (library, serving)):
+        runtime = found.parent / "libcudart.so.12"
+        if runtime.is_file():
+            ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)
+        torch.ops.load_library(unpacked(found) if found.suffix == ".xz" else str(found))
+    served = torch.ops._vllm_fa3_C.fwd if serving else None
     if library is None:
         try:
             importlib.import_module(INSTALLED)
         except ImportError:
-            return Peers(torch, None)
-    else:
-        runtime = library.parent / "libcudart.so.12"
-        if runtime.is_file():
-            ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)
-        torch.ops.load_library(unpacked(library) if library.suffix == ".xz" else str(library))
-    return Peers(torch, torch.ops.flash_attn_3.fwd)
+            return Peers(torch, None, served)
+    return Peers(torch, torch.ops.flash_attn_3.fwd, served)
+
+
+def has_library(path: Path) -> bool:
+    """Whether the path leads to FlashAttention-3's own library."""
+    return any((path / name).is_file() for name in LIBRARIES)
+
+
+def find_serving(path: Path) -> Path | None:
+    """The library of the serving build: the file itself, or one in a folder; None when there is none."""
+    candidates = [path] if path.name in SERVING else [path / name for name in SERVING]
+    return next(filter(Path.is_file, candidates), None)
 
 
 def find_library(path: Path) -> Path:
@@ -59,7 +74,9 @@ def find_library(path: Path) -> Path:
     for candidate in [path] if path.is_file() else [path / name for name in LIBRARIES]:
         if candidate.is_file():
             return candidate
-    raise PeerError(f"--peers is {path}; it must be a library of FlashAttention-3 or hold {', '.join(LIBRARIES)}")
+    raise PeerError(
+        f"--peers is {path}; it must be a library of FlashAttention-3 or hold {', '.join((*LIBRARIES, *SERVING))}"
+    )
 
 
 def unpacked(archive: Path) -> str:

@@ -6,17 +6,18 @@ import statistics
 
 from pyflash3.tools.bench.records import OURS, Row
 
+from .cache_shapes import CacheShape
 from .shapes import Shape
 
 
-def make_row(grid: str, shape: Shape, times: dict[str, list[float]], ceilings: dict[str, float]) -> Row:
+def make_row(grid: str, shape: Shape | CacheShape, times: dict[str, list[float]], ceilings: dict[str, float]) -> Row:
     """Everything that a record says of one shape."""
     seconds = {name: statistics.median(values) for name, values in times.items()}
     compute = shape.flops() / (ceilings["matmul_tflops"] * 1e12)
     memory = shape.bytes() / (ceilings["copy_tb_per_s"] * 1e12)
     peers = {name: value for name, value in seconds.items() if name != OURS}
     best = min(peers, key=lambda name: peers[name], default=None)
-    return {
+    row: Row = {
         "grid": grid,
         "name": str(shape),
         "shape": shape.as_record(),
@@ -30,3 +31,12 @@ def make_row(grid: str, shape: Shape, times: dict[str, list[float]], ceilings: d
         "best_peer": best,
         "ratio": None if best is None else round(peers[best] / seconds[OURS], 4),
     }
+    if isinstance(shape, CacheShape):
+        rate = shape.kv_bytes() / seconds[OURS] * 1e-12
+        row |= {
+            "kv_bytes": shape.kv_bytes(), "kv_tb_per_s": round(rate, 4),
+            "share_of_copy": round(rate / ceilings["copy_tb_per_s"], 4),
+        }  # fmt: skip
+        if shape.append:  # beside our own call without new rows, which is no peer
+            row |= {"best_peer": None, "ratio": None, "append_us": round((seconds[OURS] - peers[str(best)]) * 1e6, 3)}
+    return row

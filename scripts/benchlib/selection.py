@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .cache_shapes import CacheShape
 from .shapes import Shape, grids
 
 
@@ -9,7 +10,7 @@ class UnknownShapesError(Exception):
     """No shape answers to --grid and --only; the message says why."""
 
 
-def chosen(names: list[str] | None, only: str | None) -> list[tuple[str, Shape]]:
+def chosen(names: list[str] | None, only: str | None) -> list[tuple[str, Shape | CacheShape]]:
     """Grid and shape of everything to time. UnknownShapesError when a name is none, or nothing is left."""
     available = grids()
     for name in names or []:

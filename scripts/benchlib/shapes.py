@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from .cache_shapes import decode
+
 TOKENS = 16_384
 WIDTH = 2048  # heads * head_dim of the paper's grid
 
@@ -110,8 +112,8 @@ def _options() -> list[Shape]:
     ]
 
 
-def grids() -> dict[str, list[Shape]]:
-    """All grids by name."""
+def grids() -> dict[str, list[Any]]:
+    """All grids by name: lists of Shape, or of CacheShape for decode."""
     dims = (64, 128, 256)
     return {
         "paper": _paper(dims, (512, 1024, 2048, 4096, 8192, 16_384)),
@@ -121,4 +123,5 @@ def grids() -> dict[str, list[Shape]]:
         "varlen": _varlen(),
         "options": _options(),
         "small": [Shape((n,), 8, 8, 128, causal) for causal in (False, True) for n in (512, 1024, 2048, 4096)],
+        "decode": decode(),
     }

@@ -14,6 +14,7 @@ import numpy as np
 
 import pyflash3
 from pyflash3.tools.compare import bound, mismatch
+from tests.host.kvcache_cases import CacheCase, bits, check_k_cache, turned_scores
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 HALF = np.dtype(np.float16)
@@ -45,6 +46,44 @@ CASES: list[Case] = [
     (HALF, [(5, 9)] * 40 + [(200, 150), (0, 3), (3, 0), (150, 10)], (2, 1), (64, 64), True, {"causal": True}),
 ]
 
+# Caches with NaN in every slot that holds no key, and num_splits.
+CACHES: list[tuple[CacheCase, int]] = [
+    (CacheCase(1, 150, None, "bfloat16", nheads=4, leftpad=True, batch_idx=True, full=True), 1),
+    (CacheCase(3, 70, 1, "float16", nheads=4, head_dim=128, causal=True, full=True), 1),
+    (CacheCase(5, 130, 16, "bfloat16", new="ragged", rotary_dim=32, causal=True, packed_q=True, leftpad=True), 1),
+    (CacheCase(2, 200, 64, "float16", nheads=8, head_dim=128, new="equal", rotary_dim=128, interleaved=False), 1),
+    (CacheCase(1, 300, 64, "bfloat16", nheads=8, head_dim=128, full=True), 3),
+    (CacheCase(2, 400, 12, "bfloat16", nheads=8, new="equal", causal=True, sinks=True, full=True), 0),
+    (CacheCase(4, 260, None, "float16", nheads=16, nheads_k=1, head_dim=128, causal=True, full=True), 3),
+    (CacheCase(3, 200, 64, "bfloat16", nheads=4, head_dim=256, window=(90, 0), new="equal"), 2),
+    (CacheCase(130, 200, 16, "bfloat16", nheads=2, nheads_k=1, head_dim=40, causal=True, full=True), 0),
+]
+
+
+def run_cache(case: CacheCase, num_splits: int) -> str | None:
+    """What is wrong with a call of flash_attn_with_kvcache, or None."""
+    arguments = case.arguments()
+    device = {name: cupy.asarray(x) if isinstance(x, np.ndarray) else x for name, x in arguments.items()}
+    out, lse = pyflash3.flash_attn_with_kvcache(**device, num_splits=num_splits, return_lse=True)
+    ref, ref_lse, ref_k, ref_v = pyflash3.reference.attention_with_kvcache(**arguments)
+    lowp = pyflash3.reference.attention_with_kvcache(**arguments, rounding=arguments["q"].dtype)[0]
+    check_k_cache(cupy.asnumpy(device["k_cache"]), arguments["k_cache"], ref_k, case)
+    if not np.array_equal(bits(cupy.asnumpy(device["v_cache"])), bits(ref_v)):
+        return "v_cache differs"
+    wrong = mismatch(cupy.asnumpy(out), ref, bound(ref, lowp))
+    return wrong or mismatch(cupy.asnumpy(lse), ref_lse, 1e-4 + turned_scores(case, arguments))
+
+
+def run_combine() -> str | None:
+    """The same for flash_attn_combine, of five partial results of which one is empty."""
+    rng = np.random.default_rng(0)
+    outs, lses = rng.standard_normal((5, 2, 3, 4, 40), np.float32), rng.standard_normal((5, 2, 3, 4), np.float32)
+    outs[2], lses[2] = np.nan, -np.inf
+    want = pyflash3.flash_attn_combine(outs, lses)
+    got = pyflash3.flash_attn_combine(cupy.asarray(outs), cupy.asarray(lses))
+    wrong = (mismatch(cupy.asnumpy(a), b.astype(np.float64), 1e-5) for a, b in zip(got, want, strict=True))
+    return next(filter(None, wrong), None)
+
 
 def run(case: Case, seed: int) -> str | None:
     """What is wrong with a case, or None."""
@@ -75,6 +114,13 @@ def main() -> int:
         wrong += text is not None
         dtype, lengths, *rest = case
         print(f"{dtype.name}, {len(lengths)} up to {max(lengths)}, {rest}: {text or 'right'}", flush=True)
+    for cache, num_splits in CACHES:
+        text = run_cache(cache, num_splits)
+        wrong += text is not None
+        print(f"{cache}, {num_splits} splits: {text or 'right'}", flush=True)
+    text = run_combine()
+    wrong += text is not None
+    print(f"combine: {text or 'right'}", flush=True)
     return int(wrong > 0)
 
 

@@ -58,6 +58,28 @@ def test_r01_varlen_allocates_no_more(cuda: Any, given_out: bool) -> None:
     assert others <= 4 * MIB
 
 
+def test_r01_decoding_without_splits_allocates_no_more(cuda: Any) -> None:
+    q, kv = normal((8, 1, 32, 128), "bfloat16", 1), normal((8, 8192, 8, 128), "bfloat16", 2)
+    lengths = int32([8192] * 8)
+    total, others = _allocated(
+        cuda, lambda: pyflash3.flash_attn_with_kvcache(q, kv, kv, cache_seqlens=lengths, num_splits=1, return_lse=True)
+    )
+    assert total <= 2 * q.size + 4 * 8 * 32 + MIB
+    assert others <= 4 * MIB
+
+
+def test_results_do_not_hold_on_to_partial_ones(cuda: Any) -> None:
+    """Split-KV takes more than a result may keep: what a caller of many steps keeps is the results."""
+    q, kv = normal((16, 1, 32, 128), "bfloat16", 1), normal((16, 2048, 8, 128), "bfloat16", 2)
+
+    def steps() -> Any:
+        return [pyflash3.flash_attn_with_kvcache(q, kv, kv, num_splits=32) for _ in range(50)]
+
+    total, _ = _allocated(cuda, steps)
+    partial = 32 * 16 * 32 * 129 * 4
+    assert total <= 50 * 2 * q.size + 4 * partial + 50 * MIB // 2
+
+
 def _large(shape: tuple[int, ...], seed: int) -> Any:
     """normal(), but without work for anything that is not looked at where there is little memory."""
     return xp.zeros(shape, DTYPES["bfloat16"]) if HOST else normal(shape, "bfloat16", seed)
@@ -137,6 +159,46 @@ def test_r12_out_beyond_32_bits() -> None:
     wait()
     assert result is out
     judge(inputs.problem, out, lse, expected(inputs))
+
+
+@pytest.mark.parametrize("page_size", [None, 16, 64])
+def test_r12_a_cache_of_5_gb(page_size: int | None) -> None:
+    # Keys parallel to a query outweigh all others, and rows are appended beyond 2^31 elements and 2^32 bytes.
+    dim, heads, rows = 128, 8, 19_200 if HOST else 1_200_000
+    shape = (2, rows, heads, dim) if page_size is None else (2 * rows // page_size, page_size, heads, dim)
+    k, v = _large(shape, 1), _large(shape, 2)
+    q = normal((2, 1, 2 * heads, dim), "bfloat16", 5)
+    pages = None
+    if page_size is not None:
+        pages = np.random.default_rng(page_size).permutation(len(k)).reshape(2, -1)
+        pages[pages == len(k) - 1], pages[1, -1] = pages[1, -1], len(k) - 1  # where the last row is appended
+
+    def place(b: int, row: int) -> tuple[int, int]:
+        return (b, row) if pages is None else (int(pages[b, row // shape[1]]), row % shape[1])
+
+    # Heads 0 to 3 have their key at the first place of their sequence, the others at the second one.
+    keys = [
+        (b, place(b, row), h)
+        for b, (first, second) in enumerate([(11, rows // 2 + 5), (rows * 4 // 5 + 3, rows - 3)])
+        for h, row in enumerate([first] * 4 + [second] * 4)
+    ]
+    for seed, (b, at, h) in enumerate(keys):
+        k[at][h] = (q[b, 0, 2 * h].astype(np.float32) * 4).astype(DTYPES["bfloat16"])
+        v[at][h] = normal((dim,), "bfloat16", 50 + seed)
+    new_k, new_v = (normal((2, 1, heads, dim), "bfloat16", seed) for seed in (8, 9))
+    table = None if pages is None else int32(pages)
+    lengths = int32([rows - 1] * 2)
+    out = pyflash3.flash_attn_with_kvcache(q, k, v, new_k, new_v, cache_seqlens=lengths, page_table=table, causal=True)
+    wait()
+    for b, at, h in keys:
+        difference = np.abs(get(out[b, 0, 2 * h]).astype(np.float64) - get(v[at][h]).astype(np.float64))
+        assert difference.max() < 0.02, f"head {h} of sequence {b} does not find its key"
+    for b in range(2):
+        assert same_bits(k[place(b, rows - 1)], new_k[b, 0])
+        assert same_bits(v[place(b, rows - 1)], new_v[b, 0])
+    del k, v
+    if not HOST:
+        xp.get_default_memory_pool().free_all_blocks()
 
 
 def test_r12_an_error_is_a_status_and_the_process_goes_on() -> None:

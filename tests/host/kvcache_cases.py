@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from pyflash3 import flash_attn_with_kvcache, reference
 from pyflash3.tools import compare
 from pyflash3.tools.backend import DTYPES
 
+_MOST_DRAWN = 4_194_301
 POISONED_PAGE = 2**31 - 1  # of table entries behind the last row; nothing may follow it
 
 
@@ -39,6 +41,7 @@ class CacheCase:
     softcap: float = 0.0
     alibi: bool = False
     sinks: bool = False
+    full: bool = False  # sequence 0 fills all rows of its cache
     seed: int = 0
 
     def arguments(self) -> dict[str, Any]:
@@ -47,7 +50,9 @@ class CacheCase:
         dtype = DTYPES[self.dtype]
 
         def normal(*shape: int) -> Any:
-            return rng.standard_normal(shape, np.float32).astype(dtype)
+            # Large ones repeat themselves, with a prime period: drawing all of them would take longer than the test.
+            drawn = rng.standard_normal(min(math.prod(shape), _MOST_DRAWN), np.float32)
+            return np.resize(drawn.astype(dtype), shape)
 
         batch_cache = 2 * self.batch if self.batch_idx else self.batch
         entries = rng.permutation(batch_cache)[: self.batch].astype(np.int32)
@@ -56,6 +61,8 @@ class CacheCase:
         if self.new == "ragged":
             new = rng.integers(0, most_new + 1, self.batch)
         filled = rng.integers(0, self.seqlen_k - most_new + 1, self.batch)
+        if self.full:
+            filled[0] = self.seqlen_k - new[0]
         leftpad = np.array([rng.integers(0, max(1, n)) for n in filled]) if self.leftpad else np.zeros_like(filled)
         arguments: dict[str, Any] = {
             "causal": self.causal, "window_size": self.window, "softcap": self.softcap,
@@ -156,6 +163,11 @@ def check(case: CacheCase) -> None:
     assert compare.mismatch(out, want, allowed) is None, compare.mismatch(out, want, allowed)
     allowed_lse = 1e-4 + turned_scores(case, arguments)
     assert compare.mismatch(lse, want_lse, allowed_lse) is None, compare.mismatch(lse, want_lse, allowed_lse)
+    check_written(case, arguments, before, want_k, want_v)
+
+
+def check_written(case: CacheCase, arguments: dict[str, Any], before: dict[str, Any], want_k: Any, want_v: Any) -> None:
+    """The bytes of all arguments after a call: nothing but the new rows of the caches may differ from before."""
     assert (bits(arguments["v_cache"]) == bits(want_v)).all(), "v_cache"
     check_k_cache(arguments["k_cache"], before["k_cache"], want_k, case)
     for name, x in before.items():

@@ -101,7 +101,7 @@ GPU: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "stride": ({"q": spec(Q, strides=(660, 132, 34, 2))}, ValueError, "q has strides (660, 132, 34, 2) bytes; each must be a multiple of 16 bytes"),
     "negative stride": ({"v": spec(KV, strides=(448, -64, 32, 2))}, ValueError, "v has strides (448, -64, 32, 2) bytes; on a GPU none may be negative"),
     "out stride": ({"out": spec(OUT, strides=(640, 128, 40, 2))}, ValueError, "out has strides (640, 128, 40, 2) bytes; each must be a multiple of 16"),
-    "splits": ({"num_splits": 4}, NotImplementedError, "num_splits is 4; on a GPU this version has no split-KV, so 0 and 1 are allowed"),
+    "splits": ({"num_splits": 257}, ValueError, "num_splits is 257; it must be from 0 (the library chooses) to 256"),
     "too many rows": ({"q": ((2, 2**30, 4, 16), (2**37, 128, 32, 2), np.dtype(BF16), 0)}, ValueError, "q has 2147483648 rows in all; at most 2147483647 are allowed"),
 }  # fmt: skip
 
@@ -130,6 +130,11 @@ def test_lengths_are_not_read_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(_call, "device_module", lambda: FakeCupy)
     with pytest.raises(RuntimeError, match="PYFLASH3_CHECK is 1, but lengths cannot be read while a graph is captured"):
         _call.check_lengths(on_gpu(), [None] * 10)
+
+
+@pytest.mark.parametrize("num_splits", [0, 1, 2, 256])
+def test_splits(num_splits: int) -> None:
+    assert on_gpu(num_splits=num_splits).num_splits == num_splits
 
 
 def test_sizes_of_one_may_have_any_stride() -> None:

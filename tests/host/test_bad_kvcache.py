@@ -8,9 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pyflash3 import _prepared, flash_attn_varlen_func, flash_attn_with_kvcache
-from pyflash3._cache import CacheRequest
-from pyflash3._problem import Request
+from pyflash3 import flash_attn_varlen_func, flash_attn_with_kvcache
 
 F32, F16, BF16, I32 = np.float32, np.float16, ml_dtypes.bfloat16, np.int32
 
@@ -231,41 +229,3 @@ def test_varlen_contents_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         varlen(seqused_k=ints(3, 17, 14))
     with pytest.raises(ValueError, match=r"page_table\[0, 0\] is 12; it must be from 0 to 11, the last page"):
         varlen(page_table=TABLE + 12)
-
-
-def spec(shape: tuple[int, ...], dtype: Any = BF16) -> Any:
-    array = np.empty(shape, dtype)
-    return shape, array.strides, array.dtype, 0
-
-
-def on_gpu(kvcache: bool, **cache: Any) -> None:
-    """A call of device arrays as far as the library's checks, for which no GPU is needed."""
-    fields: dict[str, Any] = dict.fromkeys(CacheRequest._fields) | {"rotary_interleaved": True, "kvcache": kvcache}
-    request: dict[str, Any] = dict.fromkeys(Request._fields) | {
-        "q": spec((3, 2, 4, 32)), "k": spec((3, 4, 2, 32)), "v": spec((3, 4, 2, 32)), "seqused_k": spec((3,), I32),
-        "softcap": 0.0, "window": (-1, 0), "num_splits": 0, "sm_margin": 0, "cache": CacheRequest(**fields | cache),
-    }  # fmt: skip
-    _prepared.prepared(Request(**request))
-
-
-@pytest.mark.parametrize(
-    ("name", "cache"),
-    [
-        ("page_table", {"page_table": spec((3, 2), I32)}),
-        ("cache_batch_idx", {"cache_batch_idx": spec((3,), I32)}),
-        ("cache_leftpad", {"cache_leftpad": spec((3,), I32)}),
-        ("k_new", {"k_new": spec((3, 1, 2, 32)), "v_new": spec((3, 1, 2, 32))}),
-    ],
-)
-def test_cache_fields_on_a_gpu_are_refused_by_the_library(name: str, cache: dict[str, Any]) -> None:
-    with pytest.raises(NotImplementedError) as info:
-        on_gpu(False, **cache)
-    words = f"{name} is given; it must be NULL on the CUDA backend, which has no KV cache in this version"
-    assert str(info.value) == words
-
-
-@pytest.mark.parametrize("cache", [{}, {"page_table": spec((3, 2), I32)}], ids=str)
-def test_no_cache_on_a_gpu_yet(cache: dict[str, Any]) -> None:
-    with pytest.raises(NotImplementedError) as info:
-        on_gpu(True, **cache)
-    assert str(info.value) == "q is on CUDA device 0; in this version flash_attn_with_kvcache takes NumPy arrays only"

@@ -14,7 +14,9 @@ _BAR = 24  # characters
 def show(record: Record) -> None:
     """The table of a record and the summary of each of its grids."""
     rows = record["rows"]
-    print(table(rows))
+    for part in ([row for row in rows if "kv_bytes" not in row], [row for row in rows if "kv_bytes" in row]):
+        if part:
+            print(cache_table(part) if "kv_bytes" in part[0] else table(part))
     for grid in dict.fromkeys(row["grid"] for row in rows):
         print(f"{grid}: {summary_line(summarise([row for row in rows if row['grid'] == grid]))}")
 
@@ -29,8 +31,25 @@ def table(rows: list[Row]) -> str:
         ratio = "-" if row["ratio"] is None else f"{row['ratio']:.3f}"
         floor = max(row["floor_us"].values())
         lines.append([row["name"], *figures, f"{row['us'][OURS]:.1f}", f"{floor:.1f}", ratio, row["best_peer"] or "-"])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    left = (0, len(head) - 1)
+    return _aligned(lines)
+
+
+def cache_table(rows: list[Row]) -> str:
+    """One line per shape with a KV cache, where moving K and V is all of the work."""
+    lines = [["shape", "us", "peer us", "ratio", "K/V TB/s", "of the copy", "new rows us", "best peer"]]
+    for row in rows:
+        peer = row["best_peer"]
+        figures = ["-", "-"] if peer is None else [f"{row['us'][peer]:.1f}", f"{row['ratio']:.3f}"]
+        append = f"{row['append_us']:.1f}" if "append_us" in row else "-"
+        rate = [f"{row['kv_tb_per_s']:.2f}", f"{row['share_of_copy']:.2f}"]
+        lines.append([row["name"], f"{row['us'][OURS]:.1f}", *figures, *rate, append, peer or "-"])
+    return _aligned(lines)
+
+
+def _aligned(lines: list[list[str]]) -> str:
+    """Columns as wide as they must be; the first and the last one are text."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    left = (0, len(widths) - 1)
     return "\n".join(
         "  ".join(x.ljust(w) if i in left else x.rjust(w) for i, (x, w) in enumerate(zip(line, widths, strict=True)))
         for line in lines
@@ -49,9 +68,10 @@ def summary_line(summary: dict[str, Any] | None) -> str:
 
 def progress(done: int, total: int, seconds: float, row: Row) -> None:
     """After each shape: a bar with the time left that is overwritten on a terminal, and a line each in a log."""
-    figures = ", ".join(f"{name} {value:.0f}" for name, value in row["tflops"].items())
+    unit, kind, digits = ("us", "us", 1) if "kv_bytes" in row else ("TFLOP/s", "tflops", 0)
+    figures = ", ".join(f"{name} {value:.{digits}f}" for name, value in row[kind].items())
     ratio = "" if row["ratio"] is None else f", ratio {row['ratio']:.3f}"
-    text = f"{row['name']}: {figures} TFLOP/s{ratio}"
+    text = f"{row['name']}: {figures} {unit}{ratio}"
     if not sys.stdout.isatty():
         print(f"[{done:3}/{total}] {text}", flush=True)
         return
