@@ -22,13 +22,23 @@ struct SplitLengths {
   int32_t seqlen_q, seqlen_k;
 };
 
-// The cut of a line of `total` into `parts` pieces.
+// The cut of a line of `total` into `parts` pieces, the first `longer` of which have `length` + 1 places, the others
+// `length`. Everything is 32-bit: a GPU takes long to divide, and longer to fetch the code for it.
 struct SplitParts {
-  int64_t total, parts;
+  int32_t total, parts, length, longer;
 
-  FLASH3_HD int64_t begin(int64_t p) const { return p >= parts ? total : p * total / parts; }
+  FLASH3_HD static SplitParts make(int32_t total, int32_t parts) {
+    if (parts == 0) return {total, 0, 0, 0};
+    const int32_t length = total / parts;
+    return {total, parts, length, total - length * parts};
+  }
+
+  FLASH3_HD int32_t begin(int32_t p) const { return p >= parts ? total : p * length + (p < longer ? p : longer); }
   // The part that holds place x.
-  FLASH3_HD int64_t part_of(int64_t x) const { return ((x + 1) * parts - 1) / total; }
+  FLASH3_HD int32_t part_of(int32_t x) const {
+    const int32_t in_longer = longer * (length + 1);
+    return x < in_longer ? x / (length + 1) : longer + (x - in_longer) / length;
+  }
 };
 
 // What a thread block does at once: some of the key blocks of a tile.
@@ -40,7 +50,7 @@ struct SplitPiece {
   bool whole;              // it is all of the tile
   bool first;              // it is the first piece of its tile
   // Places on the line.
-  int64_t tile_begin, tile_end, begin;
+  int32_t tile_begin, tile_end, begin;
 };
 
 // Where the merging kernel finds the pieces of a tile, whose partial results are numbered.
@@ -95,26 +105,26 @@ struct SplitSchedule {
     return block_range({window, s.seqlen_q, s.seqlen_k}, query(first), query(last) + 1, block_n);
   }
 
-  FLASH3_HD int64_t tile_cost(const BlockRange &r) const { return balanced() ? kTileCost + r.count() : num_splits; }
+  FLASH3_HD int32_t tile_cost(const BlockRange &r) const { return balanced() ? kTileCost + r.count() : num_splits; }
 
   // Of one sequence.
   FLASH3_HD bool tiles_cost_the_same() const { return !balanced() || !window.limited(); }
 
   // Of all tiles of one KV head of a sequence.
-  FLASH3_HD int64_t head_cost(const SplitLengths &s) const {
+  FLASH3_HD int32_t head_cost(const SplitLengths &s) const {
     const int32_t m_blocks = num_m_blocks(s);
     const bool equal = tiles_cost_the_same();
-    int64_t cost = 0;
+    int32_t cost = 0;
     for (int32_t m = 0; m < (equal && m_blocks > 0 ? 1 : m_blocks); ++m) cost += tile_cost(range(s, m));
     return equal ? m_blocks * cost : cost;
   }
 
-  FLASH3_HD int64_t sequence_cost(int32_t b) const { return nheads_k * head_cost(lengths(b)); }
+  FLASH3_HD int32_t sequence_cost(int32_t b) const { return nheads_k * head_cost(lengths(b)); }
 
-  // Parts that a line of `total` is cut into.
-  FLASH3_HD int64_t parts(int64_t total) const {
-    const int64_t most = balanced() ? (total + kLeastPart - 1) / kLeastPart : total;
-    return most < num_parts ? most : num_parts;
+  // The parts that a line of `total` is cut into.
+  FLASH3_HD SplitParts parts(int32_t total) const {
+    const int32_t most = balanced() ? (total + kLeastPart - 1) / kLeastPart : total;
+    return SplitParts::make(total, most < num_parts ? most : num_parts);
   }
 
   FLASH3_HD int32_t tile_rows(const SplitLengths &s, int32_t m_block) const {
@@ -124,116 +134,134 @@ struct SplitSchedule {
 
   // The number of a piece among the partial results. Of a fixed number of splits it is the place on the line. Of a
   // balanced schedule a part has two: one for the tile that it goes on with and one for the tile that it begins last.
-  FLASH3_HD int32_t number(const SplitPiece &x, int64_t part) const {
-    if (!balanced()) return static_cast<int32_t>(x.begin);
-    return static_cast<int32_t>(x.first ? num_parts + part : part);
+  FLASH3_HD int32_t number(const SplitPiece &x, int32_t part) const {
+    if (!balanced()) return x.begin;
+    return x.first ? num_parts + part : part;
   }
 
-  // What is to be merged because of this piece, the first one of `part` or of its tile: the entry with the number of
-  // the part or, of a fixed number of splits, of the tile. Every tile that is in pieces has one.
-  FLASH3_HD SplitEntry entry(const SplitPiece &x, const SplitParts &parts, int64_t part) const {
-    SplitEntry e = {x.batch, x.kv_head, x.m_block, 0, 0, 0, 0, static_cast<int32_t>(q.span(x.batch).start)};
-    if (!balanced()) {
-      if (!x.first || num_splits == 1) return e;
-      e.first_piece = static_cast<int32_t>(x.begin);
-      e.next_piece = e.first_piece + 1;
-      e.count = num_splits;
-    } else {
-      const auto begun_by = static_cast<int32_t>(parts.part_of(x.tile_begin));
-      if (x.first || begun_by + 1 != part) return e;
-      e.first_piece = num_parts + begun_by;
-      e.next_piece = begun_by + 1;
-      e.count = static_cast<int32_t>(parts.part_of(x.tile_end - 1)) - begun_by + 1;
+  // The entry of a part of a balanced schedule, by its first piece: what is to be merged if it is the second of its
+  // tile. So every tile that is in pieces has one entry.
+  FLASH3_HD SplitEntry entry_of_part(const SplitPiece &x, const SplitParts &parts, int32_t part) const {
+    SplitEntry e = entry(x);
+    const int32_t begun_by = parts.part_of(x.tile_begin);
+    if (x.first || begun_by + 1 != part) {
+      e.rows = 0;
+      return e;
     }
-    e.rows = tile_rows(x.lengths, x.m_block);
+    e.first_piece = num_parts + begun_by;
+    e.next_piece = begun_by + 1;
+    e.count = parts.part_of(x.tile_end - 1) - begun_by + 1;
     return e;
+  }
+
+  // Of a fixed number of splits: the entry of a tile, by its first piece.
+  FLASH3_HD SplitEntry entry_of_tile(const SplitPiece &x) const {
+    SplitEntry e = entry(x);
+    e.first_piece = x.begin;
+    e.next_piece = x.begin + 1;
+    e.count = num_splits;
+    return e;
+  }
+
+ private:
+  FLASH3_HD SplitEntry entry(const SplitPiece &x) const {
+    return {x.batch, x.kv_head, x.m_block, tile_rows(x.lengths, x.m_block),
+            0,       0,         0,         static_cast<int32_t>(q.span(x.batch).start)};
+  }
+};
+
+// The tile of a call that a place of the line is in.
+struct SplitTile {
+  int32_t batch, kv_head, m_block;
+  int32_t begin;  // place on the line
+  SplitLengths lengths;
+  BlockRange range;
+
+  // Of place `at`, in sequence `b`, which begins at place `sequence_begin`.
+  FLASH3_HD static SplitTile find(const SplitSchedule &s, int32_t at, int32_t b, int32_t sequence_begin) {
+    SplitTile t;
+    t.batch = b;
+    t.lengths = s.lengths(b);
+    const int32_t head_cost = s.head_cost(t.lengths);
+    t.kv_head = (at - sequence_begin) / head_cost;
+    t.begin = sequence_begin + t.kv_head * head_cost;
+    t.m_block = 0;
+    if (s.tiles_cost_the_same() && at > t.begin) {
+      const int32_t cost = head_cost / s.num_m_blocks(t.lengths);
+      t.m_block = (at - t.begin) / cost;
+      t.begin += t.m_block * cost;
+    }
+    for (;; ++t.m_block) {  // at most one round where all tiles cost the same
+      t.range = s.range(t.lengths, t.m_block);
+      const int32_t cost = s.tile_cost(t.range);
+      if (at < t.begin + cost) return t;
+      t.begin += cost;
+    }
+  }
+
+  // There must be one.
+  FLASH3_HD void next(const SplitSchedule &s) {
+    begin += s.tile_cost(range);
+    if (++m_block == s.num_m_blocks(lengths)) {
+      m_block = 0;
+      if (++kv_head == s.nheads_k) {
+        kv_head = 0;
+        do lengths = s.lengths(++batch);
+        while (lengths.seqlen_q == 0);
+      }
+    }
+    range = s.range(lengths, m_block);
   }
 };
 
 // Walks through the pieces of one part.
 struct SplitCursor {
   const SplitSchedule &schedule;
-  int64_t at, end;
-  int32_t batch, kv_head = 0, m_block = 0;
-  int64_t tile_begin;
-  SplitLengths lengths = {0, 0};
-  BlockRange range = {0, 0, 0, 0};
-
-  // The part [begin, end) of the line, whose first place is in sequence `b`, which begins at `sequence_begin`.
-  FLASH3_HD SplitCursor(const SplitSchedule &s, int64_t begin, int64_t part_end, int32_t b, int64_t sequence_begin)
-      : schedule(s), at(begin), end(part_end), batch(b), tile_begin(sequence_begin) {
-    if (done()) return;
-    lengths = schedule.lengths(batch);
-    const int64_t head_cost = schedule.head_cost(lengths);
-    kv_head = static_cast<int32_t>((at - tile_begin) / head_cost);
-    tile_begin += kv_head * head_cost;
-    if (schedule.tiles_cost_the_same()) {
-      const int64_t cost = head_cost / schedule.num_m_blocks(lengths);
-      m_block = static_cast<int32_t>((at - tile_begin) / cost);
-      tile_begin += m_block * cost;
-    }
-    for (;; ++m_block) {
-      range = schedule.range(lengths, m_block);
-      if (at < tile_begin + tile_cost()) break;
-      tile_begin += tile_cost();
-    }
-  }
+  int32_t at, end;  // places on the line: where it is, and where the part ends
+  SplitTile tile;   // that holds `at`
 
   FLASH3_HD bool done() const { return at >= end; }
 
   // Only before the end.
   FLASH3_HD SplitPiece piece() const {
     SplitPiece p;
-    p.batch = batch;
-    p.kv_head = kv_head;
-    p.m_block = m_block;
-    p.lengths = lengths;
-    p.range = range;
-    p.tile_begin = tile_begin;
-    p.tile_end = tile_begin + tile_cost();
+    p.batch = tile.batch;
+    p.kv_head = tile.kv_head;
+    p.m_block = tile.m_block;
+    p.lengths = tile.lengths;
+    p.range = tile.range;
+    p.tile_begin = tile.begin;
+    p.tile_end = tile_end();
     p.begin = at;
-    p.first = at == tile_begin;
+    p.first = at == tile.begin;
     p.whole = p.first && piece_end() == p.tile_end;
-    const int64_t count = range.count();
-    const int64_t from = at - tile_begin;
-    const int64_t to = piece_end() - tile_begin;
+    const int32_t from = at - tile.begin;
+    const int32_t to = piece_end() - tile.begin;
     if (schedule.balanced()) {
       // The cost that a tile has beside its key blocks lies in front of them.
-      constexpr int64_t kFront = SplitSchedule::kTileCost;
-      p.n_begin = range.begin + static_cast<int32_t>(from > kFront ? from - kFront : 0);
-      p.n_end = range.begin + static_cast<int32_t>(to > kFront ? to - kFront : 0);
+      constexpr int32_t kFront = SplitSchedule::kTileCost;
+      p.n_begin = tile.range.begin + (from > kFront ? from - kFront : 0);
+      p.n_end = tile.range.begin + (to > kFront ? to - kFront : 0);
     } else {
-      p.n_begin = range.begin + static_cast<int32_t>(count * from / schedule.num_splits);
-      p.n_end = range.begin + static_cast<int32_t>(count * to / schedule.num_splits);
+      const int64_t count = tile.range.count();
+      const auto splits = static_cast<uint32_t>(schedule.num_splits);
+      p.n_begin = tile.range.begin + static_cast<int32_t>(static_cast<uint64_t>(count * from) / splits);
+      p.n_end = tile.range.begin + static_cast<int32_t>(static_cast<uint64_t>(count * to) / splits);
     }
     return p;
   }
 
   FLASH3_HD void advance() {
     at = piece_end();
-    if (!done() && at == tile_begin + tile_cost()) next_tile();
+    if (!done() && at == tile_end()) tile.next(schedule);
   }
 
  private:
-  FLASH3_HD int64_t tile_cost() const { return schedule.tile_cost(range); }
+  FLASH3_HD int32_t tile_end() const { return tile.begin + schedule.tile_cost(tile.range); }
 
-  FLASH3_HD int64_t piece_end() const {
-    const int64_t tile_end = schedule.balanced() ? tile_begin + tile_cost() : at + 1;
-    return tile_end < end ? tile_end : end;
-  }
-
-  FLASH3_HD void next_tile() {
-    tile_begin += tile_cost();
-    if (++m_block == schedule.num_m_blocks(lengths)) {
-      m_block = 0;
-      if (++kv_head == schedule.nheads_k) {
-        kv_head = 0;
-        // A place of the line is behind, so there is a sequence with rows.
-        do lengths = schedule.lengths(++batch);
-        while (lengths.seqlen_q == 0);
-      }
-    }
-    range = schedule.range(lengths, m_block);
+  FLASH3_HD int32_t piece_end() const {
+    const int32_t of_tile = schedule.balanced() ? tile_end() : at + 1;
+    return of_tile < end ? of_tile : end;
   }
 };
 

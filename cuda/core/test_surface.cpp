@@ -201,19 +201,23 @@ FLASH3_API int64_t flash3_test_split_pieces(const flash3_params *params, int32_t
                                   block_n,
                                   p.num_splits,
                                   num_parts};
-  *total = 0;
-  for (int32_t b = 0; b < p.batch; ++b) *total += schedule.sequence_cost(b);
-  const SplitParts parts = {*total, schedule.parts(*total)};
+  int32_t sum = 0;
+  for (int32_t b = 0; b < p.batch; ++b) sum += schedule.sequence_cost(b);
+  *total = sum;
+  const SplitParts parts = schedule.parts(sum);
   int64_t count = 0;
-  for (int64_t part = 0; part < parts.parts; ++part) {
+  for (int32_t part = 0; part < parts.parts; ++part) {
     int32_t b = 0;
-    int64_t begin = 0;
+    int32_t begin = 0;
     for (; begin + schedule.sequence_cost(b) <= parts.begin(part); ++b) begin += schedule.sequence_cost(b);
-    SplitCursor cursor(schedule, parts.begin(part), parts.begin(part + 1), b, begin);
+    const int32_t first = parts.begin(part);
+    SplitCursor cursor{schedule, first, parts.begin(part + 1), SplitTile::find(schedule, first, b, begin)};
     for (; !cursor.done(); cursor.advance(), ++count) {
       if (count >= capacity) continue;
       const SplitPiece x = cursor.piece();
-      const SplitEntry e = schedule.entry(x, parts, part);
+      SplitEntry e = {};
+      if (schedule.balanced() && x.begin == first) e = schedule.entry_of_part(x, parts, part);
+      if (schedule.num_splits > 1 && x.first) e = schedule.entry_of_tile(x);
       const int64_t values[] = {part,
                                 x.batch,
                                 x.kv_head,

@@ -155,33 +155,22 @@ __global__ void __launch_bounds__(kMergeThreads) merge_kernel(const __grid_const
   __shared__ float sums[kMergeWarps * (32 * kCols + 2)];
   __shared__ int32_t numbers[core::SplitSchedule::kMostParts];
   __shared__ int32_t list_count, longest;
-  ptx::wait_for_previous_kernel();
-  const Partials &partials = args.partials;
-  const int32_t num_entries = *partials.num_entries;
-  const bool compact = args.schedule.balanced();
   if (threadIdx.x == 0) list_count = longest = 0;
   __syncthreads();
-  if (compact && threadIdx.x < 32) {
-    // In the order of entries; by one warp.
-    int32_t found = 0, most = 0;
-    for (int32_t base = 0; base < num_entries; base += 32) {
-      const int32_t i = base + static_cast<int32_t>(threadIdx.x);
-      const bool has_rows = i < num_entries && partials.entries[i].rows > 0;
-      const uint32_t those = __ballot_sync(0xffffffffu, has_rows);
-      if (has_rows) {
-        numbers[found + __popc(those & ((1u << threadIdx.x) - 1))] = i;
-        most = max(most, partials.entries[i].count);
-      }
-      found += __popc(those);
+  ptx::wait_for_previous_kernel();
+  const Partials &partials = args.partials;
+  const bool compact = args.schedule.balanced();
+  if (compact) {
+    // The entries that have rows, in any order.
+    for (int32_t i = threadIdx.x; i < args.schedule.num_parts; i += kMergeThreads) {
+      const core::SplitEntry e = partials.entries[i];
+      if (e.rows == 0) continue;
+      numbers[atomicAdd(&list_count, 1)] = i;
+      atomicMax(&longest, e.count);
     }
-    most = __reduce_max_sync(0xffffffffu, most);
-    if (threadIdx.x == 0) {
-      list_count = found;
-      longest = most;
-    }
+    __syncthreads();
   }
-  __syncthreads();
-  const int64_t entries = compact ? list_count : num_entries;
+  const int64_t entries = compact ? list_count : *partials.num_entries;
   const bool by_block = (compact ? longest : args.schedule.num_splits) > Merger::kManyPieces;
   const Merger merger{args, sums};
   const int64_t rows = entries * partials.tile_rows;

@@ -32,10 +32,12 @@ struct Poison {
 #pragma unroll
     for (int word = 0; word < kBlockN / 32; ++word) any |= smem.poison[word];
     if (any == 0) return;
+#pragma unroll 1
     for (int key = 0; key < kBlockN; ++key) {
       if ((smem.poison[key / 32] >> (key % 32) & 1) != 0) add(v, key, p, o, key_begin, key_end);
     }
     ptx::bar_sync(kBarrier, Traits::kConsumerThreads);
+#pragma unroll 1
     for (int i = threadIdx.x; i < kBlockN * (Traits::kHeadDim / 8); i += Traits::kConsumerThreads) {
       const int key = i / (Traits::kHeadDim / 8);
       if ((smem.poison[key / 32] >> (key % 32) & 1) != 0) *chunk(v, key, i % (Traits::kHeadDim / 8) * 8) = {};
@@ -53,6 +55,7 @@ struct Poison {
 
   __device__ __forceinline__ void find(Element *v) const {
     constexpr uint32_t kExponent = sizeof(Element) == 2 && std::is_same_v<Element, cutlass::half_t> ? 0x7c00 : 0x7f80;
+#pragma unroll 1
     for (int i = threadIdx.x; i < kBlockN * (Traits::kHeadDim / 8); i += Traits::kConsumerThreads) {
       const int key = i / (Traits::kHeadDim / 8);
       const uint4 x = *chunk(v, key, i % (Traits::kHeadDim / 8) * 8);

@@ -55,45 +55,26 @@ struct SplitConsumer {
   static constexpr uint32_t kStageUnits = sizeof(Element) * kBlockN * Traits::kHeadDim / 16;
 
   const SplitArgs &args;
+  const core::SplitSchedule &schedule;
   SharedStorage &smem;
   Ring k_ring{0}, v_ring{0};
 
-  __device__ __forceinline__ SplitConsumer(const SplitArgs &a, SharedStorage &s) : args(a), smem(s) {}
+  __device__ __forceinline__ SplitConsumer(const SplitArgs &a, const core::SplitSchedule &s, SharedStorage &storage)
+      : args(a), schedule(s), smem(storage) {}
 
-  __device__ __forceinline__ void run(core::SplitCursor cursor, const core::SplitParts &parts, int64_t part) {
-    if (threadIdx.x == 0) note_part(cursor.done(), parts, part);
-    bool is_first = true;
+  __device__ __forceinline__ void run(core::SplitCursor cursor, int32_t part) {
+#pragma unroll 1
     for (; !cursor.done(); cursor.advance()) {
       const core::SplitPiece piece = cursor.piece();
-      note_entry(piece, parts, part, is_first);
-      is_first = false;
+      if (schedule.num_splits > 1 && piece.first && threadIdx.x == 0) {
+        args.partials.entries[piece.begin / schedule.num_splits] = schedule.entry_of_tile(piece);
+      }
       compute(piece, part);
     }
   }
 
  private:
-  // A part without a piece has nothing to merge; the first part says how many entries there are.
-  __device__ __forceinline__ void note_part(bool is_empty, const core::SplitParts &parts, int64_t part) const {
-    const core::SplitSchedule &s = args.schedule;
-    if (is_empty && s.balanced()) args.partials.entries[part].rows = 0;
-    if (part != 0) return;
-    const int64_t entries = s.balanced() ? s.num_parts : s.num_splits > 1 ? parts.total / s.num_splits : 0;
-    *args.partials.num_entries = static_cast<int32_t>(entries);
-  }
-
-  __device__ __forceinline__ void note_entry(const core::SplitPiece &piece, const core::SplitParts &parts, int64_t part,
-                                             bool is_first) const {
-    if (threadIdx.x != 0) return;
-    const core::SplitSchedule &s = args.schedule;
-    if (s.balanced() && is_first) {
-      args.partials.entries[part] = s.entry(piece, parts, part);
-    } else if (s.num_splits > 1 && piece.first) {
-      args.partials.entries[piece.begin / s.num_splits] = s.entry(piece, parts, part);
-    }
-  }
-
-  __device__ __forceinline__ void compute(const core::SplitPiece &piece, int64_t part) {
-    const core::SplitSchedule &schedule = args.schedule;
+  __device__ __forceinline__ void compute(const core::SplitPiece &piece, int32_t part) {
     const PackedRows rows(schedule, piece);
     const core::SeqSpan q_span = schedule.q.span(piece.batch);
     if (piece.n_begin < piece.n_end) load_q(piece, q_span);
@@ -145,7 +126,7 @@ struct SplitConsumer {
       if (args.modifies_scores) scores.modify(s, args, first_key);
       if (!is_full) {
 #pragma unroll
-        for (int r = 0; r < 2; ++r) mask_row(s, r, begin[r], end[r], args.schedule.window.left >= 0);
+        for (int r = 0; r < 2; ++r) mask_row(s, r, begin[r], end[r], schedule.window.left >= 0);
       }
       float correction[2];
       softmax.update(s, correction);
@@ -156,7 +137,7 @@ struct SplitConsumer {
     }
     wait_full(kOfV, v_ring);
     // Behind the last key there are zeros: only a window hides keys whose V is there.
-    if (!is_full && args.schedule.window.limited()) {
+    if (!is_full && schedule.window.limited()) {
       Poison<Traits>{smem}.take_out(smem.kv[kOfV][v_ring.index], s, o, begin, end);
     }
     pack_probabilities<Element>(s, p);
@@ -180,9 +161,10 @@ struct SplitConsumer {
   // row of a product depends on nothing but its own row of Q.
   __device__ __forceinline__ void load_q(const core::SplitPiece &piece, const core::SeqSpan &q_span) const {
     constexpr int kChunks = Traits::kHeadDim / 8;
-    const core::SplitSchedule &s = args.schedule;
+    const core::SplitSchedule &s = schedule;
     ptx::bar_sync(kBarrier, Traits::kConsumerThreads);  // the products of the piece before have read theirs
     const int32_t rows = s.tile_rows(piece.lengths, piece.m_block);
+#pragma unroll 1
     for (int32_t i = threadIdx.x; i < rows * kChunks; i += Traits::kConsumerThreads) {
       const int row = i / kChunks;
       const int col = i % kChunks * 8;
@@ -202,7 +184,7 @@ struct SplitConsumer {
     ptx::bar_sync(kBarrier, Traits::kConsumerThreads);
   }
 
-  __device__ __forceinline__ void store(const core::SplitPiece &piece, int64_t part, const core::SeqSpan &q_span,
+  __device__ __forceinline__ void store(const core::SplitPiece &piece, int32_t part, const core::SeqSpan &q_span,
                                         const PackedRows &rows, const OnlineSoftmax &softmax,
                                         const float (&o)[kOutputs]) const {
     const int lane = threadIdx.x % 32;
@@ -210,7 +192,7 @@ struct SplitConsumer {
     if (args.sinks != nullptr && piece.whole) sinks = {{args.sinks[rows.head[0]], args.sinks[rows.head[1]]}};
     const RowResults results = softmax.finish(sinks);
     const Partials &partials = args.partials;
-    const int32_t number = args.schedule.number(piece, part);
+    const int32_t number = schedule.number(piece, part);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       if (!rows.exists[r]) continue;
@@ -230,7 +212,7 @@ struct SplitConsumer {
         }
       } else {
         const int64_t query = args.packed_q ? row : int64_t{piece.batch} * args.seqlen_q + row;
-        const int64_t at = partials.row(args.schedule, number, rows.index(r), query, rows.head[r]);
+        const int64_t at = partials.row(schedule, number, rows.index(r), query, rows.head[r]);
         if (lane % 4 == 0) partials.lse[at] = results.lse[r];
         if (results.empty[r]) continue;  // nobody reads it
         float *const to = partials.out + at * args.head_dim_v;

@@ -44,27 +44,18 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
   ptx::launch_dependents();  // the merging kernel waits for this one's results
   if (args.follows_append) ptx::wait_for_previous_kernel();
 
-  // All warps find the next part together; what they do with it differs.
-  const PartFinder<Traits> finder{args.schedule, smem};
-  const auto for_each_part = [&](auto work) {
-    for (int64_t part = blockIdx.x; part < args.schedule.num_parts; part += gridDim.x) {
-      const PartPlace place = finder.find(part);
-      work(part, place,
-           core::SplitCursor(args.schedule, place.begin, place.end, place.sequence, place.sequence_begin));
-    }
-  };
+  core::SplitSchedule schedule = args.schedule;
+  schedule.block_n = Traits::kBlockN;  // known to the compiler
+  const auto part = static_cast<int32_t>(blockIdx.x);
+  PartFinder<Traits>{schedule, args.partials, smem}.find(part);
+  const core::SplitCursor cursor = {schedule, smem.part.begin, smem.part.end, smem.part.tile};
   if (warp < kConsumerWarps) {
     ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
-    SplitConsumer<Traits> consumer(args, smem);
-    for_each_part([&](int64_t part, const PartPlace &place, const core::SplitCursor &cursor) {
-      consumer.run(cursor, place.parts, part);
-    });
+    SplitConsumer<Traits>(args, schedule, smem).run(cursor, part);
   } else {
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
-    SplitProducer<Traits> producer(args, smem, warp == kConsumerWarps ? kOfK : kOfV);
-    for_each_part([&](int64_t, const PartPlace &, const core::SplitCursor &cursor) {
-      if (warp < kConsumerWarps + 2) producer.run(cursor);
-    });
+    if (warp >= kConsumerWarps + 2) return;
+    SplitProducer<Traits>(args, schedule, smem, warp == kConsumerWarps ? kOfK : kOfV).run(cursor);
   }
 }
 

@@ -4,78 +4,77 @@
 #include <cstdint>
 
 #include "core/split_schedule.h"
+#include "device/split_args.h"
 
 namespace flash3::device {
 
-struct PartPlace {
-  core::SplitParts parts;
-  int64_t begin, end;
-  int32_t sequence;  // that holds `begin`
-  int64_t sequence_begin;
+// What a thread block has to do for one part; in shared memory.
+struct SplitPart {
+  int32_t begin, end;    // places on the line; none: nothing
+  core::SplitTile tile;  // that holds the first one
 };
 
-// Collective over the thread block: every thread adds up the costs of some sequences.
+// Collective over the thread block: every thread adds up the costs of some sequences, and the one whose sequences hold
+// the part's first place finds out the rest, for all.
 template <class Traits>
 struct PartFinder {
   static constexpr int kThreads = Traits::kThreads;
+  static constexpr int kWarps = kThreads / 32;
 
   const core::SplitSchedule &schedule;
+  const Partials &partials;
   typename Traits::SharedStorage &smem;
 
-  __device__ __forceinline__ PartPlace find(int64_t part) const {
-    const int thread = threadIdx.x;
-    const int64_t own = cost(thread);
-    int64_t sum = own;
-    for (int64_t b = thread + kThreads; b < schedule.batch; b += kThreads) sum += cost(b);
-    int64_t total;
-    scan(sum, &total);
-    PartPlace place;
-    place.parts = {total, schedule.parts(total)};
-    place.begin = place.parts.begin(part);
-    place.end = place.parts.begin(part + 1);
-    if (place.begin >= place.end) return place;
-    int64_t before = 0;
-    for (int64_t base = 0; before <= place.begin; base += kThreads) {
-      const int64_t of_sequence = base == 0 ? own : cost(base + thread);
-      int64_t of_round;
-      const int64_t at = before + scan(of_sequence, &of_round);
-      if (at <= place.begin && place.begin < at + of_sequence) {
-        smem.sequence = static_cast<int32_t>(base + thread);
-        smem.sequence_begin = at;
+  // Leaves the part in smem.part.
+  __device__ __forceinline__ void find(int32_t part) const {
+    const int32_t share = core::ceil_div(schedule.batch, kThreads);
+    const int32_t first = static_cast<int32_t>(threadIdx.x) * share;
+    const int32_t behind = min(first + share, schedule.batch);
+    int32_t own = 0;
+#pragma unroll 1
+    for (int32_t b = first; b < behind; ++b) own += schedule.sequence_cost(b);
+    int32_t total;
+    int32_t at = scan(own, &total);
+    const core::SplitParts parts = schedule.parts(total);
+    const int32_t begin = parts.begin(part);
+    const int32_t end = parts.begin(part + 1);
+    if (begin >= end) {
+      if (threadIdx.x == 0) {
+        smem.part.begin = smem.part.end = 0;
+        if (schedule.balanced()) partials.entries[part].rows = 0;
       }
-      before += of_round;
+    } else if (at <= begin && begin < at + own) {
+      int32_t b = first;
+#pragma unroll 1
+      for (int32_t cost; at + (cost = schedule.sequence_cost(b)) <= begin; ++b) at += cost;
+      const core::SplitCursor cursor = {schedule, begin, end, core::SplitTile::find(schedule, begin, b, at)};
+      smem.part = {begin, end, cursor.tile};
+      if (schedule.balanced()) partials.entries[part] = schedule.entry_of_part(cursor.piece(), parts, part);
     }
+    if (part == 0 && threadIdx.x == 0 && schedule.num_splits > 1) *partials.num_entries = total / schedule.num_splits;
     __syncthreads();
-    place.sequence = smem.sequence;
-    place.sequence_begin = smem.sequence_begin;
-    return place;
   }
 
  private:
-  __device__ __forceinline__ int64_t cost(int64_t b) const {
-    return b < schedule.batch ? schedule.sequence_cost(static_cast<int32_t>(b)) : 0;
-  }
-
   // The sum of x over the threads before this one, and over all.
-  __device__ __forceinline__ int64_t scan(int64_t x, int64_t *total) const {
+  __device__ __forceinline__ int32_t scan(int32_t x, int32_t *total) const {
     const int lane = threadIdx.x % 32;
     const int warp = threadIdx.x / 32;
-    int64_t inclusive = x;
-#pragma unroll
+    int32_t inclusive = x;
+#pragma unroll 1
     for (int offset = 1; offset < 32; offset *= 2) {
-      const int64_t other = __shfl_up_sync(0xffffffffu, inclusive, offset);
+      const int32_t other = __shfl_up_sync(0xffffffffu, inclusive, offset);
       if (lane >= offset) inclusive += other;
     }
     if (lane == 31) smem.warp_costs[warp] = inclusive;
     __syncthreads();
-    int64_t before = 0;
+    int32_t before = 0;
     *total = 0;
-#pragma unroll
-    for (int w = 0; w < kThreads / 32; ++w) {
+#pragma unroll 1
+    for (int w = 0; w < kWarps; ++w) {
       if (w < warp) before += smem.warp_costs[w];
       *total += smem.warp_costs[w];
     }
-    __syncthreads();
     return before + inclusive - x;
   }
 };

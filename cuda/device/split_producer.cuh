@@ -39,22 +39,25 @@ struct SplitProducer {
   static constexpr int kPlaces = kBlockN / 32;  // rows of a block whose places a lane finds
 
   const SplitArgs &args;
+  const core::SplitSchedule &schedule;
   SharedStorage &smem;
   const SplitSide side;
   SplitRing<Traits::kStages> ring{1};
   const int lane = threadIdx.x % 32;
 
-  __device__ __forceinline__ SplitProducer(const SplitArgs &a, SharedStorage &s, SplitSide of)
-      : args(a), smem(s), side(of) {}
+  __device__ __forceinline__ SplitProducer(const SplitArgs &a, const core::SplitSchedule &s, SharedStorage &storage,
+                                           SplitSide of)
+      : args(a), schedule(s), smem(storage), side(of) {}
 
   __device__ __forceinline__ void run(core::SplitCursor cursor) {
+#pragma unroll 1
     for (; !cursor.done(); cursor.advance()) {
       const core::SplitPiece piece = cursor.piece();
       if (piece.n_begin == piece.n_end) continue;
-      const core::KeySpan span = args.schedule.k.span(piece.batch);
+      const core::KeySpan span = schedule.k.span(piece.batch);
       if (args.key_loads == KeyLoads::kAsyncCopy) {
         copy_rows(piece, span);
-      } else if (args.schedule.k.page_table != nullptr) {
+      } else if (schedule.k.page_table != nullptr) {
         load_pages(piece, span);
       } else {
         load_blocks(piece, span);
@@ -68,7 +71,7 @@ struct SplitProducer {
 
   __device__ __forceinline__ void load(const core::SplitPiece &piece, const ptx::TmaCoord &at) {
     // Keys that one tile alone reads are not worth a place in L2.
-    const bool once = args.schedule.num_m_blocks(piece.lengths) == 1;
+    const bool once = schedule.num_m_blocks(piece.lengths) == 1;
     const BoxLoad<Traits> box = {side == kOfK ? &args.k_map : &args.v_map,
                                  &args.kv_zero_map,
                                  head_dim(),
@@ -86,8 +89,9 @@ struct SplitProducer {
 
   // Rows as in TileLoads: what lies behind the last key reads as zero.
   __device__ __forceinline__ void load_blocks(const core::SplitPiece &piece, const core::KeySpan &span) {
-    const auto first = static_cast<int32_t>(args.schedule.k.filled.rows - span.len);
+    const auto first = static_cast<int32_t>(schedule.k.filled.rows - span.len);
     const auto end = static_cast<int32_t>(span.first_row + span.len);
+#pragma unroll 1
     for (int32_t n = piece.n_end - 1; n >= piece.n_begin; --n) {
       load(piece, {0, first + n * kBlockN, end, piece.kv_head, static_cast<int32_t>(span.entry)});
     }
@@ -95,8 +99,9 @@ struct SplitProducer {
 
   // Pages hold whole blocks, and the first key is the first row of the first page.
   __device__ __forceinline__ void load_pages(const core::SplitPiece &piece, const core::KeySpan &span) {
-    const core::KvCache &cache = args.schedule.k;
+    const core::KvCache &cache = schedule.k;
     int32_t pages = 0;  // of the blocks n, n - 1, .. in lanes 0, 1, ..
+#pragma unroll 1
     for (int32_t i = 0; i < piece.n_end - piece.n_begin; ++i) {
       const int32_t n = piece.n_end - 1 - i;
       if (i % 32 == 0) {
@@ -125,7 +130,7 @@ struct SplitProducer {
       const int64_t key = int64_t{n} * kBlockN + 32 * i + lane;
       out.offset[i] = -1;
       if (key >= span.len) continue;
-      const core::RowPlace at = args.schedule.k.place(span, span.first_row + key);
+      const core::RowPlace at = schedule.k.place(span, span.first_row + key);
       const TensorRows &t = tensor();
       out.offset[i] = at.entry * t.batch_stride + at.row * t.row_stride + piece.kv_head * t.head_stride;
     }
@@ -137,6 +142,7 @@ struct SplitProducer {
     const auto *const data = static_cast<const Element *>(tensor().data);
     const int32_t cols = head_dim();
     Places next = places(piece, span, piece.n_end - 1);
+#pragma unroll 1
     for (int32_t n = piece.n_end - 1; n >= piece.n_begin; --n) {
       const Places now = next;
       if (n > piece.n_begin) next = places(piece, span, n - 1);

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/split_config.h"
+#include "device/split_parts.cuh"
 
 namespace flash3::device {
 
@@ -20,7 +21,8 @@ struct SplitTraits {
   static_assert(kBlockM == 64, "the tile is that of one warpgroup");
   static_assert(kBlockN % 32 == 0 && kBlockN <= 128, "a lane finds the place of whole rows");
 
-  // A consumer warpgroup, and one of which a warp loads K and another one V, and which leaves its registers to the first.
+  // A consumer warpgroup, and one of which a warp loads K and another one V, and which leaves its registers to the
+  // first.
   static constexpr int kConsumerThreads = 128;
   static constexpr int kThreads = kConsumerThreads + 128;
   static constexpr int kProducerRegisters = kBlocksPerSm == 2 ? 80 : 168;
@@ -39,9 +41,8 @@ struct SplitTraits {
     alignas(1024) Element q[kBlockM * kHeadDim];
     alignas(1024) Element kv[2][kStages][kBlockN * kHeadDim];  // K, V
     Barriers barriers;
-    int64_t warp_costs[kThreads / 32];  // see PartFinder
-    int64_t sequence_begin;
-    int32_t sequence;
+    int32_t warp_costs[kThreads / 32];  // see PartFinder
+    SplitPart part;
     uint32_t poison[kBlockN / 32];  // see Poison; a bit a key
   };
   static_assert(kBlocksPerSm * (sizeof(SharedStorage) + 1024) <= 233472,

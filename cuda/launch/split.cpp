@@ -35,8 +35,11 @@ core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &ker
   s.batch = p.batch;
   s.block_n = kernel.block_n;
   s.num_splits = p.num_splits;
-  // Whatever sm_margin is, so that it never changes a bit.
   s.num_parts = std::min(multiprocessors * kernel.blocks_per_sm, core::SplitSchedule::kMostParts);
+  // The line of a balanced schedule has 32-bit places.
+  const core::SplitBounds bounds = core::SplitBounds::of(p);
+  const int64_t most_blocks = s.k.filled.rows / kernel.block_n + 2;
+  if (bounds.tiles * most_blocks > INT32_MAX && s.balanced()) s.num_splits = 1;
   return s;
 }
 
@@ -158,7 +161,7 @@ core::Status split_forward(const flash3_params &params, const DeviceInfo &device
                        params.num_splits, " makes ", pieces, " pieces; below ", kMostPieces, " fit one call");
   }
   device::SplitArgs args;
-  status = make_args(params, *kernel, device.multiprocessors, &args);
+  status = make_args(params, *kernel, std::max(device.multiprocessors - params.sm_margin, 1), &args);
   if (!status.ok()) return status;
   cudaError_t error = allow_shared_memory(kernel->function, kernel->shared_bytes, device.ordinal);
   if (error != cudaSuccess) return cuda_error("setting the size of shared memory", error);
@@ -167,11 +170,10 @@ core::Status split_forward(const flash3_params &params, const DeviceInfo &device
     if (error != cudaSuccess) return cuda_error("launching the append", error);
   }
   if (core::query_rows(params) == 0) return {};
-  const int32_t blocks = std::max(device.multiprocessors - params.sm_margin, 1) * kernel->blocks_per_sm;
-  error = launch(kernel->function, std::min(blocks, args.schedule.num_parts), kernel->threads, kernel->shared_bytes,
-                 args.follows_append, &args, stream);
+  error = launch(kernel->function, args.schedule.num_parts, kernel->threads, kernel->shared_bytes, args.follows_append,
+                 &args, stream);
   if (error != cudaSuccess) return cuda_error("launching the split-KV kernel", error);
-  if (params.num_splits == 1) return {};
+  if (args.schedule.num_splits == 1) return {};
   error = launch_merge(*kernel, args, device, stream);
   if (error != cudaSuccess) return cuda_error("launching the merging of splits", error);
   return {};
