@@ -2,9 +2,10 @@
 // sequence is query r / group under the head r % group of the KV head, so that every key is loaded once for all of
 // them. Its key blocks may be shared out to several thread blocks, whose partial results are merged afterwards.
 //
-// The tiles of a call, in the order (sequence, KV head, tile), lie one behind the other on a line of costs, and part p
+// The tiles of a call, in the order (sequence, KV head, tile), lie one behind the other on a line of costs, and a part
 // of the call is a piece of that line. So all parts take equally long whatever the lengths are, and nobody has to
-// prepare anything: a thread block finds its part from the lengths alone.
+// prepare anything: a thread block finds its part from the lengths alone. There are several such lines, all alike, each
+// for some of the KV heads: parts that run side by side then read the same keys of heads that are neighbours in memory.
 #pragma once
 
 #include <cstdint>
@@ -59,9 +60,10 @@ struct SplitEntry {
   int32_t rows;                     // of the tile; 0: nothing to merge
   int32_t count;                    // pieces
   int32_t first_piece, next_piece;  // number of the first one and of the second one, which the others follow
+  int32_t step;                     // between the numbers of those
   int32_t q_start;                  // first row of the sequence in q and out
 
-  FLASH3_HD int32_t piece(int32_t i) const { return i == 0 ? first_piece : next_piece + i - 1; }
+  FLASH3_HD int32_t piece(int32_t i) const { return i == 0 ? first_piece : next_piece + (i - 1) * step; }
 };
 
 struct SplitSchedule {
@@ -82,7 +84,21 @@ struct SplitSchedule {
   // Pieces that each tile is cut into, one after the other on the line: its cost is their number. 0: balanced, where
   // tiles are cut between parts only.
   int32_t num_splits;
-  int32_t num_parts;  // thread blocks to share out to, at most
+  int32_t num_lines;  // divides nheads_k; line i has KV heads i, i + num_lines, ..
+  int32_t num_parts;  // thread blocks to share out to, a multiple of num_lines: part p is the (p / num_lines)-th of its
+                      // line
+
+  // The lines of a call: as many as leave few of `blocks` thread blocks without work.
+  static int32_t lines(int32_t nheads_k, int32_t blocks) {
+    for (int32_t n = nheads_k; n > 1; --n) {
+      if (nheads_k % n == 0 && blocks % n * 32 <= blocks && n <= blocks) return n;
+    }
+    return 1;
+  }
+
+  FLASH3_HD int32_t heads_of_line() const { return nheads_k / num_lines; }
+  FLASH3_HD int32_t line_of(int32_t part) const { return part % num_lines; }
+  FLASH3_HD int32_t in_line(int32_t part) const { return part / num_lines; }
 
   FLASH3_HD bool balanced() const { return num_splits == 0; }
 
@@ -119,12 +135,14 @@ struct SplitSchedule {
     return equal ? m_blocks * cost : cost;
   }
 
-  FLASH3_HD int32_t sequence_cost(int32_t b) const { return nheads_k * head_cost(lengths(b)); }
+  // On each line.
+  FLASH3_HD int32_t sequence_cost(int32_t b) const { return heads_of_line() * head_cost(lengths(b)); }
 
   // The parts that a line of `total` is cut into.
   FLASH3_HD SplitParts parts(int32_t total) const {
     const int32_t most = balanced() ? (total + kLeastPart - 1) / kLeastPart : total;
-    return SplitParts::make(total, most < num_parts ? most : num_parts);
+    const int32_t of_line = num_parts / num_lines;
+    return SplitParts::make(total, most < of_line ? most : of_line);
   }
 
   FLASH3_HD int32_t tile_rows(const SplitLengths &s, int32_t m_block) const {
@@ -132,11 +150,16 @@ struct SplitSchedule {
     return static_cast<int32_t>(rest < kBlockM ? rest : kBlockM);
   }
 
-  // The number of a piece among the partial results. Of a fixed number of splits it is the place on the line. Of a
-  // balanced schedule a part has two: one for the tile that it goes on with and one for the tile that it begins last.
+  // The number of a piece among the partial results. Of a fixed number of splits those of a tile follow each other. Of
+  // a balanced schedule a part has two: one for the tile that it goes on with and one for the tile that it begins last.
   FLASH3_HD int32_t number(const SplitPiece &x, int32_t part) const {
-    if (!balanced()) return x.begin;
+    if (!balanced()) return tile_number(x, line_of(part)) * num_splits + x.begin % num_splits;
     return x.first ? num_parts + part : part;
+  }
+
+  // Of a fixed number of splits: tiles of all lines are numbered.
+  FLASH3_HD int32_t tile_number(const SplitPiece &x, int32_t line) const {
+    return x.begin / num_splits * num_lines + line;
   }
 
   // The entry of a part of a balanced schedule, by its first piece: what is to be merged if it is the second of its
@@ -144,29 +167,36 @@ struct SplitSchedule {
   FLASH3_HD SplitEntry entry_of_part(const SplitPiece &x, const SplitParts &parts, int32_t part) const {
     SplitEntry e = entry(x);
     const int32_t begun_by = parts.part_of(x.tile_begin);
-    if (x.first || begun_by + 1 != part) {
+    if (x.first || begun_by + 1 != in_line(part)) {
       e.rows = 0;
       return e;
     }
-    e.first_piece = num_parts + begun_by;
-    e.next_piece = begun_by + 1;
+    e.first_piece = num_parts + part - num_lines;
+    e.next_piece = part;
+    e.step = num_lines;
     e.count = parts.part_of(x.tile_end - 1) - begun_by + 1;
     return e;
   }
 
   // Of a fixed number of splits: the entry of a tile, by its first piece.
-  FLASH3_HD SplitEntry entry_of_tile(const SplitPiece &x) const {
+  FLASH3_HD SplitEntry entry_of_tile(const SplitPiece &x, int32_t line) const {
     SplitEntry e = entry(x);
-    e.first_piece = x.begin;
-    e.next_piece = x.begin + 1;
+    e.first_piece = tile_number(x, line) * num_splits;
+    e.next_piece = e.first_piece + 1;
+    e.step = 1;
     e.count = num_splits;
     return e;
   }
 
  private:
   FLASH3_HD SplitEntry entry(const SplitPiece &x) const {
-    return {x.batch, x.kv_head, x.m_block, tile_rows(x.lengths, x.m_block),
-            0,       0,         0,         static_cast<int32_t>(q.span(x.batch).start)};
+    SplitEntry e = {};
+    e.batch = x.batch;
+    e.kv_head = x.kv_head;
+    e.m_block = x.m_block;
+    e.rows = tile_rows(x.lengths, x.m_block);
+    e.q_start = static_cast<int32_t>(q.span(x.batch).start);
+    return e;
   }
 };
 
@@ -177,14 +207,15 @@ struct SplitTile {
   SplitLengths lengths;
   BlockRange range;
 
-  // Of place `at`, in sequence `b`, which begins at place `sequence_begin`.
-  FLASH3_HD static SplitTile find(const SplitSchedule &s, int32_t at, int32_t b, int32_t sequence_begin) {
+  // Of place `at` of a line, in sequence `b`, which begins at place `sequence_begin`.
+  FLASH3_HD static SplitTile find(const SplitSchedule &s, int32_t line, int32_t at, int32_t b, int32_t sequence_begin) {
     SplitTile t;
     t.batch = b;
     t.lengths = s.lengths(b);
     const int32_t head_cost = s.head_cost(t.lengths);
-    t.kv_head = (at - sequence_begin) / head_cost;
-    t.begin = sequence_begin + t.kv_head * head_cost;
+    const int32_t head = (at - sequence_begin) / head_cost;
+    t.kv_head = head * s.num_lines + line;
+    t.begin = sequence_begin + head * head_cost;
     t.m_block = 0;
     if (s.tiles_cost_the_same() && at > t.begin) {
       const int32_t cost = head_cost / s.num_m_blocks(t.lengths);
@@ -204,8 +235,9 @@ struct SplitTile {
     begin += s.tile_cost(range);
     if (++m_block == s.num_m_blocks(lengths)) {
       m_block = 0;
-      if (++kv_head == s.nheads_k) {
-        kv_head = 0;
+      kv_head += s.num_lines;
+      if (kv_head >= s.nheads_k) {
+        kv_head %= s.num_lines;
         do lengths = s.lengths(++batch);
         while (lengths.seqlen_q == 0);
       }

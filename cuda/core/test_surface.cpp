@@ -184,12 +184,12 @@ FLASH3_API void flash3_test_workspace_layout(const flash3_params *params, uint64
 // Whether the split-KV kernel computes the call.
 FLASH3_API int32_t flash3_test_takes_split_kernel(const flash3_params *params) { return takes_split_kernel(*params); }
 
-// Lengths come from the params' own arrays, which are host memory here. total: places on the line. Returns the number
-// of pieces of all parts, of which up to `capacity` are written, eleven numbers each: part, batch, kv_head, m_block,
+// Lengths come from the params' own arrays, which are host memory here. total: places on a line. Returns the number of
+// pieces of all parts, of which up to `capacity` are written, thirteen numbers each: part, batch, kv_head, m_block,
 // n_begin, n_end, whole, its number among the partial results, and of the entry that it is to write rows (0: nothing to
-// merge), number of pieces, and (first_piece << 32) + next_piece.
-FLASH3_API int64_t flash3_test_split_pieces(const flash3_params *params, int32_t block_n, int32_t num_parts,
-                                            int64_t capacity, int64_t *total, int64_t *pieces) {
+// merge), count, first_piece, next_piece, step.
+FLASH3_API int64_t flash3_test_split_pieces(const flash3_params *params, int32_t block_n, int32_t num_lines,
+                                            int32_t num_parts, int64_t capacity, int64_t *total, int64_t *pieces) {
   const flash3_params &p = *params;
   const int64_t rows_q = p.cu_seqlens_q != nullptr ? p.total_q : p.seqlen_q;
   const SplitSchedule schedule = {{p.cu_seqlens_q, p.seqused_q, rows_q},
@@ -200,36 +200,30 @@ FLASH3_API int64_t flash3_test_split_pieces(const flash3_params *params, int32_t
                                   p.batch,
                                   block_n,
                                   p.num_splits,
+                                  num_lines,
                                   num_parts};
   int32_t sum = 0;
   for (int32_t b = 0; b < p.batch; ++b) sum += schedule.sequence_cost(b);
   *total = sum;
   const SplitParts parts = schedule.parts(sum);
   int64_t count = 0;
-  for (int32_t part = 0; part < parts.parts; ++part) {
+  for (int32_t part = 0; part < parts.parts * num_lines; ++part) {
+    const int32_t first = parts.begin(schedule.in_line(part));
     int32_t b = 0;
     int32_t begin = 0;
-    for (; begin + schedule.sequence_cost(b) <= parts.begin(part); ++b) begin += schedule.sequence_cost(b);
-    const int32_t first = parts.begin(part);
-    SplitCursor cursor{schedule, first, parts.begin(part + 1), SplitTile::find(schedule, first, b, begin)};
+    for (; begin + schedule.sequence_cost(b) <= first; ++b) begin += schedule.sequence_cost(b);
+    const SplitTile tile = SplitTile::find(schedule, schedule.line_of(part), first, b, begin);
+    SplitCursor cursor{schedule, first, parts.begin(schedule.in_line(part) + 1), tile};
     for (; !cursor.done(); cursor.advance(), ++count) {
       if (count >= capacity) continue;
       const SplitPiece x = cursor.piece();
       SplitEntry e = {};
       if (schedule.balanced() && x.begin == first) e = schedule.entry_of_part(x, parts, part);
-      if (schedule.num_splits > 1 && x.first) e = schedule.entry_of_tile(x);
-      const int64_t values[] = {part,
-                                x.batch,
-                                x.kv_head,
-                                x.m_block,
-                                x.n_begin,
-                                x.n_end,
-                                x.whole,
-                                schedule.number(x, part),
-                                e.rows,
-                                e.count,
-                                (int64_t{e.first_piece} << 32) + e.next_piece};
-      std::memcpy(pieces + 11 * count, values, sizeof(values));
+      if (schedule.num_splits > 1 && x.first) e = schedule.entry_of_tile(x, schedule.line_of(part));
+      const int64_t values[] = {
+          part,   x.batch, x.kv_head,     x.m_block,    x.n_begin, x.n_end, x.whole, schedule.number(x, part),
+          e.rows, e.count, e.first_piece, e.next_piece, e.step};
+      std::memcpy(pieces + 13 * count, values, sizeof(values));
     }
   }
   return count;

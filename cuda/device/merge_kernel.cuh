@@ -154,23 +154,32 @@ __global__ void __launch_bounds__(kMergeThreads) merge_kernel(const __grid_const
   using Merger = Merge<Element, kCols>;
   __shared__ float sums[kMergeWarps * (32 * kCols + 2)];
   __shared__ int32_t numbers[core::SplitSchedule::kMostParts];
-  __shared__ int32_t list_count, longest;
-  if (threadIdx.x == 0) list_count = longest = 0;
+  __shared__ int32_t of_warp[kMergeWarps], longest;
+  if (threadIdx.x == 0) longest = 0;
   __syncthreads();
   ptx::wait_for_previous_kernel();
   const Partials &partials = args.partials;
   const bool compact = args.schedule.balanced();
+  int32_t found = 0;
   if (compact) {
-    // The entries that have rows, in any order.
-    for (int32_t i = threadIdx.x; i < args.schedule.num_parts; i += kMergeThreads) {
-      const core::SplitEntry e = partials.entries[i];
-      if (e.rows == 0) continue;
-      numbers[atomicAdd(&list_count, 1)] = i;
-      atomicMax(&longest, e.count);
+    // The entries that have rows, in the same order in every block.
+    for (int32_t base = 0; base < args.schedule.num_parts; base += kMergeThreads) {
+      const int32_t i = base + static_cast<int32_t>(threadIdx.x);
+      const int32_t count = i < args.schedule.num_parts && partials.entries[i].rows > 0 ? partials.entries[i].count : 0;
+      const uint32_t those = __ballot_sync(0xffffffffu, count > 0);
+      if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = __popc(those);
+      if (count > 0) atomicMax(&longest, count);
+      __syncthreads();
+      int32_t before = found;
+      for (int32_t w = 0; w < kMergeWarps; ++w) {
+        if (w < static_cast<int32_t>(threadIdx.x / 32)) before += of_warp[w];
+        found += of_warp[w];
+      }
+      if (count > 0) numbers[before + __popc(those & ((1u << (threadIdx.x % 32)) - 1))] = i;
+      __syncthreads();
     }
-    __syncthreads();
   }
-  const int64_t entries = compact ? list_count : *partials.num_entries;
+  const int64_t entries = compact ? found : *partials.num_entries;
   const bool by_block = (compact ? longest : args.schedule.num_splits) > Merger::kManyPieces;
   const Merger merger{args, sums};
   const int64_t rows = entries * partials.tile_rows;

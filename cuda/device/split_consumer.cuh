@@ -67,7 +67,8 @@ struct SplitConsumer {
     for (; !cursor.done(); cursor.advance()) {
       const core::SplitPiece piece = cursor.piece();
       if (schedule.num_splits > 1 && piece.first && threadIdx.x == 0) {
-        args.partials.entries[piece.begin / schedule.num_splits] = schedule.entry_of_tile(piece);
+        const int32_t line = schedule.line_of(part);
+        args.partials.entries[schedule.tile_number(piece, line)] = schedule.entry_of_tile(piece, line);
       }
       compute(piece, part);
     }
@@ -97,54 +98,82 @@ struct SplitConsumer {
     for (int j = 0; j < kOutputs; ++j) o[j] = 0.f;
     // Warps whose rows do not exist take part in the products alone.
     const bool has_rows = ptx::uniform(rows.first_row < schedule.tile_rows(piece.lengths, piece.m_block));
-#pragma unroll 1
-    for (int32_t n = piece.n_end - 1; n >= piece.n_begin; --n) {
-      block(piece, scores, n, has_rows, softmax, s, o);
-    }
+    if (piece.n_begin < piece.n_end) attend(piece, scores, has_rows, softmax, s, o);
     store(piece, part, q_span, rows, softmax, o);
   }
 
-  __device__ __forceinline__ void block(const core::SplitPiece &piece, const RowScores &scores, int32_t n,
-                                        bool has_rows, OnlineSoftmax &softmax, float (&s)[kScores],
-                                        float (&o)[kOutputs]) {
-    const uint32_t q = ptx::uniform(Descriptor::k_major(ptx::shared_address(smem.q)));
-    const uint32_t k = ptx::uniform(Descriptor::k_major(ptx::shared_address(smem.kv[kOfK][k_ring.index])));
-    const uint32_t v =
-        ptx::uniform(Descriptor::template mn_major<kBlockN>(ptx::shared_address(smem.kv[kOfV][v_ring.index])));
+  // The products Q * K^T of a block and P * V of the block before run under the softmax of the latter.
+  __device__ __forceinline__ void attend(const core::SplitPiece &piece, const RowScores &scores, bool has_rows,
+                                         OnlineSoftmax &softmax, float (&s)[kScores], float (&o)[kOutputs]) {
     uint32_t p[kScores / 2];
-    wait_full(kOfK, k_ring);
-    gemm_ss<Element, kBlockN, Traits::kHeadDim, Traits::kSwizzleBytes, Traits::kBlockM, kBlockN>(q, k, s);
+    float correction[2];
+    int32_t n = piece.n_end - 1;
+    issue_qk(s);
     wgmma_wait_group<0>();
-    fence_accumulators(s);
-    release(kOfK, k_ring);
-
-    const int32_t first_key = n * kBlockN;
-    const int32_t begin[2] = {scores.key_begin[0] - first_key, scores.key_begin[1] - first_key};
-    const int32_t end[2] = {scores.key_end[0] - first_key, scores.key_end[1] - first_key};
-    const bool is_full = piece.range.is_full(n);
-    if (has_rows) {
-      if (args.modifies_scores) scores.modify(s, args, first_key);
-      if (!is_full) {
-#pragma unroll
-        for (int r = 0; r < 2; ++r) mask_row(s, r, begin[r], end[r], schedule.window.left >= 0);
-      }
-      float correction[2];
-      softmax.update(s, correction);
+    finish_qk(piece, scores, n, has_rows, softmax, s, correction);
+#pragma unroll 1
+    for (; ptx::uniform(n > piece.n_begin); --n) {
+      prepare_pv(piece, scores, n, s, o);
+      pack_probabilities<Element>(s, p);
+      issue_qk(s);
+      issue_pv(p, o);
+      wgmma_wait_group<1>();
+      finish_qk(piece, scores, n - 1, has_rows, softmax, s, correction);
+      wgmma_wait_group<0>();
+      fence_accumulators(o);
+      release(kOfV, v_ring);
       softmax.rescale(o, correction);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kScores; ++i) s[i] = 0.f;
     }
-    wait_full(kOfV, v_ring);
-    // Behind the last key there are zeros: only a window hides keys whose V is there.
-    if (!is_full && schedule.window.limited()) {
-      Poison<Traits>{smem}.take_out(smem.kv[kOfV][v_ring.index], s, o, begin, end);
-    }
+    prepare_pv(piece, scores, n, s, o);
     pack_probabilities<Element>(s, p);
-    gemm_rs<Element, Traits::kHeadDim, kBlockN, Traits::kSwizzleBytes>(p, v, o);
+    issue_pv(p, o);
     wgmma_wait_group<0>();
     fence_accumulators(o);
     release(kOfV, v_ring);
+  }
+
+  // Once V is there, and before the product.
+  __device__ __forceinline__ void prepare_pv(const core::SplitPiece &piece, const RowScores &scores, int32_t n,
+                                             const float (&s)[kScores], float (&o)[kOutputs]) const {
+    wait_full(kOfV, v_ring);
+    // Behind the last key there are zeros: only a window hides keys whose V is there.
+    if (!schedule.window.limited() || piece.range.is_full(n)) return;
+    const int32_t first_key = n * kBlockN;
+    const int32_t begin[2] = {scores.key_begin[0] - first_key, scores.key_begin[1] - first_key};
+    const int32_t end[2] = {scores.key_end[0] - first_key, scores.key_end[1] - first_key};
+    Poison<Traits>{smem}.take_out(smem.kv[kOfV][v_ring.index], s, o, begin, end);
+  }
+
+  __device__ __forceinline__ void issue_pv(uint32_t (&p)[kScores / 2], float (&o)[kOutputs]) const {
+    const uint32_t v =
+        ptx::uniform(Descriptor::template mn_major<kBlockN>(ptx::shared_address(smem.kv[kOfV][v_ring.index])));
+    gemm_rs<Element, Traits::kHeadDim, kBlockN, Traits::kSwizzleBytes>(p, v, o);
+  }
+
+  __device__ __forceinline__ void issue_qk(float (&s)[kScores]) const {
+    const uint32_t q = ptx::uniform(Descriptor::k_major(ptx::shared_address(smem.q)));
+    const uint32_t k = ptx::uniform(Descriptor::k_major(ptx::shared_address(smem.kv[kOfK][k_ring.index])));
+    wait_full(kOfK, k_ring);
+    gemm_ss<Element, kBlockN, Traits::kHeadDim, Traits::kSwizzleBytes, Traits::kBlockM, kBlockN>(q, k, s);
+  }
+
+  // Once the product is there: gives back K, and turns the scores of block n into probabilities.
+  __device__ __forceinline__ void finish_qk(const core::SplitPiece &piece, const RowScores &scores, int32_t n,
+                                            bool has_rows, OnlineSoftmax &softmax, float (&s)[kScores],
+                                            float (&correction)[2]) {
+    fence_accumulators(s);
+    release(kOfK, k_ring);
+    correction[0] = correction[1] = 1.f;
+    if (!has_rows) return;
+    const int32_t first_key = n * kBlockN;
+    if (args.modifies_scores) scores.modify(s, args, first_key);
+    if (!piece.range.is_full(n)) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        mask_row(s, r, scores.key_begin[r] - first_key, scores.key_end[r] - first_key, schedule.window.left >= 0);
+      }
+    }
+    softmax.update(s, correction);
   }
 
   __device__ __forceinline__ void wait_full(SplitSide side, const Ring &ring) const {

@@ -36,8 +36,8 @@ struct PartFinder {
     int32_t total;
     int32_t at = scan(own, &total);
     const core::SplitParts parts = schedule.parts(total);
-    const int32_t begin = parts.begin(part);
-    const int32_t end = parts.begin(part + 1);
+    const int32_t begin = parts.begin(schedule.in_line(part));
+    const int32_t end = parts.begin(schedule.in_line(part) + 1);
     if (begin >= end) {
       if (threadIdx.x == 0) {
         smem.part.begin = smem.part.end = 0;
@@ -47,11 +47,13 @@ struct PartFinder {
       int32_t b = first;
 #pragma unroll 1
       for (int32_t cost; at + (cost = schedule.sequence_cost(b)) <= begin; ++b) at += cost;
-      const core::SplitCursor cursor = {schedule, begin, end, core::SplitTile::find(schedule, begin, b, at)};
+      const core::SplitCursor cursor = {schedule, begin, end,
+                                        core::SplitTile::find(schedule, schedule.line_of(part), begin, b, at)};
       smem.part = {begin, end, cursor.tile};
       if (schedule.balanced()) partials.entries[part] = schedule.entry_of_part(cursor.piece(), parts, part);
     }
-    if (part == 0 && threadIdx.x == 0 && schedule.num_splits > 1) *partials.num_entries = total / schedule.num_splits;
+    if (part == 0 && threadIdx.x == 0 && schedule.num_splits > 1)
+      *partials.num_entries = total / schedule.num_splits * schedule.num_lines;
     __syncthreads();
   }
 

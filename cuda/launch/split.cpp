@@ -35,7 +35,9 @@ core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &ker
   s.batch = p.batch;
   s.block_n = kernel.block_n;
   s.num_splits = p.num_splits;
-  s.num_parts = std::min(multiprocessors * kernel.blocks_per_sm, core::SplitSchedule::kMostParts);
+  const int32_t blocks = std::min(multiprocessors * kernel.blocks_per_sm, core::SplitSchedule::kMostParts);
+  s.num_lines = core::SplitSchedule::lines(p.nheads_k, blocks);
+  s.num_parts = blocks / s.num_lines * s.num_lines;
   // The line of a balanced schedule has 32-bit places.
   const core::SplitBounds bounds = core::SplitBounds::of(p);
   const int64_t most_blocks = s.k.filled.rows / kernel.block_n + 2;
@@ -64,7 +66,7 @@ core::Status encode_maps(const flash3_params &p, const SplitKernel &kernel, devi
                           : paged                        ? p.num_pages
                           : p.cache_batch_idx != nullptr ? p.batch_cache
                                                          : p.batch;
-  const BoxShape box{kernel.box_cols, kernel.block_n, kernel.swizzle_bytes};
+  const BoxShape box{kernel.box_cols, kernel.block_n, kernel.swizzle_bytes, true};
   if (args->key_loads != KeyLoads::kTma || rows == 0) {
     args->key_loads = KeyLoads::kAsyncCopy;  // no map is looked at, and nothing loaded where there are no rows
     return {};

@@ -26,11 +26,12 @@ core::Status encode_tiled(const char *name, uintptr_t base, const Extents &exten
   }
   const cuuint32_t box_dims[5] = {static_cast<cuuint32_t>(box.cols), static_cast<cuuint32_t>(box.rows), 1, 1, 1};
   const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
-  const CUresult result = encode(map, bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 5,
-                                 reinterpret_cast<void *>(base), extents.dims, extents.strides, box_dims, steps,
-                                 CU_TENSOR_MAP_INTERLEAVE_NONE,
-                                 box.swizzle_bytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
-                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result = encode(
+      map, bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 5,
+      reinterpret_cast<void *>(base), extents.dims, extents.strides, box_dims, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      box.swizzle_bytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
+      box.read_once ? CU_TENSOR_MAP_L2_PROMOTION_L2_128B : CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
     return core::error(FLASH3_CUDA_ERROR, "the CUDA driver refused the tensor map of ", name, " (error ",
                        static_cast<int>(result), "; rows ", extents.dims[1], ", row stride ", extents.strides[0],

@@ -25,7 +25,8 @@ struct TensorView {
 
 struct BoxShape {
   int32_t cols, rows;
-  int32_t swizzle_bytes;  // 128 or 64: the bytes of `cols`
+  int32_t swizzle_bytes;   // 128 or 64: the bytes of `cols`
+  bool read_once = false;  // then L2 need not fetch more than is asked for
 };
 
 // No box of this map may lie outside the tensor as a whole: the copy engine then reads at the map's base address, which

@@ -35,7 +35,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "cheapest_config": (c_int32, [c_int32, c_int64, c_int64, c_int32, c_int32, c_int32, c_int64, c_int64]),
     "workspace_layout": (None, [POINTER(Params), POINTER(c_uint64)]),
     "takes_split_kernel": (c_int32, [POINTER(Params)]),
-    "split_pieces": (c_int64, [POINTER(Params), c_int32, c_int32, c_int64, POINTER(c_int64), POINTER(c_int64)]),
+    "split_pieces": (c_int64, [POINTER(Params), c_int32, c_int32, c_int32, c_int64, POINTER(c_int64), POINTER(c_int64)]),
     "validate": (c_int32, [POINTER(Params), c_char_p, c_int32]),
     "validate_combine": (c_int32, [POINTER(CombineParams), c_char_p, c_int32]),
     "check_architecture": (c_int32, [c_int32, c_int32, c_char_p, c_char_p, c_int32]),
@@ -262,6 +262,7 @@ class Entry(NamedTuple):
     count: int
     first_piece: int
     next_piece: int
+    step: int
 
 
 class Piece(NamedTuple):
@@ -278,16 +279,16 @@ class Piece(NamedTuple):
     entry: Entry
 
 
-def split_pieces(params: Params, block_n: int, num_parts: int) -> tuple[int, list[Piece]]:
-    """The cost of the call and all its pieces."""
+def split_pieces(params: Params, block_n: int, num_lines: int, num_parts: int) -> tuple[int, list[Piece]]:
+    """The cost of a line and all pieces of all lines."""
     total = c_int64()
     values = (c_int64 * 0)()
-    count = _function("split_pieces")(byref(params), block_n, num_parts, 0, byref(total), values)
-    values = (c_int64 * (11 * count))()
-    _function("split_pieces")(byref(params), block_n, num_parts, count, byref(total), values)
-    rows = [values[i : i + 11] for i in range(0, 11 * count, 11)]
+    count = _function("split_pieces")(byref(params), block_n, num_lines, num_parts, 0, byref(total), values)
+    values = (c_int64 * (13 * count))()
+    _function("split_pieces")(byref(params), block_n, num_lines, num_parts, count, byref(total), values)
+    rows = [values[i : i + 13] for i in range(0, 13 * count, 13)]
     return total.value, [
-        Piece(*x[:6], bool(x[6]), x[7], Entry(x[8], x[9], x[10] >> 32, x[10] & 0xFFFFFFFF)) for x in rows
+        Piece(*x[:6], bool(x[6]), x[7], Entry(*x[8:13])) for x in rows
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections import defaultdict
 
 import pytest
@@ -15,6 +16,8 @@ from tests.core.surface import MaskCase, Piece, int32_array, split_pieces, takes
 
 BLOCK_M, BLOCK_N = 64, 64
 lengths = st.lists(st.tuples(st.integers(0, 200), st.integers(0, 700)), min_size=1, max_size=6)
+# Query heads, KV heads, lines.
+layouts = st.sampled_from([(4, 4, 4), (8, 4, 2), (8, 2, 1), (6, 1, 1), (6, 6, 3)])
 Tiles = dict[tuple[int, int, int], tuple[int, int]]  # (batch, kv_head, m_block): first key block and behind the last
 windows = st.sampled_from([(-1, -1), (-1, 0), (100, 0), (70, 30), (0, -1)])
 
@@ -68,49 +71,57 @@ def check(pieces: list[Piece], of: list[tuple[int, int]], group: int, tiles: Til
         assert (tile in merged) == (len(own) > 1)
         if tile in merged:
             e = merged[tile]
-            assert [x.number for x in own] == [e.first_piece] + [e.next_piece + i for i in range(e.count - 1)]
+            assert [x.number for x in own] == [e.first_piece] + [e.next_piece + i * e.step for i in range(e.count - 1)]
             rows = of[tile[0]][0] * group
             assert e.rows == min(BLOCK_M, rows - tile[2] * BLOCK_M)
 
 
-@given(lengths, st.sampled_from([(4, 4), (8, 2), (6, 1), (3, 1)]), windows, st.integers(1, 40))
-def test_balanced(of: list[tuple[int, int]], heads: tuple[int, int], window: tuple[int, int], num_parts: int) -> None:
+@given(lengths, layouts, windows, st.integers(1, 40))
+def test_balanced(
+    of: list[tuple[int, int]], layout: tuple[int, int, int], window: tuple[int, int], parts_of_line: int
+) -> None:
+    heads, lines = layout[:2], layout[2]
+    num_parts = parts_of_line * lines
     p = call(of, heads, window, 0)
     tiles = tiles_of(of, heads, window)
-    total, pieces = split_pieces(p, BLOCK_N, num_parts)
+    total, pieces = split_pieces(p, BLOCK_N, lines, num_parts)
     check(pieces, of, heads[0] // heads[1], tiles)
-    assert total == sum(1 + end - begin for begin, end in tiles.values())
+    assert total * lines == sum(1 + end - begin for begin, end in tiles.values())
     costs: dict[int, int] = defaultdict(int)
     for x in pieces:
         costs[x.part] += x.n_end - x.n_begin
         assert 0 <= x.number < 2 * num_parts
-    assert not costs or max(costs.values()) <= -(-total // min(num_parts, -(-total // 2))), "no part is longer"
+    assert not costs or max(costs.values()) <= -(-total // min(parts_of_line, -(-total // 2))), "no part is longer"
     entries = [x.part for x in pieces if x.entry.rows]
     assert len(entries) == len(set(entries)), "one entry a part"
 
 
-@given(lengths, st.sampled_from([(4, 4), (6, 1)]), windows, st.integers(1, 40), st.sampled_from([1, 2, 3, 37]))
+@given(lengths, layouts, windows, st.integers(1, 40), st.sampled_from([1, 2, 3, 37]))
 def test_fixed(
-    of: list[tuple[int, int]], heads: tuple[int, int], window: tuple[int, int], num_parts: int, num_splits: int
+    of: list[tuple[int, int]],
+    layout: tuple[int, int, int],
+    window: tuple[int, int],
+    parts_of_line: int,
+    num_splits: int,
 ) -> None:
+    heads, lines = layout[:2], layout[2]
+    num_parts = parts_of_line * lines
     p = call(of, heads, window, num_splits)
     tiles = tiles_of(of, heads, window)
-    total, pieces = split_pieces(p, BLOCK_N, num_parts)
+    total, pieces = split_pieces(p, BLOCK_N, lines, num_parts)
     check(pieces, of, heads[0] // heads[1], tiles)
-    assert total == num_splits * len(tiles)
-    assert [x.n_end - x.n_begin for x in pieces] == [
-        (end - begin) * (i + 1) // num_splits - (end - begin) * i // num_splits
-        for x in pieces[::num_splits]
-        for begin, end in [tiles[x.batch, x.kv_head, x.m_block]]
-        for i in range(num_splits)
-    ], "as many pieces as asked for, whatever the number of parts"
+    assert total * lines == num_splits * len(tiles)
+    for tile, (begin, end) in tiles.items():
+        sizes = [x.n_end - x.n_begin for x in pieces if (x.batch, x.kv_head, x.m_block) == tile]
+        cuts = [(end - begin) * i // num_splits for i in range(num_splits + 1)]
+        assert sizes == [y - x for x, y in itertools.pairwise(cuts)], "as many as asked for, whatever the parts"
 
 
 def test_splits_do_not_depend_on_the_parts() -> None:
     p = call([(5, 700), (0, 3), (130, 20)], (4, 2), (-1, 0), 3)
-    _, few = split_pieces(p, BLOCK_N, 2)
-    _, many = split_pieces(p, BLOCK_N, 100)
-    assert [x._replace(part=0) for x in few] == [x._replace(part=0) for x in many]
+    _, few = split_pieces(p, BLOCK_N, 2, 2)
+    _, many = split_pieces(p, BLOCK_N, 2, 100)
+    assert sorted(x._replace(part=0) for x in few) == sorted(x._replace(part=0) for x in many)
 
 
 @pytest.mark.parametrize(
