@@ -42,6 +42,11 @@ struct SplitParts {
   }
 };
 
+// What one thread block computes.
+struct SplitPartId {
+  int32_t line, index;  // on the line
+};
+
 // What a thread block does at once: some of the key blocks of a tile.
 struct SplitPiece {
   int32_t batch, kv_head, m_block;
@@ -84,9 +89,9 @@ struct SplitSchedule {
   // Pieces that each tile is cut into, one after the other on the line: its cost is their number. 0: balanced, where
   // tiles are cut between parts only.
   int32_t num_splits;
-  int32_t num_lines;  // divides nheads_k; line i has KV heads i, i + num_lines, ..
-  int32_t num_parts;  // thread blocks to share out to, a multiple of num_lines: part p is the (p / num_lines)-th of its
-                      // line
+  int32_t num_lines;      // divides nheads_k; line i has KV heads i, i + num_lines, ..
+  int32_t heads_of_line;  // KV heads
+  int32_t parts_of_line;  // thread blocks to share each line out to
 
   // The lines of a call: as many as leave few of `blocks` thread blocks without work.
   static int32_t lines(int32_t nheads_k, int32_t blocks) {
@@ -95,10 +100,6 @@ struct SplitSchedule {
     }
     return 1;
   }
-
-  FLASH3_HD int32_t heads_of_line() const { return nheads_k / num_lines; }
-  FLASH3_HD int32_t line_of(int32_t part) const { return part % num_lines; }
-  FLASH3_HD int32_t in_line(int32_t part) const { return part / num_lines; }
 
   FLASH3_HD bool balanced() const { return num_splits == 0; }
 
@@ -136,13 +137,12 @@ struct SplitSchedule {
   }
 
   // On each line.
-  FLASH3_HD int32_t sequence_cost(int32_t b) const { return heads_of_line() * head_cost(lengths(b)); }
+  FLASH3_HD int32_t sequence_cost(int32_t b) const { return heads_of_line * head_cost(lengths(b)); }
 
   // The parts that a line of `total` is cut into.
   FLASH3_HD SplitParts parts(int32_t total) const {
     const int32_t most = balanced() ? (total + kLeastPart - 1) / kLeastPart : total;
-    const int32_t of_line = num_parts / num_lines;
-    return SplitParts::make(total, most < of_line ? most : of_line);
+    return SplitParts::make(total, most < parts_of_line ? most : parts_of_line);
   }
 
   FLASH3_HD int32_t tile_rows(const SplitLengths &s, int32_t m_block) const {
@@ -152,9 +152,9 @@ struct SplitSchedule {
 
   // The number of a piece among the partial results. Of a fixed number of splits those of a tile follow each other. Of
   // a balanced schedule a part has two: one for the tile that it goes on with and one for the tile that it begins last.
-  FLASH3_HD int32_t number(const SplitPiece &x, int32_t part) const {
-    if (!balanced()) return tile_number(x, line_of(part)) * num_splits + x.begin % num_splits;
-    return x.first ? num_parts + part : part;
+  FLASH3_HD int32_t number(const SplitPiece &x, const SplitPartId &part) const {
+    if (!balanced()) return tile_number(x, part.line) * num_splits + x.begin % num_splits;
+    return (x.first ? parts_of_line + part.index : part.index) * num_lines + part.line;
   }
 
   // Of a fixed number of splits: tiles of all lines are numbered.
@@ -164,15 +164,15 @@ struct SplitSchedule {
 
   // The entry of a part of a balanced schedule, by its first piece: what is to be merged if it is the second of its
   // tile. So every tile that is in pieces has one entry.
-  FLASH3_HD SplitEntry entry_of_part(const SplitPiece &x, const SplitParts &parts, int32_t part) const {
+  FLASH3_HD SplitEntry entry_of_part(const SplitPiece &x, const SplitParts &parts, const SplitPartId &part) const {
     SplitEntry e = entry(x);
     const int32_t begun_by = parts.part_of(x.tile_begin);
-    if (x.first || begun_by + 1 != in_line(part)) {
+    if (x.first || begun_by + 1 != part.index) {
       e.rows = 0;
       return e;
     }
-    e.first_piece = num_parts + part - num_lines;
-    e.next_piece = part;
+    e.first_piece = (parts_of_line + begun_by) * num_lines + part.line;
+    e.next_piece = part.index * num_lines + part.line;
     e.step = num_lines;
     e.count = parts.part_of(x.tile_end - 1) - begun_by + 1;
     return e;
@@ -213,11 +213,12 @@ struct SplitTile {
     t.batch = b;
     t.lengths = s.lengths(b);
     const int32_t head_cost = s.head_cost(t.lengths);
-    const int32_t head = (at - sequence_begin) / head_cost;
+    // Divisions are for those calls that need them.
+    const int32_t head = s.heads_of_line > 1 ? (at - sequence_begin) / head_cost : 0;
     t.kv_head = head * s.num_lines + line;
     t.begin = sequence_begin + head * head_cost;
     t.m_block = 0;
-    if (s.tiles_cost_the_same() && at > t.begin) {
+    if (s.tiles_cost_the_same() && s.num_m_blocks(t.lengths) > 1) {
       const int32_t cost = head_cost / s.num_m_blocks(t.lengths);
       t.m_block = (at - t.begin) / cost;
       t.begin += t.m_block * cost;

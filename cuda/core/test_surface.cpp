@@ -201,27 +201,29 @@ FLASH3_API int64_t flash3_test_split_pieces(const flash3_params *params, int32_t
                                   block_n,
                                   p.num_splits,
                                   num_lines,
-                                  num_parts};
+                                  p.nheads_k / num_lines,
+                                  num_parts / num_lines};
   int32_t sum = 0;
   for (int32_t b = 0; b < p.batch; ++b) sum += schedule.sequence_cost(b);
   *total = sum;
   const SplitParts parts = schedule.parts(sum);
   int64_t count = 0;
   for (int32_t part = 0; part < parts.parts * num_lines; ++part) {
-    const int32_t first = parts.begin(schedule.in_line(part));
+    const SplitPartId id = {part % num_lines, part / num_lines};
+    const int32_t first = parts.begin(id.index);
     int32_t b = 0;
     int32_t begin = 0;
     for (; begin + schedule.sequence_cost(b) <= first; ++b) begin += schedule.sequence_cost(b);
-    const SplitTile tile = SplitTile::find(schedule, schedule.line_of(part), first, b, begin);
-    SplitCursor cursor{schedule, first, parts.begin(schedule.in_line(part) + 1), tile};
+    const SplitTile tile = SplitTile::find(schedule, id.line, first, b, begin);
+    SplitCursor cursor{schedule, first, parts.begin(id.index + 1), tile};
     for (; !cursor.done(); cursor.advance(), ++count) {
       if (count >= capacity) continue;
       const SplitPiece x = cursor.piece();
       SplitEntry e = {};
-      if (schedule.balanced() && x.begin == first) e = schedule.entry_of_part(x, parts, part);
-      if (schedule.num_splits > 1 && x.first) e = schedule.entry_of_tile(x, schedule.line_of(part));
+      if (schedule.balanced() && x.begin == first) e = schedule.entry_of_part(x, parts, id);
+      if (schedule.num_splits > 1 && x.first) e = schedule.entry_of_tile(x, id.line);
       const int64_t values[] = {
-          part,   x.batch, x.kv_head,     x.m_block,    x.n_begin, x.n_end, x.whole, schedule.number(x, part),
+          part,   x.batch, x.kv_head,     x.m_block,    x.n_begin, x.n_end, x.whole, schedule.number(x, id),
           e.rows, e.count, e.first_piece, e.next_piece, e.step};
       std::memcpy(pieces + 13 * count, values, sizeof(values));
     }

@@ -18,7 +18,7 @@ inline constexpr int kMergeWarps = kMergeThreads / 32;
 // kCols: columns of a lane, 32 lanes to a row.
 template <class Element, int kCols>
 struct Merge {
-  static constexpr int kManyPieces = 32;
+  static constexpr int kManyPieces = 8;
 
   const MergeArgs &args;
   float *shared;  // (kMergeWarps, 32 * kCols + 2)
@@ -149,51 +149,29 @@ struct Merge {
   }
 };
 
+// Block (x, y): entry x, and every gridDim.x-th behind it; of a tile in many pieces row y, and every gridDim.y-th
+// behind it.
 template <class Element, int kCols>
 __global__ void __launch_bounds__(kMergeThreads) merge_kernel(const __grid_constant__ MergeArgs args) {
   using Merger = Merge<Element, kCols>;
   __shared__ float sums[kMergeWarps * (32 * kCols + 2)];
-  __shared__ int32_t numbers[core::SplitSchedule::kMostParts];
-  __shared__ int32_t of_warp[kMergeWarps], longest;
-  if (threadIdx.x == 0) longest = 0;
-  __syncthreads();
   ptx::wait_for_previous_kernel();
   const Partials &partials = args.partials;
-  const bool compact = args.schedule.balanced();
-  int32_t found = 0;
-  if (compact) {
-    // The entries that have rows, in the same order in every block.
-    for (int32_t base = 0; base < args.schedule.num_parts; base += kMergeThreads) {
-      const int32_t i = base + static_cast<int32_t>(threadIdx.x);
-      const int32_t count = i < args.schedule.num_parts && partials.entries[i].rows > 0 ? partials.entries[i].count : 0;
-      const uint32_t those = __ballot_sync(0xffffffffu, count > 0);
-      if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = __popc(those);
-      if (count > 0) atomicMax(&longest, count);
-      __syncthreads();
-      int32_t before = found;
-      for (int32_t w = 0; w < kMergeWarps; ++w) {
-        if (w < static_cast<int32_t>(threadIdx.x / 32)) before += of_warp[w];
-        found += of_warp[w];
-      }
-      if (count > 0) numbers[before + __popc(those & ((1u << (threadIdx.x % 32)) - 1))] = i;
-      __syncthreads();
-    }
-  }
-  const int64_t entries = compact ? found : *partials.num_entries;
-  const bool by_block = (compact ? longest : args.schedule.num_splits) > Merger::kManyPieces;
+  const auto entries = args.schedule.balanced() ? static_cast<int32_t>(gridDim.x) : *partials.num_entries;
   const Merger merger{args, sums};
-  const int64_t rows = entries * partials.tile_rows;
-  const int64_t step = by_block ? gridDim.x : int64_t{gridDim.x} * kMergeWarps;
-  for (int64_t i = by_block ? blockIdx.x : int64_t{blockIdx.x} * kMergeWarps + threadIdx.x / 32; i < rows; i += step) {
-    const int64_t number = i / partials.tile_rows;
-    const core::SplitEntry entry = partials.entries[compact ? numbers[number] : number];
-    const auto index = static_cast<int32_t>(i - number * partials.tile_rows);
-    if (index >= entry.rows) continue;
-    const typename Merger::Row row = merger.row(entry, index);
-    if (by_block) {
-      merger.merge_by_block(row);
-    } else {
-      merger.store(row, merger.add_up(row, 0, 1));
+#pragma unroll 1
+  for (int32_t i = blockIdx.x; i < entries; i += gridDim.x) {
+    const core::SplitEntry entry = partials.entries[i];
+    if (entry.rows <= static_cast<int32_t>(blockIdx.y)) continue;
+    if (entry.count > Merger::kManyPieces) {
+#pragma unroll 1
+      for (int32_t r = blockIdx.y; r < entry.rows; r += gridDim.y) merger.merge_by_block(merger.row(entry, r));
+    } else if (blockIdx.y == 0) {
+#pragma unroll 1
+      for (int32_t r = threadIdx.x / 32; r < entry.rows; r += kMergeWarps) {
+        const typename Merger::Row row = merger.row(entry, r);
+        merger.store(row, merger.add_up(row, 0, 1));
+      }
     }
   }
 }

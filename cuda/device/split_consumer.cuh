@@ -62,20 +62,19 @@ struct SplitConsumer {
   __device__ __forceinline__ SplitConsumer(const SplitArgs &a, const core::SplitSchedule &s, SharedStorage &storage)
       : args(a), schedule(s), smem(storage) {}
 
-  __device__ __forceinline__ void run(core::SplitCursor cursor, int32_t part) {
+  __device__ __forceinline__ void run(core::SplitCursor cursor, const core::SplitPartId &part) {
 #pragma unroll 1
     for (; !cursor.done(); cursor.advance()) {
       const core::SplitPiece piece = cursor.piece();
       if (schedule.num_splits > 1 && piece.first && threadIdx.x == 0) {
-        const int32_t line = schedule.line_of(part);
-        args.partials.entries[schedule.tile_number(piece, line)] = schedule.entry_of_tile(piece, line);
+        args.partials.entries[schedule.tile_number(piece, part.line)] = schedule.entry_of_tile(piece, part.line);
       }
       compute(piece, part);
     }
   }
 
  private:
-  __device__ __forceinline__ void compute(const core::SplitPiece &piece, int32_t part) {
+  __device__ __forceinline__ void compute(const core::SplitPiece &piece, const core::SplitPartId &part) {
     const PackedRows rows(schedule, piece);
     const core::SeqSpan q_span = schedule.q.span(piece.batch);
     if (piece.n_begin < piece.n_end) load_q(piece, q_span);
@@ -213,9 +212,9 @@ struct SplitConsumer {
     ptx::bar_sync(kBarrier, Traits::kConsumerThreads);
   }
 
-  __device__ __forceinline__ void store(const core::SplitPiece &piece, int32_t part, const core::SeqSpan &q_span,
-                                        const PackedRows &rows, const OnlineSoftmax &softmax,
-                                        const float (&o)[kOutputs]) const {
+  __device__ __forceinline__ void store(const core::SplitPiece &piece, const core::SplitPartId &part,
+                                        const core::SeqSpan &q_span, const PackedRows &rows,
+                                        const OnlineSoftmax &softmax, const float (&o)[kOutputs]) const {
     const int lane = threadIdx.x % 32;
     OnlineSoftmax::Sinks sinks = {{-INFINITY, -INFINITY}};
     if (args.sinks != nullptr && piece.whole) sinks = {{args.sinks[rows.head[0]], args.sinks[rows.head[1]]}};

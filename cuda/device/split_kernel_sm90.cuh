@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
 
   core::SplitSchedule schedule = args.schedule;
   schedule.block_n = Traits::kBlockN;  // known to the compiler
-  const auto part = static_cast<int32_t>(blockIdx.x);
+  const core::SplitPartId part = {static_cast<int32_t>(blockIdx.x), static_cast<int32_t>(blockIdx.y)};
   PartFinder<Traits>{schedule, args.partials, smem}.find(part);
   const core::SplitCursor cursor = {schedule, smem.part.begin, smem.part.end, smem.part.tile};
   if (warp < kConsumerWarps) {

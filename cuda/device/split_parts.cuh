@@ -26,38 +26,55 @@ struct PartFinder {
   typename Traits::SharedStorage &smem;
 
   // Leaves the part in smem.part.
-  __device__ __forceinline__ void find(int32_t part) const {
+  __device__ __forceinline__ void find(const core::SplitPartId &part) const {
     const int32_t share = core::ceil_div(schedule.batch, kThreads);
     const int32_t first = static_cast<int32_t>(threadIdx.x) * share;
     const int32_t behind = min(first + share, schedule.batch);
-    int32_t own = 0;
+    core::SplitParts parts;
+    int32_t begin = 0, end = 0, at = 0;
+    // Twice the same way: to add up the costs, and then, for one thread, to the sequence that holds the part's begin.
+    // The code is there the second time.
 #pragma unroll 1
-    for (int32_t b = first; b < behind; ++b) own += schedule.sequence_cost(b);
-    int32_t total;
-    int32_t at = scan(own, &total);
-    const core::SplitParts parts = schedule.parts(total);
-    const int32_t begin = parts.begin(schedule.in_line(part));
-    const int32_t end = parts.begin(schedule.in_line(part) + 1);
-    if (begin >= end) {
-      if (threadIdx.x == 0) {
-        smem.part.begin = smem.part.end = 0;
-        if (schedule.balanced()) partials.entries[part].rows = 0;
+    for (int round = 0; round < 2; ++round) {
+      int32_t sum = 0;
+#pragma unroll 1
+      for (int32_t b = first; b < behind; ++b) {
+        const int32_t cost = schedule.sequence_cost(b);
+        if (round == 1 && begin < at + sum + cost) {
+          smem.part = {begin, end, core::SplitTile::find(schedule, part.line, begin, b, at + sum)};
+          break;
+        }
+        sum += cost;
       }
-    } else if (at <= begin && begin < at + own) {
-      int32_t b = first;
-#pragma unroll 1
-      for (int32_t cost; at + (cost = schedule.sequence_cost(b)) <= begin; ++b) at += cost;
-      const core::SplitCursor cursor = {schedule, begin, end,
-                                        core::SplitTile::find(schedule, schedule.line_of(part), begin, b, at)};
-      smem.part = {begin, end, cursor.tile};
-      if (schedule.balanced()) partials.entries[part] = schedule.entry_of_part(cursor.piece(), parts, part);
+      if (round == 1) break;
+      int32_t total;
+      at = scan(sum, &total);
+      parts = schedule.parts(total);
+      begin = parts.begin(part.index);
+      end = parts.begin(part.index + 1);
+      if (begin >= end && threadIdx.x == 0) smem.part.begin = smem.part.end = 0;
+      if (!(begin < end && at <= begin && begin < at + sum)) break;
     }
-    if (part == 0 && threadIdx.x == 0 && schedule.num_splits > 1)
-      *partials.num_entries = total / schedule.num_splits * schedule.num_lines;
     __syncthreads();
+    if (threadIdx.x == kThreads - 1) note(part, parts);
   }
 
  private:
+  // By a thread that nobody waits for.
+  __device__ __forceinline__ void note(const core::SplitPartId &part, const core::SplitParts &parts) const {
+    if (part.line == 0 && part.index == 0 && schedule.num_splits > 1) {
+      *partials.num_entries = parts.total / schedule.num_splits * schedule.num_lines;
+    }
+    if (!schedule.balanced()) return;
+    core::SplitEntry &entry = partials.entries[part.index * schedule.num_lines + part.line];
+    const core::SplitCursor cursor = {schedule, smem.part.begin, smem.part.end, smem.part.tile};
+    if (cursor.done()) {
+      entry.rows = 0;
+    } else {
+      entry = schedule.entry_of_part(cursor.piece(), parts, part);
+    }
+  }
+
   // The sum of x over the threads before this one, and over all.
   __device__ __forceinline__ int32_t scan(int32_t x, int32_t *total) const {
     const int lane = threadIdx.x % 32;

@@ -37,7 +37,8 @@ core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &ker
   s.num_splits = p.num_splits;
   const int32_t blocks = std::min(multiprocessors * kernel.blocks_per_sm, core::SplitSchedule::kMostParts);
   s.num_lines = core::SplitSchedule::lines(p.nheads_k, blocks);
-  s.num_parts = blocks / s.num_lines * s.num_lines;
+  s.heads_of_line = p.nheads_k / s.num_lines;
+  s.parts_of_line = blocks / s.num_lines;
   // The line of a balanced schedule has 32-bit places.
   const core::SplitBounds bounds = core::SplitBounds::of(p);
   const int64_t most_blocks = s.k.filled.rows / kernel.block_n + 2;
@@ -116,10 +117,10 @@ core::Status make_args(const flash3_params &p, const SplitKernel &kernel, int32_
   return encode_maps(p, kernel, args);
 }
 
-cudaError_t launch(const void *function, int32_t blocks, int32_t threads, uint32_t shared_bytes, bool early, void *args,
+cudaError_t launch(const void *function, dim3 blocks, int32_t threads, uint32_t shared_bytes, bool early, void *args,
                    cudaStream_t stream) {
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.gridDim = blocks;
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
@@ -133,7 +134,10 @@ cudaError_t launch(const void *function, int32_t blocks, int32_t threads, uint32
   return cudaLaunchKernelExC(&config, function, arguments);
 }
 
-cudaError_t launch_merge(const SplitKernel &kernel, const device::SplitArgs &args, const DeviceInfo &device,
+// Blocks that share the rows of a tile, where it is in many pieces.
+constexpr int32_t kMergeRows = 8;
+
+cudaError_t launch_merge(const flash3_params &p, const SplitKernel &kernel, const device::SplitArgs &args,
                          cudaStream_t stream) {
   device::MergeArgs merge = {};
   merge.schedule = args.schedule;
@@ -146,8 +150,13 @@ cudaError_t launch_merge(const SplitKernel &kernel, const device::SplitArgs &arg
   merge.seqlen_q = args.seqlen_q;
   merge.head_dim_v = args.head_dim_v;
   merge.sinks = args.sinks;
-  constexpr int32_t kBlocksPerSm = 2;
-  return launch(kernel.merge, kBlocksPerSm * device.multiprocessors, kernel.merge_threads, 0, true, &merge, stream);
+  // A block for every entry; of a fixed number of splits each takes several, if there are many.
+  constexpr int64_t kMostBlocks = 4096;
+  const int64_t entries = args.schedule.balanced() ? merge.schedule.parts_of_line * merge.schedule.num_lines
+                                                   : std::min(core::SplitBounds::of(p).tiles, kMostBlocks);
+  const int32_t rows = std::min(args.partials.tile_rows, kMergeRows);
+  return launch(kernel.merge, {static_cast<unsigned>(entries), static_cast<unsigned>(rows)}, kernel.merge_threads, 0,
+                true, &merge, stream);
 }
 
 }  // namespace
@@ -172,11 +181,11 @@ core::Status split_forward(const flash3_params &params, const DeviceInfo &device
     if (error != cudaSuccess) return cuda_error("launching the append", error);
   }
   if (core::query_rows(params) == 0) return {};
-  error = launch(kernel->function, args.schedule.num_parts, kernel->threads, kernel->shared_bytes, args.follows_append,
-                 &args, stream);
+  const dim3 blocks(static_cast<unsigned>(args.schedule.num_lines), static_cast<unsigned>(args.schedule.parts_of_line));
+  error = launch(kernel->function, blocks, kernel->threads, kernel->shared_bytes, args.follows_append, &args, stream);
   if (error != cudaSuccess) return cuda_error("launching the split-KV kernel", error);
   if (args.schedule.num_splits == 1) return {};
-  error = launch_merge(*kernel, args, device, stream);
+  error = launch_merge(params, *kernel, args, stream);
   if (error != cudaSuccess) return cuda_error("launching the merging of splits", error);
   return {};
 }
