@@ -23,6 +23,7 @@ __device__ __forceinline__ void init_split(const SplitArgs &args, typename Trait
     ptx::mbarrier_init(&smem.barriers.full[0][0] + lane, args.key_loads == KeyLoads::kAsyncCopy ? 32 : 1);
     ptx::mbarrier_init(&smem.barriers.empty[0][0] + lane, Traits::kConsumerThreads / 32);
   }
+  if (lane == 0) ptx::mbarrier_init(&smem.barriers.found, Traits::kThreads);
   if (lane < Traits::kBlockN / 32) smem.poison[lane] = 0;
   ptx::fence_mbarrier_init();
 }
@@ -47,15 +48,21 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
   core::SplitSchedule schedule = args.schedule;
   schedule.block_n = Traits::kBlockN;  // known to the compiler
   const core::SplitPartId part = {static_cast<int32_t>(blockIdx.x), static_cast<int32_t>(blockIdx.y)};
-  PartFinder<Traits>{schedule, args.partials, smem}.find(part);
-  const core::SplitCursor cursor = {schedule, smem.part.begin, smem.part.end, smem.part.tile};
+  PartFinder<Traits> finder(schedule, part, args.partials, smem);
+  finder.add_up();
   if (warp < kConsumerWarps) {
     ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
-    SplitConsumer<Traits>(args, schedule, smem).run(cursor, part);
+    finder.publish();
+    SplitConsumer<Traits>(args, schedule, smem).run(finder);
   } else {
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
-    if (warp >= kConsumerWarps + 2) return;
-    SplitProducer<Traits>(args, schedule, smem, warp == kConsumerWarps ? kOfK : kOfV).run(cursor);
+    finder.publish();
+    finder.wait();
+    if (warp < kConsumerWarps + 2) {
+      SplitProducer<Traits>(args, schedule, smem, warp == kConsumerWarps ? kOfK : kOfV).run();
+    } else if (threadIdx.x == Traits::kThreads - 1) {
+      finder.note();
+    }
   }
 }
 

@@ -49,7 +49,8 @@ struct SplitProducer {
                                            SplitSide of)
       : args(a), schedule(s), smem(storage), side(of) {}
 
-  __device__ __forceinline__ void run(core::SplitCursor cursor) {
+  __device__ __forceinline__ void run() {
+    core::SplitCursor cursor = smem.part.cursor(schedule);
 #pragma unroll 1
     for (; !cursor.done(); cursor.advance()) {
       const core::SplitPiece piece = cursor.piece();
@@ -70,7 +71,7 @@ struct SplitProducer {
   __device__ __forceinline__ int32_t head_dim() const { return side == kOfK ? args.head_dim : args.head_dim_v; }
 
   __device__ __forceinline__ void load(const core::SplitPiece &piece, const ptx::TmaCoord &at) {
-    // Keys that one tile alone reads are not worth a place in L2.
+    // Keys that one tile alone reads are not worth a place in L2; but to say so makes them come slower.
     const bool once = schedule.num_m_blocks(piece.lengths) == 1;
     const BoxLoad<Traits> box = {side == kOfK ? &args.k_map : &args.v_map,
                                  &args.kv_zero_map,
@@ -80,7 +81,7 @@ struct SplitProducer {
                                  &smem.barriers.empty[side][ring.index],
                                  ring.parity,
                                  kBlockN,
-                                 once ? ptx::L2Hint::kEvictFirst : ptx::L2Hint::kEvictLast,
+                                 once ? ptx::L2Hint::kNormal : ptx::L2Hint::kEvictLast,
                                  at};
     load_boxes(box);
     __syncwarp();

@@ -35,6 +35,7 @@ struct SplitTraits {
 
   struct Barriers {
     uint64_t full[2][kStages], empty[2][kStages];  // of K, of V
+    uint64_t found;                                // see PartFinder
   };
 
   struct SharedStorage {
