@@ -13,7 +13,6 @@
 #include "device/scores.cuh"
 #include "device/softmax.cuh"
 #include "device/split_args.h"
-#include "device/split_parts.cuh"
 #include "device/split_producer.cuh"
 #include "device/split_traits.cuh"
 
@@ -59,42 +58,26 @@ struct SplitConsumer {
   const core::SplitSchedule &schedule;
   SharedStorage &smem;
   Ring k_ring{0}, v_ring{0};
-  bool rehearsing = false;
 
   __device__ __forceinline__ SplitConsumer(const SplitArgs &a, const core::SplitSchedule &s, SharedStorage &storage)
       : args(a), schedule(s), smem(storage) {}
 
-  // While the part is being looked for, two blocks of whatever is in shared memory are computed, for nothing: the code
-  // is there then when the memory is busy with keys.
-  __device__ __forceinline__ void run(const PartFinder<Traits> &finder) {
-    core::SplitPiece piece = {};
-    piece.lengths = {1, 2 * kBlockN};
-    piece.range = {0, 2, 0, 2};
-    piece.n_end = 2;
-    core::SplitCursor cursor = {schedule, 0, 0, {}};
+  __device__ __forceinline__ void run(core::SplitCursor cursor, const core::SplitPartId &part) {
 #pragma unroll 1
-    for (rehearsing = true;; rehearsing = false, piece = cursor.piece()) {
-      compute(piece, finder.part);
-      if (ptx::uniform(rehearsing)) {
-        finder.wait();
-        cursor.at = smem.part.begin;
-        cursor.end = smem.part.end;
-        cursor.tile = smem.part.tile;
-      } else {
-        cursor.advance();
+    for (; !cursor.done(); cursor.advance()) {
+      const core::SplitPiece piece = cursor.piece();
+      if (schedule.num_splits > 1 && piece.first && threadIdx.x == 0) {
+        args.partials.entries[schedule.tile_number(piece, part.line)] = schedule.entry_of_tile(piece, part.line);
       }
-      if (cursor.done()) return;
+      compute(piece, part);
     }
   }
 
  private:
   __device__ __forceinline__ void compute(const core::SplitPiece &piece, const core::SplitPartId &part) {
-    if (schedule.num_splits > 1 && piece.first && threadIdx.x == 0) {
-      args.partials.entries[schedule.tile_number(piece, part.line)] = schedule.entry_of_tile(piece, part.line);
-    }
     const PackedRows rows(schedule, piece);
     const core::SeqSpan q_span = schedule.q.span(piece.batch);
-    if (piece.n_begin < piece.n_end && !rehearsing) load_q(piece, q_span);
+    if (piece.n_begin < piece.n_end) load_q(piece, q_span);
 
     const core::Mask mask{schedule.window, piece.lengths.seqlen_q, piece.lengths.seqlen_k};
     RowScores scores;
@@ -115,7 +98,7 @@ struct SplitConsumer {
     // Warps whose rows do not exist take part in the products alone.
     const bool has_rows = ptx::uniform(rows.first_row < schedule.tile_rows(piece.lengths, piece.m_block));
     if (piece.n_begin < piece.n_end) attend(piece, scores, has_rows, softmax, s, o);
-    if (!rehearsing) store(piece, part, q_span, rows, softmax, o);
+    store(piece, part, q_span, rows, softmax, o);
   }
 
   // The products Q * K^T of a block and P * V of the block before run under the softmax of the latter.
@@ -193,13 +176,11 @@ struct SplitConsumer {
   }
 
   __device__ __forceinline__ void wait_full(SplitSide side, const Ring &ring) const {
-    if (ptx::uniform(rehearsing)) return;
     ptx::mbarrier_wait(&smem.barriers.full[side][ring.index], ring.parity);
     if (args.key_loads == KeyLoads::kAsyncCopy) ptx::fence_proxy_async_shared();
   }
 
   __device__ __forceinline__ void release(SplitSide side, Ring &ring) const {
-    if (ptx::uniform(rehearsing)) return;
     if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&smem.barriers.empty[side][ring.index]);
     ring.advance();
   }

@@ -20,10 +20,9 @@ __device__ __forceinline__ void init_split(const SplitArgs &args, typename Trait
   const int lane = threadIdx.x % 32;
   constexpr int kBarriers = 2 * Traits::kStages;
   if (lane < kBarriers) {
-    ptx::mbarrier_init(&smem.barriers.full[0][0] + lane, args.key_loads == KeyLoads::kAsyncCopy ? 32 : 1);
+    ptx::mbarrier_init(&smem.barriers.full[0][0] + lane, args.key_loads == KeyLoads::kAsyncCopy ? 64 : 1);
     ptx::mbarrier_init(&smem.barriers.empty[0][0] + lane, Traits::kConsumerThreads / 32);
   }
-  if (lane == 0) ptx::mbarrier_init(&smem.barriers.found, Traits::kThreads);
   if (lane < Traits::kBlockN / 32) smem.poison[lane] = 0;
   ptx::fence_mbarrier_init();
 }
@@ -48,21 +47,17 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
   core::SplitSchedule schedule = args.schedule;
   schedule.block_n = Traits::kBlockN;  // known to the compiler
   const core::SplitPartId part = {static_cast<int32_t>(blockIdx.x), static_cast<int32_t>(blockIdx.y)};
-  PartFinder<Traits> finder(schedule, part, args.partials, smem);
-  finder.add_up();
+  const PartFinder<Traits> finder{schedule, args.partials, smem};
+  const core::SplitParts parts = finder.find(part);
+  const core::SplitCursor cursor = {schedule, smem.part.begin, smem.part.end, smem.part.tile};
   if (warp < kConsumerWarps) {
     ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
-    finder.publish();
-    SplitConsumer<Traits>(args, schedule, smem).run(finder);
+    SplitConsumer<Traits>(args, schedule, smem).run(cursor, part);
   } else {
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
-    finder.publish();
-    finder.wait();
-    if (warp < kConsumerWarps + 2) {
-      SplitProducer<Traits>(args, schedule, smem, warp == kConsumerWarps ? kOfK : kOfV).run();
-    } else if (threadIdx.x == Traits::kThreads - 1) {
-      finder.note();
-    }
+    const int producer = warp - kConsumerWarps;
+    SplitProducer<Traits>(args, schedule, smem, producer % 2 == 0 ? kOfK : kOfV, producer / 2).run(cursor);
+    if (threadIdx.x == Traits::kThreads - 1) finder.note(part, parts);
   }
 }
 

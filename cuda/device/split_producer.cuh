@@ -36,25 +36,26 @@ struct SplitProducer {
   using Element = typename Traits::Element;
   using SharedStorage = typename Traits::SharedStorage;
   static constexpr int kBlockN = Traits::kBlockN;
-  static constexpr int kPlaces = kBlockN / 32;  // rows of a block whose places a lane finds
+  static constexpr int kCopyRows = kBlockN / 2;   // of a block, that one of its two warps copies
+  static constexpr int kPlaces = kCopyRows / 32;  // rows whose places a lane finds
 
   const SplitArgs &args;
   const core::SplitSchedule &schedule;
   SharedStorage &smem;
   const SplitSide side;
+  const int half;  // of the rows of a block, where they are copied row by row
   SplitRing<Traits::kStages> ring{1};
   const int lane = threadIdx.x % 32;
 
   __device__ __forceinline__ SplitProducer(const SplitArgs &a, const core::SplitSchedule &s, SharedStorage &storage,
-                                           SplitSide of)
-      : args(a), schedule(s), smem(storage), side(of) {}
+                                           SplitSide of, int which)
+      : args(a), schedule(s), smem(storage), side(of), half(which) {}
 
-  __device__ __forceinline__ void run() {
-    core::SplitCursor cursor = smem.part.cursor(schedule);
+  __device__ __forceinline__ void run(core::SplitCursor cursor) {
 #pragma unroll 1
     for (; !cursor.done(); cursor.advance()) {
       const core::SplitPiece piece = cursor.piece();
-      if (piece.n_begin == piece.n_end) continue;
+      if (piece.n_begin == piece.n_end || (half != 0 && args.key_loads == KeyLoads::kTma)) continue;
       const core::KeySpan span = schedule.k.span(piece.batch);
       if (args.key_loads == KeyLoads::kAsyncCopy) {
         copy_rows(piece, span);
@@ -128,7 +129,7 @@ struct SplitProducer {
     Places out;
 #pragma unroll
     for (int i = 0; i < kPlaces; ++i) {
-      const int64_t key = int64_t{n} * kBlockN + 32 * i + lane;
+      const int64_t key = int64_t{n} * kBlockN + half * kCopyRows + 32 * i + lane;
       out.offset[i] = -1;
       if (key >= span.len) continue;
       const core::RowPlace at = schedule.k.place(span, span.first_row + key);
@@ -150,15 +151,15 @@ struct SplitProducer {
       ptx::mbarrier_wait(&smem.barriers.empty[side][ring.index], ring.parity);
       const uint32_t to = ptx::shared_address(smem.kv[side][ring.index]);
 #pragma unroll
-      for (int group = 0; group < kBlockN / 8; ++group) {
-        const int row = 8 * group + lane / 4;
+      for (int group = 0; group < kCopyRows / 8; ++group) {
+        const int row = 8 * group + lane / 4;  // among this warp's
         const int64_t offset = __shfl_sync(0xffffffffu, now.offset[group / 4], row % 32);
 #pragma unroll
         for (int c = 0; c < Traits::kHeadDim / 32; ++c) {
           const int col = 32 * c + lane % 4 * 8;
           const bool inside = offset >= 0 && col < cols;
-          ptx::cp_async_16(to + Traits::template offset<kBlockN>(row, col), data + (inside ? offset + col : 0),
-                           inside ? 16 : 0);
+          ptx::cp_async_16(to + Traits::template offset<kBlockN>(half * kCopyRows + row, col),
+                           data + (inside ? offset + col : 0), inside ? 16 : 0);
         }
       }
       ptx::cp_async_mbarrier_arrive(&smem.barriers.full[side][ring.index]);

@@ -19,10 +19,10 @@ struct SplitTraits {
   static constexpr int kStages = kConfig.stages;
   static constexpr int kBlocksPerSm = kConfig.blocks_per_sm;
   static_assert(kBlockM == 64, "the tile is that of one warpgroup");
-  static_assert(kBlockN % 32 == 0 && kBlockN <= 128, "a lane finds the place of whole rows");
+  static_assert(kBlockN % 64 == 0 && kBlockN <= 128, "a lane finds the places of whole rows");
 
-  // A consumer warpgroup, and one of which a warp loads K and another one V, and which leaves its registers to the
-  // first.
+  // A consumer warpgroup, and one of which two warps each copy K and V, or one of them sets the copy engine to it. That
+  // one leaves its registers to the first.
   static constexpr int kConsumerThreads = 128;
   static constexpr int kThreads = kConsumerThreads + 128;
   static constexpr int kProducerRegisters = kBlocksPerSm == 2 ? 80 : 168;
@@ -35,7 +35,6 @@ struct SplitTraits {
 
   struct Barriers {
     uint64_t full[2][kStages], empty[2][kStages];  // of K, of V
-    uint64_t found;                                // see PartFinder
   };
 
   struct SharedStorage {
