@@ -8,6 +8,7 @@
 namespace flash3::device {
 
 struct MergeArgs {
+  int32_t first_entry;  // those before it have nothing to merge
   core::SplitSchedule schedule;
   Partials partials;
   TensorRows out;

@@ -149,18 +149,19 @@ struct Merge {
   }
 };
 
-// Block (x, y): entry x, and every gridDim.x-th behind it; of a tile in many pieces row y, and every gridDim.y-th
-// behind it.
+// Block (x, y): entry first_entry + x, and every gridDim.x-th behind it; of a tile in many pieces row y, and every
+// gridDim.y-th behind it.
 template <class Element, int kCols>
 __global__ void __launch_bounds__(kMergeThreads) merge_kernel(const __grid_constant__ MergeArgs args) {
   using Merger = Merge<Element, kCols>;
   __shared__ float sums[kMergeWarps * (32 * kCols + 2)];
   ptx::wait_for_previous_kernel();
   const Partials &partials = args.partials;
-  const auto entries = args.schedule.balanced() ? static_cast<int32_t>(gridDim.x) : *partials.num_entries;
+  const auto behind =
+      args.schedule.balanced() ? args.first_entry + static_cast<int32_t>(gridDim.x) : *partials.num_entries;
   const Merger merger{args, sums};
 #pragma unroll 1
-  for (int32_t i = blockIdx.x; i < entries; i += gridDim.x) {
+  for (int32_t i = args.first_entry + blockIdx.x; i < behind; i += gridDim.x) {
     const core::SplitEntry entry = partials.entries[i];
     if (entry.rows <= static_cast<int32_t>(blockIdx.y)) continue;
     if (entry.count > Merger::kManyPieces) {

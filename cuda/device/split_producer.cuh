@@ -139,7 +139,7 @@ struct SplitProducer {
     return out;
   }
 
-  // Four lanes to a row, eight rows at a time: each takes every fourth 16 bytes.
+  // Eight lanes to a row, which copy 128 bytes of it, four rows at a time.
   __device__ __forceinline__ void copy_rows(const core::SplitPiece &piece, const core::KeySpan &span) {
     const auto *const data = static_cast<const Element *>(tensor().data);
     const int32_t cols = head_dim();
@@ -151,12 +151,13 @@ struct SplitProducer {
       ptx::mbarrier_wait(&smem.barriers.empty[side][ring.index], ring.parity);
       const uint32_t to = ptx::shared_address(smem.kv[side][ring.index]);
 #pragma unroll
-      for (int group = 0; group < kCopyRows / 8; ++group) {
-        const int row = 8 * group + lane / 4;  // among this warp's
-        const int64_t offset = __shfl_sync(0xffffffffu, now.offset[group / 4], row % 32);
+      for (int group = 0; group < kCopyRows / 4; ++group) {
+        const int row = 4 * group + lane / 8;  // among this warp's
+        const int64_t offset = __shfl_sync(0xffffffffu, now.offset[group / 8], row % 32);
 #pragma unroll
-        for (int c = 0; c < Traits::kHeadDim / 32; ++c) {
-          const int col = 32 * c + lane % 4 * 8;
+        for (int first = 0; first < Traits::kHeadDim; first += 64) {
+          const int col = first + lane % 8 * 8;
+          if (first + 64 > Traits::kHeadDim && col >= Traits::kHeadDim) continue;
           const bool inside = offset >= 0 && col < cols;
           ptx::cp_async_16(to + Traits::template offset<kBlockN>(half * kCopyRows + row, col),
                            data + (inside ? offset + col : 0), inside ? 16 : 0);

@@ -150,11 +150,21 @@ cudaError_t launch_merge(const flash3_params &p, const SplitKernel &kernel, cons
   merge.seqlen_q = args.seqlen_q;
   merge.head_dim_v = args.head_dim_v;
   merge.sinks = args.sinks;
-  // A block for every entry; of a fixed number of splits each takes several, if there are many.
-  constexpr int64_t kMostBlocks = 4096;
-  const int64_t entries = args.schedule.balanced() ? merge.schedule.parts_of_line * merge.schedule.num_lines
-                                                   : std::min(core::SplitBounds::of(p).tiles, kMostBlocks);
-  const int32_t rows = std::min(args.partials.tile_rows, kMergeRows);
+  const core::SplitSchedule &schedule = args.schedule;
+  const int64_t tiles = core::SplitBounds::of(p).tiles;
+  int32_t rows = std::min(args.partials.tile_rows, kMergeRows);
+  int64_t entries = 0;
+  if (!schedule.balanced()) {
+    constexpr int64_t kMostBlocks = 4096;
+    entries = std::min(tiles, kMostBlocks);  // each block takes several, if there are more
+  } else if (tiles <= schedule.num_lines) {
+    // One tile a line, in many pieces: the second part has its entry.
+    merge.first_entry = schedule.num_lines;
+    entries = schedule.num_lines;
+    rows = args.partials.tile_rows;
+  } else {
+    entries = int64_t{schedule.parts_of_line} * schedule.num_lines;
+  }
   return launch(kernel.merge, {static_cast<unsigned>(entries), static_cast<unsigned>(rows)}, kernel.merge_threads, 0,
                 true, &merge, stream);
 }
@@ -184,7 +194,8 @@ core::Status split_forward(const flash3_params &params, const DeviceInfo &device
   const dim3 blocks(static_cast<unsigned>(args.schedule.num_lines), static_cast<unsigned>(args.schedule.parts_of_line));
   error = launch(kernel->function, blocks, kernel->threads, kernel->shared_bytes, args.follows_append, &args, stream);
   if (error != cudaSuccess) return cuda_error("launching the split-KV kernel", error);
-  if (args.schedule.num_splits == 1) return {};
+  const bool whole = args.schedule.num_splits == 1 || (args.schedule.balanced() && args.schedule.parts_of_line == 1);
+  if (whole) return {};
   error = launch_merge(params, *kernel, args, stream);
   if (error != cudaSuccess) return cuda_error("launching the merging of splits", error);
   return {};
