@@ -18,7 +18,7 @@ struct SplitConfig {
 // A multiprocessor that reads at the rate of the memory needs some 60 KB on their way. More of them than that make the
 // last blocks of a part wait for the arithmetic.
 inline constexpr SplitConfig kSplitConfigs[] = {
-    {64, 128, 3, 2}, {96, 64, 4, 2}, {128, 64, 2, 2}, {192, 64, 4, 1}, {256, 64, 3, 1},
+    {64, 128, 2, 2}, {96, 64, 4, 2}, {128, 64, 2, 2}, {192, 64, 4, 1}, {256, 64, 3, 1},
 };
 inline constexpr int32_t kNumSplitConfigs = sizeof(kSplitConfigs) / sizeof(kSplitConfigs[0]);
 
