@@ -60,8 +60,9 @@ def flash_attn_func(
         num_splits: 0 (the library chooses) to 256: into how many parts the keys are split, which are worked on at the
             same time and then merged: what keeps a GPU busy where there are few queries. A fixed number gives the same
             bits every time, and so does 0; two numbers differ by rounding. The host engine makes one pass in any case.
-        pack_gqa: a tuning hint of FlashAttention-3 that never changes a result; this version runs the unpacked form.
-        sm_margin: multiprocessors to leave to other work, on a GPU.
+        pack_gqa: a tuning hint of FlashAttention-3 that never changes a result; the library chooses.
+        sm_margin: multiprocessors to leave to other work, on a GPU. With num_splits 0 it may change where keys are
+            split, and so the rounding.
         out: (batch, seqlen_q, nheads, head_dim_v) of q's dtype to write to. It may be a CUDA object with __dlpack__,
             so that the result reaches another framework without a copy.
         return_lse: also return the log-sum-exp of each row.

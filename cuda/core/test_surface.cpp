@@ -9,6 +9,7 @@
 #include "core/rotary.h"
 #include "core/seqlen.h"
 #include "core/split_config.h"
+#include "core/split_cursor.h"
 #include "core/split_schedule.h"
 #include "core/tile_config.h"
 #include "core/tile_scheduler.h"

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/mask.h"
+#include "core/split_cursor.h"
 #include "core/split_schedule.h"
 #include "device/fwd_args.h"
 #include "device/gmma.cuh"

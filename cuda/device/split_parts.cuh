@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "core/split_cursor.h"
 #include "core/split_schedule.h"
 #include "device/split_args.h"
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/kv_cache.h"
+#include "core/split_cursor.h"
 #include "core/split_schedule.h"
 #include "device/fwd_args.h"
 #include "device/ptx.cuh"

@@ -169,10 +169,10 @@ typedef struct flash3_params {
   int64_t alibi_batch_stride; /* 0 for (nheads), else the stride of batch */
   const float *sinks;         /* (nheads), float32: logit of a key without a value; NULL: off */
 
-  /* Pieces that the keys of a tile of queries are shared out in: 0: the library chooses, else 1 to 256. The host backend
-   * makes one pass in any case. */
+  /* Pieces that the keys of a tile of queries are shared out in: 0: the library chooses, else 1 to 256. The host
+   * backend makes one pass in any case. */
   int32_t num_splits;
-  int32_t sm_margin;   /* CUDA: multiprocessors to leave to others, >= 0 */
+  int32_t sm_margin; /* CUDA: multiprocessors to leave to others, >= 0. With num_splits 0 it may change the rounding */
   int32_t num_threads; /* host: threads to use; 0: all cores. CUDA: ignored */
   int32_t reserved;    /* 0 */
 

@@ -198,9 +198,6 @@ static void check_paged_append(void) {
   check(memcmp(want, out, sizeof want) == 0, "the same keys in pages give the same bits");
   const int last = SEQLEN_K - 1;
   check(memcmp(k_pages[table[1][last / PAGE]][last % PAGE], k[1][last], sizeof k[1][last]) == 0, "the last new row");
-  p.backend = FLASH3_BACKEND_CUDA;
-  p.dtype = FLASH3_FLOAT16;
-  check_refused(p, FLASH3_UNSUPPORTED, "page_table is given; it must be NULL on the CUDA backend");
 }
 
 static void check_combine(void) {

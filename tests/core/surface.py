@@ -34,8 +34,6 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "estimated_clocks": (c_int64, [c_int32, c_int64, c_int64, c_int32, c_int32]),
     "cheapest_config": (c_int32, [c_int32, c_int64, c_int64, c_int32, c_int32, c_int32, c_int64, c_int64]),
     "workspace_layout": (None, [POINTER(Params), POINTER(c_uint64)]),
-    "takes_split_kernel": (c_int32, [POINTER(Params)]),
-    "split_pieces": (c_int64, [POINTER(Params), c_int32, c_int32, c_int32, c_int64, POINTER(c_int64), POINTER(c_int64)]),
     "validate": (c_int32, [POINTER(Params), c_char_p, c_int32]),
     "validate_combine": (c_int32, [POINTER(CombineParams), c_char_p, c_int32]),
     "check_architecture": (c_int32, [c_int32, c_int32, c_char_p, c_char_p, c_int32]),
@@ -44,8 +42,13 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 @functools.cache
 def _function(name: str) -> Any:
+    return surface_function(name, *_SIGNATURES[name])
+
+
+def surface_function(name: str, restype: Any, argtypes: list[Any]) -> Any:
+    """flash3_test_<name> of the library."""
     function = getattr(load_library("libflash3_core.so"), f"flash3_test_{name}")
-    function.restype, function.argtypes = _SIGNATURES[name]
+    function.restype, function.argtypes = restype, argtypes
     return function
 
 
@@ -242,54 +245,13 @@ class WorkspaceLayout(NamedTuple):
     lse_partial: int
     out_partial: int
     rotated_q: int
-    bytes: int
+    size: int
 
 
 def workspace_layout(params: Params) -> WorkspaceLayout:
     layout = (c_uint64 * 8)()
     _function("workspace_layout")(byref(params), layout)
     return WorkspaceLayout(*layout)
-
-
-def takes_split_kernel(params: Params) -> bool:
-    return bool(_function("takes_split_kernel")(byref(params)))
-
-
-class Entry(NamedTuple):
-    """What is to be merged; rows 0: nothing."""
-
-    rows: int
-    count: int
-    first_piece: int
-    next_piece: int
-    step: int
-
-
-class Piece(NamedTuple):
-    """Of a tile, by one part of the call."""
-
-    part: int
-    batch: int
-    kv_head: int
-    m_block: int
-    n_begin: int
-    n_end: int
-    whole: bool
-    number: int
-    entry: Entry
-
-
-def split_pieces(params: Params, block_n: int, num_lines: int, num_parts: int) -> tuple[int, list[Piece]]:
-    """The cost of a line and all pieces of all lines."""
-    total = c_int64()
-    values = (c_int64 * 0)()
-    count = _function("split_pieces")(byref(params), block_n, num_lines, num_parts, 0, byref(total), values)
-    values = (c_int64 * (13 * count))()
-    _function("split_pieces")(byref(params), block_n, num_lines, num_parts, count, byref(total), values)
-    rows = [values[i : i + 13] for i in range(0, 13 * count, 13)]
-    return total.value, [
-        Piece(*x[:6], bool(x[6]), x[7], Entry(*x[8:13])) for x in rows
-    ]
 
 
 def _status(name: str, *args: object) -> tuple[int, str]:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from pyflash3._abi import Params
 from tests.core.problems import packed, params
-from tests.core.surface import MaskCase, Piece, int32_array, split_pieces, takes_split_kernel, workspace_layout
+from tests.core.split_surface import Piece, split_pieces, takes_split_kernel
+from tests.core.surface import MaskCase, int32_array, workspace_layout
 
 BLOCK_M, BLOCK_N = 64, 64
 lengths = st.lists(st.tuples(st.integers(0, 200), st.integers(0, 700)), min_size=1, max_size=6)
@@ -64,14 +65,15 @@ def check(pieces: list[Piece], of: list[tuple[int, int]], group: int, tiles: Til
             merged[tile] = x.entry
     for tile, (begin, end) in tiles.items():
         own = by_tile[tile]
-        assert own[0].n_begin == begin and own[-1].n_end == end
-        for x, y in zip(own, own[1:], strict=False):
+        assert own[0].n_begin == begin
+        assert own[-1].n_end == end
+        for x, y in itertools.pairwise(own):
             assert x.n_end == y.n_begin
         assert own[0].whole == (len(own) == 1)
         assert (tile in merged) == (len(own) > 1)
         if tile in merged:
             e = merged[tile]
-            assert [x.number for x in own] == [e.first_piece] + [e.next_piece + i * e.step for i in range(e.count - 1)]
+            assert [x.number for x in own] == [e.first_piece] + [e.next_piece + i * e.step for i in range(e.pieces - 1)]
             rows = of[tile[0]][0] * group
             assert e.rows == min(BLOCK_M, rows - tile[2] * BLOCK_M)
 
@@ -145,9 +147,9 @@ def test_workspace_of_splits() -> None:
     assert layout.lse_partial - layout.entries >= 32 * 2 * 2
     assert layout.out_partial - layout.lse_partial >= 4 * rows
     assert layout.rotated_q - layout.out_partial >= 4 * rows * 64
-    assert layout.bytes <= 4 * rows * 65 + 32 * 4 + 4 * 256
+    assert layout.size <= 4 * rows * 65 + 32 * 4 + 4 * 256
 
 
 def test_workspace_of_a_balanced_schedule_does_not_grow_with_the_keys() -> None:
-    sizes = {workspace_layout(params(seqlen_q=1, seqlen_k=n, num_splits=0)).bytes for n in (1024, 2**20)}
+    sizes = {workspace_layout(params(seqlen_q=1, seqlen_k=n, num_splits=0)).size for n in (1024, 2**20)}
     assert len(sizes) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pyflash3._abi import BACKEND_CUDA, FLOAT32, CombineParams, Params
-from tests.core.problems import ADDRESS, cached, combined, packed, params
+from tests.core.problems import ADDRESS, cached, combined, packed
 from tests.core.surface import validate, validate_combine
 
 OK, INVALID, UNSUPPORTED, ABI_MISMATCH = 0, 1, 2, 6
@@ -78,12 +78,6 @@ def test_cache(changes: Changes, status: int, words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", GIVEN)
-def test_the_cuda_backend_has_none_of_it(name: str) -> None:
-    words = f"{name} is given; it must be NULL on the CUDA backend, which has no KV cache in this version"
-    check(validate(params(**{name: ADDRESS})), UNSUPPORTED, [words])
-
-
-@pytest.mark.parametrize("name", GIVEN)
 def test_packed_keys_are_no_cache(name: str) -> None:
     got = validate(packed(**{"backend": 0, name: ADDRESS}))
     check(got, INVALID, [f"{name} is given; it must be NULL with cu_seqlens_k, whose keys are packed"])
@@ -91,6 +85,8 @@ def test_packed_keys_are_no_cache(name: str) -> None:
 
 ALLOWED = [
     cached(),
+    cached(backend=BACKEND_CUDA, workspace_bytes=2**40),
+    cached(backend=BACKEND_CUDA, page_size=1, num_splits=256, workspace_bytes=2**40),
     cached(cu_seqlens_q=ADDRESS, total_q=200, lse_head_stride=200),
     cached(cu_seqlens_k_new=ADDRESS, total_k_new=17, k_new_batch_stride=0, v_new_batch_stride=-1),
     cached(k_new=None, v_new=None, k_row_stride=0),
@@ -116,6 +112,12 @@ def test_the_rows_of_a_cache_have_the_entries_of_the_cache() -> None:
 
 
 TENSORS = ("out_partial", "lse_partial", "out")
+
+
+def on_cuda(**changes: float | None) -> Changes:
+    return {"backend": BACKEND_CUDA, **changes}
+
+
 COMBINE: list[Row] = [
     ({"struct_size": 8}, ABI_MISMATCH, ["struct_size is 8", "flash3_combine_params"]),
     ({"abi_version": 1}, ABI_MISMATCH, ["abi_version is 1"]),
@@ -143,7 +145,7 @@ COMBINE: list[Row] = [
     ({"out_head_stride": 0}, INVALID, ["out_head_stride is 0", "written"]),
     ({"lse_row_stride": 0}, INVALID, ["lse_row_stride is 0", "written"]),
     *[
-        ({"backend": BACKEND_CUDA, name: value}, INVALID, [f"{name} is {value}", *words])
+        (on_cuda(**{name: value}), INVALID, [f"{name} is {value}", *words])
         for name, value, *words in (
             ("out_partial", ADDRESS + 4, "multiple of 16"), ("out", ADDRESS + 8, "multiple of 16"),
             ("out_partial_row_stride", 258, "multiple of 4", "16 bytes"),

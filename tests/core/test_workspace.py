@@ -14,7 +14,7 @@ from tests.core.surface import workspace_layout
 @given(st.integers(1, 2**31 - 1))
 def test_packed(batch: int) -> None:
     layout = workspace_layout(packed(batch=batch, num_splits=1))
-    tile_counter, first_m_block, total = layout.tile_counter, layout.first_m_block, layout.bytes
+    tile_counter, first_m_block, total = layout.tile_counter, layout.first_m_block, layout.size
     assert tile_counter == 0
     assert first_m_block >= tile_counter + 4
     assert total >= first_m_block + 4 * (batch + 1)
@@ -38,4 +38,4 @@ def test_nothing(p: Params) -> None:
 
 def test_does_not_grow_with_the_lengths() -> None:
     """R1: a relative's LSE scratch was 128 times too large."""
-    assert workspace_layout(params(seqlen_q=2**20, seqlen_k=2**20)).bytes == 256
+    assert workspace_layout(params(seqlen_q=2**20, seqlen_k=2**20)).size == 256

@@ -1,0 +1,59 @@
+"""The C functions of libflash3_core about the split-KV kernel with Python types."""
+
+from __future__ import annotations
+
+import functools
+from ctypes import POINTER, byref, c_int32, c_int64
+from typing import Any, NamedTuple
+
+from pyflash3._abi import Params
+from tests.core.surface import surface_function
+
+_VALUES = 13  # numbers of a piece
+
+
+def takes_split_kernel(params: Params) -> bool:
+    return bool(surface_function("takes_split_kernel", c_int32, [POINTER(Params)])(byref(params)))
+
+
+class Entry(NamedTuple):
+    """What is to be merged; rows 0: nothing."""
+
+    rows: int
+    pieces: int
+    first_piece: int
+    next_piece: int
+    step: int
+
+
+class Piece(NamedTuple):
+    """Of a tile, by one part of the call."""
+
+    part: int
+    batch: int
+    kv_head: int
+    m_block: int
+    n_begin: int
+    n_end: int
+    whole: bool
+    number: int
+    entry: Entry
+
+
+@functools.cache
+def _split_pieces() -> Any:
+    argtypes = [POINTER(Params), c_int32, c_int32, c_int32, c_int64, POINTER(c_int64), POINTER(c_int64)]
+    return surface_function("split_pieces", c_int64, argtypes)
+
+
+def split_pieces(params: Params, block_n: int, num_lines: int, num_parts: int) -> tuple[int, list[Piece]]:
+    """The cost of a line and all pieces of all lines."""
+    total = c_int64()
+    count = _split_pieces()(byref(params), block_n, num_lines, num_parts, 0, byref(total), (c_int64 * 0)())
+    values = (c_int64 * (_VALUES * count))()
+    _split_pieces()(byref(params), block_n, num_lines, num_parts, count, byref(total), values)
+    pieces = []
+    for i in range(0, _VALUES * count, _VALUES):
+        part, b, head, m, n_begin, n_end, whole, number, *entry = values[i : i + _VALUES]
+        pieces.append(Piece(part, b, head, m, n_begin, n_end, bool(whole), number, Entry(*entry)))
+    return total.value, pieces
