@@ -55,8 +55,8 @@ def flash_attn_with_kvcache(
     On a GPU lengths, indices and page tables are read by the kernels, so a captured CUDA graph stays right while the
     cache grows; a cache_seqlens that is an int is a constant of the graph.
 
-    On a GPU this is the split-KV kernel, made for few queries: with hundreds to a sequence it takes about twice the time
-    of flash_attn_func on the same keys.
+    On a GPU this is the split-KV kernel, made for few queries: with hundreds to a sequence it takes about twice as long
+    as flash_attn_func on the same keys.
 
     Args:
         q: (batch, seqlen_q, nheads, head_dim), or with cu_seqlens_q (total_q, nheads, head_dim).

@@ -89,6 +89,31 @@ def test_forward_kernels_use(sass: dict[str, str], instruction: str) -> None:
     assert missing == [], f"no {USES[instruction]}"
 
 
+SPLIT_HEAD_DIMS = ("64", "96", "128", "192", "256")  # of core::kSplitConfigs, in order
+SPLIT_USES = {
+    "HGMMA": "wgmma",
+    "UTMALDG": "TMA load",
+    "LDGSTS": "asynchronous copies",
+    "SYNCS": "mbarrier",
+    "USETMAXREG": "registers for the consumers",
+}
+
+
+def test_every_split_kernel_is_there_and_uses(sass: dict[str, str]) -> None:
+    info = library().build_info()
+    dtypes, head_dims = (info[key].replace(";", ",").split(",") for key in ("dtypes", "head_dims"))
+    expected = {
+        f"SplitTraitsIN7cutlass{ {'fp16': '6half_t', 'bf16': '10bfloat16_t'}[dtype] }ELi{index}E"
+        for dtype in dtypes
+        for index, head_dim in enumerate(SPLIT_HEAD_DIMS)
+        if head_dim in head_dims
+    }
+    for traits in expected:
+        (code,) = (code for name, code in sass.items() if "split_kernel_sm90" in name and traits in name)
+        missing = [what for instruction, what in SPLIT_USES.items() if instruction not in code]
+        assert missing == [], traits
+
+
 def test_warp_specialised_kernels_hand_registers_to_the_consumers(sass: dict[str, str]) -> None:
     """The others are those for short sequences, which have no producer."""
     without = {name for name, code in sass.items() if FORWARD in name and "USETMAXREG" not in code}
