@@ -59,7 +59,8 @@ def flash_attn_func(
         sinks: (nheads,) float32: the score of one more key per head that has no value.
         num_splits: 0 (the library chooses) to 256: into how many parts the keys are split, which are worked on at the
             same time and then merged: what keeps a GPU busy where there are few queries. A fixed number gives the same
-            bits every time, and so does 0; two numbers differ by rounding. The host engine makes one pass in any case.
+            bits every time, and so does 0, for which the lengths of all sequences decide where keys are cut; two
+            numbers differ by rounding. The host engine makes one pass in any case.
         pack_gqa: a tuning hint of FlashAttention-3 that never changes a result; the library chooses.
         sm_margin: multiprocessors to leave to other work, on a GPU. With num_splits 0 it may change where keys are
             split, and so the rounding.

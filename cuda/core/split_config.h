@@ -49,6 +49,7 @@ inline int64_t query_rows(const flash3_params &p) {
 // Upper bounds of what the schedule of a call consists of, as far as they are known before the lengths.
 struct SplitBounds {
   int64_t tiles;
+  int64_t most_tiles;    // also of a wrong cu_seqlens_q, whose sequences may overlap
   int32_t tile_rows;     // of the longest tile
   int64_t entries;       // SplitEntry
   int64_t partial_rows;  // rows of partial results
@@ -61,6 +62,7 @@ struct SplitBounds {
     SplitBounds b;
     const int64_t m_blocks = packed ? longest / kBlockM + p.batch : (longest + kBlockM - 1) / kBlockM * p.batch;
     b.tiles = m_blocks * p.nheads_k;
+    b.most_tiles = (longest + kBlockM - 1) / kBlockM * p.batch * p.nheads_k;
     b.tile_rows = static_cast<int32_t>(longest < kBlockM ? longest : kBlockM);
     if (p.num_splits == 0) {
       b.entries = SplitSchedule::kMostParts;

@@ -185,6 +185,8 @@ FLASH3_API void flash3_test_workspace_layout(const flash3_params *params, uint64
 // Whether the split-KV kernel computes the call.
 FLASH3_API int32_t flash3_test_takes_split_kernel(const flash3_params *params) { return takes_split_kernel(*params); }
 
+FLASH3_API int64_t flash3_test_most_tiles(const flash3_params *params) { return SplitBounds::of(*params).most_tiles; }
+
 // Lengths come from the params' own arrays, which are host memory here. total: places on a line. Returns the number of
 // pieces of all parts, of which up to `capacity` are written, thirteen numbers each: part, batch, kv_head, m_block,
 // n_begin, n_end, whole, its number among the partial results, and of the entry that it is to write rows (0: nothing to

@@ -53,7 +53,6 @@ struct SplitConsumer {
   static constexpr int kScores = kBlockN / 2;            // scores a thread holds
   static constexpr int kOutputs = Traits::kHeadDim / 2;  // outputs a thread holds
   static constexpr uint32_t kBarrier = 0;                // named barrier
-  static constexpr uint32_t kStageUnits = sizeof(Element) * kBlockN * Traits::kHeadDim / 16;
 
   const SplitArgs &args;
   const core::SplitSchedule &schedule;
@@ -190,20 +189,19 @@ struct SplitConsumer {
   // row of a product depends on nothing but its own row of Q.
   __device__ __forceinline__ void load_q(const core::SplitPiece &piece, const core::SeqSpan &q_span) const {
     constexpr int kChunks = Traits::kHeadDim / 8;
-    const core::SplitSchedule &s = schedule;
     ptx::bar_sync(kBarrier, Traits::kConsumerThreads);  // the products of the piece before have read theirs
-    const int32_t rows = s.tile_rows(piece.lengths, piece.m_block);
+    const int32_t rows = schedule.tile_rows(piece.lengths, piece.m_block);
 #pragma unroll 1
     for (int32_t i = threadIdx.x; i < rows * kChunks; i += Traits::kConsumerThreads) {
       const int row = i / kChunks;
       const int col = i % kChunks * 8;
-      const int64_t packed = int64_t{piece.m_block} * s.kBlockM + row;
-      const int32_t query = s.query(packed);
-      const auto in_group = static_cast<int32_t>(packed - int64_t{query} * s.group.divisor);
+      const int64_t packed = int64_t{piece.m_block} * schedule.kBlockM + row;
+      const int32_t query = schedule.query(packed);
+      const auto in_group = static_cast<int32_t>(packed - int64_t{query} * schedule.group.divisor);
       uint4 value = make_uint4(0, 0, 0, 0);
       if (col < args.head_dim) {
         const auto *from = row_of<Element>(args.q, piece.batch, q_span.start + query,
-                                           int64_t{piece.kv_head} * s.group.divisor + in_group);
+                                           int64_t{piece.kv_head} * schedule.group.divisor + in_group);
         value = *reinterpret_cast<const uint4 *>(from + col);
       }
       char *const to = reinterpret_cast<char *>(smem.q) + Traits::template offset<Traits::kBlockM>(row, col);

@@ -1,4 +1,5 @@
-// The producer warps of the split-KV kernel: one keeps K coming, the other one V.
+// The producer warps of the split-KV kernel, two for K and two for V: one of each two sets the copy engine to it, or
+// each copies half of a block row by row.
 #pragma once
 
 #include <cstdint>

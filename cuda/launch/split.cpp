@@ -39,10 +39,10 @@ core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &ker
   s.num_lines = core::SplitSchedule::lines(p.nheads_k, blocks);
   s.heads_of_line = p.nheads_k / s.num_lines;
   s.parts_of_line = blocks / s.num_lines;
-  // The line of a balanced schedule has 32-bit places.
+  // The line of a balanced schedule has 32-bit places, whatever cu_seqlens_q holds.
   const core::SplitBounds bounds = core::SplitBounds::of(p);
   const int64_t most_blocks = s.k.filled.rows / kernel.block_n + 2;
-  if (bounds.tiles * most_blocks > INT32_MAX && s.balanced()) s.num_splits = 1;
+  if (s.balanced() && bounds.most_tiles > INT32_MAX / most_blocks) s.num_splits = 1;
   return s;
 }
 

@@ -16,6 +16,12 @@ def takes_split_kernel(params: Params) -> bool:
     return bool(surface_function("takes_split_kernel", c_int32, [POINTER(Params)])(byref(params)))
 
 
+def most_tiles(params: Params) -> int:
+    """At most, whatever cu_seqlens_q holds."""
+    count: int = surface_function("most_tiles", c_int64, [POINTER(Params)])(byref(params))
+    return count
+
+
 class Entry(NamedTuple):
     """What is to be merged; rows 0: nothing."""
 

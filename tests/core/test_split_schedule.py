@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pyflash3._abi import Params
 from tests.core.problems import packed, params
-from tests.core.split_surface import Piece, split_pieces, takes_split_kernel
+from tests.core.split_surface import Piece, most_tiles, split_pieces, takes_split_kernel
 from tests.core.surface import MaskCase, int32_array, workspace_layout
 
 BLOCK_M, BLOCK_N = 64, 64
@@ -153,3 +153,15 @@ def test_workspace_of_splits() -> None:
 def test_workspace_of_a_balanced_schedule_does_not_grow_with_the_keys() -> None:
     sizes = {workspace_layout(params(seqlen_q=1, seqlen_k=n, num_splits=0)).size for n in (1024, 2**20)}
     assert len(sizes) == 1
+
+
+@pytest.mark.parametrize("starts", [[0, 50, 0, 50, 0, 50], [50, 0, 50, 50, 0, 50], [-7, 10**9, 3, 50, 20, 60]])
+def test_the_bound_of_tiles_holds_for_wrong_lengths(starts: list[int]) -> None:
+    """Sequences that overlap have more tiles than rows; the places on a line still fit what they were sized for."""
+    p = packed(batch=5, nheads=6, nheads_k=2, num_splits=1)
+    arrays = int32_array(starts), int32_array([0, 1, 2, 3, 4, 5])
+    p.cu_seqlens_q, p.cu_seqlens_k = map(ctypes.addressof, arrays)
+    p.total_q, p.total_k = 50, 5
+    tiles, _ = split_pieces(p, BLOCK_N, 1, 7)
+    assert tiles <= most_tiles(p)
+    assert most_tiles(p) == 5 * 2 * 3  # 50 rows of a group of 3
