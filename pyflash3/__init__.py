@@ -17,7 +17,7 @@ from ._errors import (
 from .attention import flash_attn_func, flash_attn_qkvpacked_func, flash_attn_varlen_func
 from .combine import flash_attn_combine
 from .kvcache import flash_attn_with_kvcache
-from .plans import Plan, plan
+from .plans import KVCachePlan, Plan, plan, plan_with_kvcache
 
 __version__ = VERSION
 
@@ -27,6 +27,7 @@ __all__ = [
     "Flash3Error",
     "InternalError",
     "InvalidArgumentError",
+    "KVCachePlan",
     "LibraryNotFoundError",
     "NoDeviceError",
     "Plan",
@@ -38,5 +39,6 @@ __all__ = [
     "flash_attn_varlen_func",
     "flash_attn_with_kvcache",
     "plan",
+    "plan_with_kvcache",
     "reference",
 ]

@@ -6,20 +6,29 @@ prepared parameters, fills in the addresses and goes. plans.py takes the same wa
 
 from __future__ import annotations
 
+import ctypes
 import functools
-import os
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import _cache_contents, _host, _values
-from ._cache import CACHE_ARRAYS, CacheRequest, argument_name
+from ._cache import CACHE_ARRAYS, argument_name
 from ._errors import NoDeviceError
 from ._prepared import Prepared, fill, prepared
-from ._problem import AttnProblem, Request
-from ._specs import FLOAT32, HOST, Spec
+from ._problem import ARRAYS, AttnProblem
+from ._specs import HOST, Spec
 
 _DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
+
+_NEEDED = 3  # the first arrays of Request, which no call does without
+
+# Types of NumPy and CuPy arrays that have been met -> whether they are NumPy's.
+_native_types: dict[type, bool] = {np.ndarray: True}
+
+# os.environ, which puts every change there too, takes six times as long to say that there is no such variable.
+_getenv = ctypes.PyDLL(None)["getenv"]
+_getenv.restype = ctypes.c_char_p
 
 
 class Options(NamedTuple):
@@ -71,11 +80,17 @@ def attend(
     kind, arrays = prepare(q, k, v, options, out, lengths, cache)
     if lengths is not None and lengths_are_checked():
         check_lengths(kind.problem, arrays)
-    if cache is not None and cache.k_new is not None:
-        for name, x in zip(("k", "v"), arrays[1:3], strict=True):
-            check_writable(argument_name(cache.kvcache, name), x)
-    run = _run_on_host if kind.problem.device == HOST else _run_on_device
-    result, lse = run(kind, arrays, return_lse)
+    if kind.problem.device == HOST:
+        check_outputs_writable(arrays, cache)
+        result, lse = _issue(_host, kind, arrays, return_lse)
+    else:
+        device = device_module()
+        context = device.on_device(kind.problem.device)
+        if context is None:
+            result, lse = _issue(device, kind, arrays, return_lse)
+        else:
+            with context:
+                result, lse = _issue(device, kind, arrays, return_lse)
     if out is not None:
         result = out  # the caller's own object, whose memory was written
     return (result, lse) if return_lse else result
@@ -85,32 +100,40 @@ def prepare(
     q: Any, k: Any, v: Any, options: Options, out: Any, lengths: Lengths | None, cache: Cache | None = None
 ) -> tuple[Prepared, list[Any | None]]:
     """The checked kind of a call, and its arrays as NumPy or CuPy arrays: those of Request, then of CacheRequest."""
-    kvcache = cache is not None and cache.kvcache
-    arrays = [native("q", q), native(argument_name(kvcache, "k"), k), native(argument_name(kvcache, "v"), v)]
-    arrays.append(None if out is None else native("out", out))
     if lengths is None:
         lengths = _DENSE
-        arrays += (None, None, None, None)
     else:
-        arrays += _length_arrays(lengths, cache)
-    arrays.append(None if options.alibi_slopes is None else native("alibi_slopes", options.alibi_slopes))
-    arrays.append(None if options.sinks is None else native("sinks", options.sinks))
-    if cache is None:
-        return prepared(_request(arrays, options, lengths, None)), arrays
-    cache_arrays = [
-        None if x is None else native(argument_name(kvcache, name), x)
-        for name, x in zip(CACHE_ARRAYS, cache, strict=False)
-    ]
-    request = CacheRequest._make(
-        [None if x is None else spec(x) for x in cache_arrays]
-        + [_values.boolean("rotary_interleaved", cache.rotary_interleaved), kvcache]
-    )
-    return prepared(_request(arrays, options, lengths, request)), [*arrays, *cache_arrays]
+        _check_lengths_given(lengths, cache)
+    arrays = [q, k, v, out, *lengths[:4], options.alibi_slopes, options.sinks]
+    of_cache = None
+    if cache is not None:
+        arrays += cache[: len(CACHE_ARRAYS)]
+        of_cache = _values.boolean("rotary_interleaved", cache.rotary_interleaved), cache.kvcache
+    try:
+        if q is None or k is None or v is None:
+            raise KeyError
+        # As `spec`, without the calls.
+        specs = [
+            None
+            if x is None
+            else (x.shape, x.strides, x.dtype, HOST)
+            if _native_types[type(x)]
+            else (x.shape, x.strides, x.dtype, x.data.device_id)
+            for x in arrays
+        ]
+    except KeyError:  # an array of a type that has not been met, or none where there must be one
+        kvcache = cache is not None and cache.kvcache
+        for i, name in enumerate((*ARRAYS, *CACHE_ARRAYS)[: len(arrays)]):
+            if arrays[i] is not None or i < _NEEDED:
+                arrays[i] = native(argument_name(kvcache, name), arrays[i])
+        specs = [None if x is None else spec(x) for x in arrays]
+    return prepared(tuple(specs), _numbers(options, lengths), of_cache), arrays
 
 
 def lengths_are_checked() -> bool:
     """Whether the caller wants the contents of the length arrays checked."""
-    return os.environ.get("PYFLASH3_CHECK") == "1"
+    value: bytes | None = _getenv(b"PYFLASH3_CHECK")
+    return value == b"1"
 
 
 @functools.cache
@@ -123,7 +146,10 @@ def device_module() -> Any:
 
 def native(name: str, x: Any) -> Any:
     """x as a NumPy or CuPy array over the same memory."""
+    if type(x) in _native_types:
+        return x
     if isinstance(x, np.ndarray) or _is_cupy(x):
+        _native_types[type(x)] = isinstance(x, np.ndarray)
         return x
     if not hasattr(x, "__dlpack__"):
         raise TypeError(f"{name} is of type {type(x).__name__}; it must be a NumPy, CuPy or CUDA DLPack array")
@@ -146,86 +172,82 @@ def _is_cupy(x: Any) -> bool:
         return False
 
 
-def _length_arrays(lengths: Lengths, cache: Cache | None) -> list[Any]:
-    cu_q, cu_k, used_q, used_k, *_ = lengths
+def _check_lengths_given(lengths: Lengths, cache: Cache | None) -> None:
+    cu_q, cu_k, *_ = lengths
     kvcache = cache is not None and cache.kvcache
-    needed = (("cu_seqlens_q", cu_q), ("cu_seqlens_k", cu_k))[: 2 if cache is None else 0 if kvcache else 1]
-    for name, x in needed:
-        if x is None:
-            raise TypeError(f"{name} is None; it must be a (batch + 1,) int32 array")
-    if cache is not None and cu_k is not None:
+    if cu_q is None and not kvcache:
+        raise TypeError("cu_seqlens_q is None; it must be a (batch + 1,) int32 array")
+    if cu_k is None and cache is None:
+        raise TypeError("cu_seqlens_k is None; it must be a (batch + 1,) int32 array")
+    if cu_k is not None and cache is not None:
         raise ValueError("cu_seqlens_k is given; with page_table it must be None, and seqused_k has the lengths")
-    return [
-        None if cu_q is None else native("cu_seqlens_q", cu_q),
-        None if cu_k is None else native("cu_seqlens_k", cu_k),
-        None if used_q is None else native("seqused_q", used_q),
-        None if used_k is None else native(argument_name(kvcache, "seqused_k"), used_k),
-    ]
 
 
-def _request(arrays: list[Any], o: Options, lengths: Lengths, cache: CacheRequest | None) -> Request:
-    if o.pack_gqa is not None and not isinstance(o.pack_gqa, (bool, np.bool_)):
-        raise TypeError(f"pack_gqa is {o.pack_gqa!r}; it must be True, False or None")
-    max_q, max_k = lengths[4], lengths[5]
-    numbers = (
+def _numbers(o: Options, lengths: Lengths) -> tuple[Any, ...]:
+    """The fields of Request that are no arrays, from max_seqlen_q to sm_margin."""
+    numbers = o.pack_gqa, lengths[4], lengths[5], o.softmax_scale, o.softcap, o.num_splits, o.sm_margin, o.causal
+    try:
+        left, right = o.window_size
+        return _checked_numbers(*numbers, left, right)
+    except (TypeError, ValueError):  # not hashable, or wrong: this says what
+        return _check_numbers(*numbers, o.window_size)
+
+
+@functools.lru_cache(maxsize=1024, typed=True)  # 1, 1.0 and True are equal, but not equally welcome
+def _checked_numbers(
+    pack_gqa: Any, max_q: Any, max_k: Any, scale: Any, softcap: Any, splits: Any, margin: Any, causal: Any, *window: Any
+) -> tuple[Any, ...]:
+    return _check_numbers(pack_gqa, max_q, max_k, scale, softcap, splits, margin, causal, window)
+
+
+def _check_numbers(
+    pack_gqa: Any, max_q: Any, max_k: Any, scale: Any, softcap: Any, splits: Any, margin: Any, causal: Any, window: Any
+) -> tuple[Any, ...]:
+    if pack_gqa is not None and not isinstance(pack_gqa, (bool, np.bool_)):
+        raise TypeError(f"pack_gqa is {pack_gqa!r}; it must be True, False or None")
+    return (
         None if max_q is None else _values.integer("max_seqlen_q", max_q),
         None if max_k is None else _values.integer("max_seqlen_k", max_k),
-        None if o.softmax_scale is None else _values.real("softmax_scale", o.softmax_scale),
-        _values.real("softcap", o.softcap),
-        _values.window(o.causal, o.window_size),
-        _values.integer("num_splits", o.num_splits),
-        _values.integer("sm_margin", o.sm_margin),
+        None if scale is None else _values.real("softmax_scale", scale),
+        _values.real("softcap", softcap),
+        _values.window(causal, window),
+        _values.integer("num_splits", splits),
+        _values.integer("sm_margin", margin),
     )
-    return Request._make([None if x is None else spec(x) for x in arrays] + [*numbers, cache])
 
 
 def spec(x: Any) -> Spec:
-    """Shape, strides, dtype and place of a NumPy or CuPy array."""
-    return x.shape, x.strides, x.dtype, HOST if isinstance(x, np.ndarray) else device_module().device_of(x)
+    """Shape, strides, dtype and place of an array that `native` gave."""
+    return x.shape, x.strides, x.dtype, HOST if _native_types[type(x)] else x.data.device_id
 
 
-def _run_on_host(kind: Prepared, arrays: list[Any], return_lse: bool) -> tuple[Any, Any]:
-    problem = kind.problem
-    out = arrays[3]
+def _issue(memory: Any, kind: Prepared, arrays: list[Any], return_lse: bool) -> tuple[Any, Any]:
+    """Runs a call whose arrays are those of `prepare`. memory is _host, or _device with their device made current."""
+    addresses = memory.pointers(arrays)
+    out, lse, owner, workspace = memory.results(
+        kind.out if arrays[3] is None else None, kind.lse if return_lse else None, kind.workspace_bytes
+    )
     if out is None:
-        out = np.empty(problem.out_shape, problem.dtype)
+        out = arrays[3]
     else:
-        check_writable("out", out)
-    lse = np.empty(problem.lse_shape, np.float32) if return_lse else None
-    owner, workspace = _host.scratch(kind.workspace_bytes)
-    addresses = [None if x is None else _host.pointer(x) for x in arrays]
-    addresses[3] = _host.pointer(out)
-    params = fill(kind, addresses, None if lse is None else _host.pointer(lse), workspace)
-    params.num_threads = _host.num_threads()
-    kind.library.check(kind.library.cdll.run_mha_v3(params, None))
-    del owner
-    return out, lse
-
-
-def _run_on_device(kind: Prepared, arrays: list[Any], return_lse: bool) -> tuple[Any, Any]:
-    device = device_module()
-    context = device.on_device(kind.problem.device)
-    if context is None:
-        return _launch(device, kind, arrays, return_lse)
-    with context:
-        return _launch(device, kind, arrays, return_lse)
-
-
-def _launch(device: Any, kind: Prepared, arrays: list[Any], return_lse: bool) -> tuple[Any, Any]:
-    problem = kind.problem
-    addresses = device.pointers(arrays)
-    out = arrays[3]
-    if out is None:
-        size = kind.workspace_bytes
-        out, owner, workspace = device.empty_with_scratch(problem.out_shape, problem.dtype, kind.out_bytes, size)
-        addresses[3] = device.pointer(out)
-    else:
-        owner, workspace = device.scratch(kind.workspace_bytes)
-    lse = device.empty(problem.lse_shape, FLOAT32) if return_lse else None
-    params = fill(kind, addresses, None if lse is None else device.pointer(lse), workspace)
-    kind.library.check(kind.library.cdll.run_mha_v3(params, device.stream()))
+        addresses[3] = memory.pointer(out)
+    params = fill(kind, addresses, None if lse is None else memory.pointer(lse), workspace)
+    if memory is _host:
+        params.num_threads = _host.num_threads()
+    status = kind.run(params, memory.stream())
+    if status:
+        kind.library.check(status)
     del owner  # only now: CuPy may hand the memory to the next call on this stream
     return out, lse
+
+
+def check_outputs_writable(arrays: list[Any], cache: Cache | None) -> None:
+    """ValueError for read-only arrays among those of `prepare` that a call writes."""
+    if arrays[3] is not None:
+        check_writable("out", arrays[3])
+    if cache is not None and cache.k_new is not None:
+        for name, x in zip(("k", "v"), arrays[1:3], strict=True):
+            check_writable(argument_name(cache.kvcache, name), x)
 
 
 def check_writable(name: str, x: Any) -> None:

@@ -15,9 +15,12 @@ _ALIGNMENT = 256  # of the workspace, as flash3.h asks for; CuPy's own blocks st
 _current_device = cupy.cuda.runtime.getDevice
 _current_stream = cupy.cuda.get_current_stream
 _alloc = cupy.cuda.alloc
+_ndarray = cupy.ndarray
 
-# What a result may hold on to beside its own memory. Partial results of split-KV are larger, and a caller who keeps
-# many results would keep all of them.
+Layout = tuple[tuple[int, ...], Any, int]  # shape, dtype and bytes of an array to allocate
+
+# What a result may hold on to beside its own memory: other results and scratch. Partial results of split-KV are larger,
+# and a caller who keeps many results would keep all of them.
 _MOST_BEHIND = 1 << 20
 
 # Workspaces that captured graphs will use at every replay. Nobody tells us when a graph ends, so they stay: a few KiB
@@ -25,12 +28,6 @@ _MOST_BEHIND = 1 << 20
 # lives as long as it; captured calls of one plan share one.
 _captured: list[Any] = []
 _captured_lock = threading.Lock()
-
-
-def device_of(x: Any) -> int:
-    """CUDA ordinal of a CuPy array."""
-    ordinal: int = x.data.device_id
-    return ordinal
 
 
 def pointer(x: Any) -> int:
@@ -74,26 +71,37 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Any:
     return cupy.empty(shape, dtype)
 
 
-def empty_with_scratch(shape: tuple[int, ...], dtype: Any, size: int, scratch: int) -> tuple[Any, Any, int]:
-    """An uninitialised array of size bytes, and owner and address of scratch bytes.
+def results(out: Layout | None, lse: Layout | None, scratch: int) -> tuple[Any, Any, Any, int]:
+    """Uninitialised arrays out and lse, None where None is asked for, and owner and address of scratch bytes.
 
-    One block for both costs one allocation less, and keeps the scratch alive as long as the array: a captured graph
-    that writes the array again also uses the scratch again. Only a large scratch that no graph will use is on its own.
+    The current stream may use the scratch as long as it has an owner; CuPy reuses memory in stream order.
+
+    One block for all of it costs one allocation instead of three, and keeps the scratch alive as long as out: a graph
+    that writes out again also uses the scratch again. What is large is on its own, but for scratch that a graph uses.
     """
-    if scratch > _MOST_BEHIND and not is_capturing():
-        block = _alloc(scratch)
-        return cupy.empty(shape, dtype), block, block.ptr
-    offset = -(-size // _ALIGNMENT) * _ALIGNMENT
-    block = _alloc(offset + scratch)
-    return cupy.ndarray(shape, dtype, block), block, block.ptr + offset
-
-
-def scratch(size: int) -> tuple[Any, int]:
-    """Owner and address of size bytes that the current stream may use. CuPy reuses them in stream order."""
-    block = _alloc(size)
-    if is_capturing():
+    out_size = 0 if out is None else -(-out[2] // _ALIGNMENT) * _ALIGNMENT
+    lse_size = 0 if lse is None else -(-lse[2] // _ALIGNMENT) * _ALIGNMENT
+    if out_size + lse_size + scratch > _MOST_BEHIND:
+        return _large_results(out, lse, scratch)
+    block = _alloc(out_size + lse_size + scratch)
+    if out is None and is_capturing():
         keep_for_graphs(block)
-    return block, block.ptr
+    out_array = None if out is None else _ndarray(out[0], out[1], block)
+    lse_array = None if lse is None else _ndarray(lse[0], lse[1], block + out_size)
+    return out_array, lse_array, block, block.ptr + out_size + lse_size
+
+
+def _large_results(out: Layout | None, lse: Layout | None, scratch: int) -> tuple[Any, Any, Any, int]:
+    """The same with lse on its own, and the scratch too if it is large and no graph will use it."""
+    lse_array = None if lse is None else cupy.empty(lse[0], lse[1])
+    if out is None or (scratch > _MOST_BEHIND and not is_capturing()):
+        block = _alloc(scratch)
+        if out is None and is_capturing():
+            keep_for_graphs(block)
+        return None if out is None else cupy.empty(out[0], out[1]), lse_array, block, block.ptr
+    offset = -(-out[2] // _ALIGNMENT) * _ALIGNMENT
+    block = _alloc(offset + scratch)
+    return _ndarray(out[0], out[1], block), lse_array, block, block.ptr + offset
 
 
 def allocate_on(ordinal: int, size: int) -> tuple[Any, int]:

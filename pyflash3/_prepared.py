@@ -7,15 +7,26 @@ import math
 from collections.abc import Iterable
 from ctypes import sizeof
 from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from . import _abi
-from ._cache import CACHE_ARRAYS, argument_name
+from ._cache import CACHE_ARRAYS, CacheRequest, argument_name
 from ._lib import Library, library
 from ._problem import ARRAYS, AttnProblem, Request
-from ._specs import BFLOAT16, FLOAT16, FLOAT32, HOST
+from ._specs import BFLOAT16, FLOAT16, FLOAT32, HOST, Spec
 
 DTYPE_CODES = {FLOAT16: _abi.FLOAT16, BFLOAT16: _abi.BFLOAT16, FLOAT32: _abi.FLOAT32}
 _PLACEHOLDER = 4096  # stands for an address wherever only "not NULL" is asked
+
+
+class Layout(NamedTuple):
+    """An array to allocate."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    size: int  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,21 +35,39 @@ class Prepared:
 
     problem: AttnProblem
     library: Library
+    run: Any  # run_mha_v3
     template: bytes  # flash3_params without addresses
+    alignment: int  # of tensors, in bytes
     workspace_bytes: int
-    out_bytes: int
+    out: Layout
+    lse: Layout
 
 
 @functools.lru_cache(maxsize=1024)
-def prepared(request: Request) -> Prepared:
-    """The kind of a request. Raises what AttnProblem.of and the library raise for a wrong one."""
+def prepared(specs: tuple[Spec | None, ...], numbers: tuple[Any, ...], of_cache: tuple[bool, bool] | None) -> Prepared:
+    """The kind of a call. Raises what AttnProblem.of and the library raise for a wrong one.
+
+    specs are those of Request, then of CacheRequest if of_cache has the other fields of that; numbers are the rest of
+    Request. They come as plain tuples, since this is looked up in every call.
+    """
+    own = len(ARRAYS)
+    cache = None if of_cache is None else CacheRequest._make([*specs[own:], *of_cache])
+    request = Request._make([*specs[:own], *numbers, cache])
     problem = AttnProblem.of(request)
     lib = library()
     params = _params(problem, request)
     size = lib.workspace_size(params)
-    out_bytes = math.prod(problem.out_shape) * problem.dtype.itemsize
     params.workspace_bytes = size
-    return Prepared(problem, lib, bytes(params), size, out_bytes)
+    return Prepared(
+        problem=problem,
+        library=lib,
+        run=lib.cdll.run_mha_v3,
+        template=bytes(params),
+        alignment=problem.alignment,
+        workspace_bytes=size,
+        out=Layout(problem.out_shape, problem.dtype, math.prod(problem.out_shape) * problem.dtype.itemsize),
+        lse=Layout(problem.lse_shape, FLOAT32, math.prod(problem.lse_shape) * FLOAT32.itemsize),
+    )
 
 
 def _params(p: AttnProblem, request: Request) -> _abi.Params:
@@ -80,8 +109,7 @@ def fill(kind: Prepared, addresses: list[int | None], lse: int | None, workspace
     if len(addresses) > len(ARRAYS):
         addresses, of_cache = addresses[: len(ARRAYS)], addresses[len(ARRAYS) :]
     q, k, v, out, cu_q, cu_k, used_q, used_k, alibi, sinks = addresses
-    mask = kind.problem.alignment - 1
-    if ((q or 0) | (k or 0) | (v or 0) | (out or 0)) & mask:
+    if ((q or 0) | (k or 0) | (v or 0) | (out or 0)) & (kind.alignment - 1):
         raise _misaligned(zip(("q", "k", "v", "out"), addresses, strict=False), kind.problem)
     params = _abi.Params.from_buffer_copy(kind.template)
     params.q, params.k, params.v, params.out, params.lse = q, k, v, out, lse
@@ -93,18 +121,27 @@ def fill(kind: Prepared, addresses: list[int | None], lse: int | None, workspace
         params.sinks = sinks
     params.workspace = workspace
     if of_cache is not None:
-        _fill_cache(kind.problem, of_cache, params)
+        _fill_cache(kind, of_cache, params)
     return params
 
 
-def _fill_cache(problem: AttnProblem, addresses: list[int | None], params: _abi.Params) -> None:
-    by_name = dict(zip(CACHE_ARRAYS, addresses, strict=True))
-    tensors = {name: by_name[name] for name in ("k_new", "v_new", "rotary_cos", "rotary_sin")}
-    if any((address or 0) % problem.alignment for address in tensors.values()):
-        raise _misaligned(tensors.items(), problem)
-    for name, address in by_name.items():
-        if address is not None:
-            setattr(params, name, address)
+def _fill_cache(kind: Prepared, addresses: list[int | None], params: _abi.Params) -> None:
+    page_table, batch_idx, leftpad, k_new, v_new, cu_k_new, cos, sin, rotary_seqlens = addresses
+    if page_table is not None:
+        params.page_table = page_table
+    if batch_idx is not None:
+        params.cache_batch_idx = batch_idx
+    if leftpad is not None:
+        params.cache_leftpad = leftpad
+    if rotary_seqlens is not None:
+        params.rotary_seqlens = rotary_seqlens
+    if k_new is None:  # then there are none of the others either
+        return
+    if (k_new | (v_new or 0) | (cos or 0) | (sin or 0)) & (kind.alignment - 1):
+        tensors = {"k_new": k_new, "v_new": v_new, "rotary_cos": cos, "rotary_sin": sin}
+        raise _misaligned(tensors.items(), kind.problem)
+    params.k_new, params.v_new, params.cu_seqlens_k_new = k_new, v_new, cu_k_new
+    params.rotary_cos, params.rotary_sin = cos, sin
 
 
 def _misaligned(addresses: Iterable[tuple[str, int | None]], problem: AttnProblem) -> ValueError:

@@ -74,7 +74,7 @@ def flash_attn_combine(
         params = _params(arrays, HOST, dtype)
         return _run(params, arrays, out, dtype, _OnHost(), None)
     device = device_module()
-    params = _params(arrays, device.device_of(partial), dtype)
+    params = _params(arrays, spec(partial)[3], dtype)
     with device.on_device(params.device) or contextlib.nullcontext():
         return _run(params, arrays, out, dtype, device, device.stream())
 

@@ -100,7 +100,7 @@ def flash_attn_with_kvcache(
     inside of the arrays, and rows of k that have no place are dropped.
     """
     if isinstance(cache_seqlens, (int, np.integer)):
-        cache_seqlens = _same_for_all(cache_seqlens, q, cu_seqlens_q)
+        cache_seqlens = same_for_all(cache_seqlens, q, cu_seqlens_q)
     options = Options(softmax_scale, causal, window_size, softcap, alibi_slopes, sinks, num_splits, pack_gqa, sm_margin)
     lengths = (cu_seqlens_q, None, None, cache_seqlens, max_seqlen_q, None)
     cache = Cache(
@@ -110,8 +110,8 @@ def flash_attn_with_kvcache(
     return attend(q, k_cache, v_cache, options, out, return_lse, lengths, cache)
 
 
-def _same_for_all(value: int | np.integer[Any], q: Array, cu_seqlens_q: Array | None) -> Array:
-    """value as cache_seqlens, an array beside q."""
+def same_for_all(value: int | np.integer[Any], q: Array, cu_seqlens_q: Array | None, wait: bool = False) -> Array:
+    """value as cache_seqlens, an array beside q; with wait it is there for all streams."""
     length = _values.integer("cache_seqlens", value)
     if not 0 <= length <= MAX_ROWS:
         raise ValueError(f"cache_seqlens is {length}; it must be from 0 to {MAX_ROWS}")
@@ -119,4 +119,9 @@ def _same_for_all(value: int | np.integer[Any], q: Array, cu_seqlens_q: Array | 
     batch = shape[0] if shape else 0
     if cu_seqlens_q is not None:
         batch = max(0, len(native("cu_seqlens_q", cu_seqlens_q)) - 1)
-    return np.full(batch, length, np.int32) if device == HOST else device_module().int32_vector(device, batch, length)
+    if device == HOST:
+        return np.full(batch, length, np.int32)
+    vector = device_module().int32_vector(device, batch, length)
+    if wait:
+        device_module().current_stream(device).synchronize()
+    return vector

@@ -44,7 +44,8 @@ PYTHON_LAYERS: dict[str, set[str]] = {
     "attention": {"_call"},
     "kvcache": {"_call", "_specs", "_values"},
     "combine": {"_abi", "_call", "_host", "_lib", "_prepared", "_specs"},
-    "plans": {"_abi", "_call", "_host", "_prepared", "_problem", "_specs"},
+    "_planned": {"_abi", "_cache", "_call", "_host", "_prepared", "_problem", "_specs"},
+    "plans": {"_call", "_planned", "kvcache"},
 }  # fmt: skip
 
 MAX_LINES = 300

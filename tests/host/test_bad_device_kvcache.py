@@ -111,10 +111,6 @@ class Gpu:
     calls: list[tuple[CombineParams, int, int]]
 
     @staticmethod
-    def device_of(x: DeviceArray) -> int:
-        return x.data.device_id
-
-    @staticmethod
     def pointer(x: DeviceArray) -> int:
         return x.data.ptr
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import pyflash3
-from pyflash3 import _call, plans
+from pyflash3 import _call, _planned
 
 SHAPE = (1, 64, 2, 64)
 LEGACY = 0
@@ -59,10 +59,6 @@ class Gpu:
     def tick(cls) -> int:
         cls.ticks += 1
         return cls.ticks
-
-    @staticmethod
-    def device_of(x: DeviceArray) -> int:
-        return x.data.device_id
 
     @staticmethod
     def pointer(x: DeviceArray) -> int:
@@ -116,7 +112,7 @@ class Launches:
 @pytest.fixture(autouse=True)
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     Gpu.current, Gpu.kept, Gpu.blocks = Stream(LEGACY), [], []
-    for module in (_call, plans):
+    for module in (_call, _planned):
         monkeypatch.setattr(module, "device_module", lambda: Gpu)
 
 
