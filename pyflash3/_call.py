@@ -24,7 +24,7 @@ _DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 _NEEDED = 3  # the first arrays of Request, which no call does without
 
 # Types of NumPy and CuPy arrays that have been met -> whether they are NumPy's.
-_native_types: dict[type, bool] = {np.ndarray: True}
+native_types: dict[type, bool] = {np.ndarray: True}
 
 # os.environ, which puts every change there too, takes six times as long to say that there is no such variable.
 _getenv = ctypes.PyDLL(None)["getenv"]
@@ -117,7 +117,7 @@ def prepare(
             None
             if x is None
             else (x.shape, x.strides, x.dtype, HOST)
-            if _native_types[type(x)]
+            if native_types[type(x)]
             else (x.shape, x.strides, x.dtype, x.data.device_id)
             for x in arrays
         ]
@@ -146,10 +146,10 @@ def device_module() -> Any:
 
 def native(name: str, x: Any) -> Any:
     """x as a NumPy or CuPy array over the same memory."""
-    if type(x) in _native_types:
+    if type(x) in native_types:
         return x
     if isinstance(x, np.ndarray) or _is_cupy(x):
-        _native_types[type(x)] = isinstance(x, np.ndarray)
+        native_types[type(x)] = isinstance(x, np.ndarray)
         return x
     if not hasattr(x, "__dlpack__"):
         raise TypeError(f"{name} is of type {type(x).__name__}; it must be a NumPy, CuPy or CUDA DLPack array")
@@ -218,7 +218,7 @@ def _check_numbers(
 
 def spec(x: Any) -> Spec:
     """Shape, strides, dtype and place of an array that `native` gave."""
-    return x.shape, x.strides, x.dtype, HOST if _native_types[type(x)] else x.data.device_id
+    return x.shape, x.strides, x.dtype, HOST if native_types[type(x)] else x.data.device_id
 
 
 def _issue(memory: Any, kind: Prepared, arrays: list[Any], return_lse: bool) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from . import _abi, _host
 from ._cache import CACHE_ARRAYS, argument_name
-from ._call import check_lengths, check_writable, device_module, lengths_are_checked, native, spec
+from ._call import check_lengths, check_writable, device_module, lengths_are_checked, native, native_types, spec
 from ._prepared import Prepared, alignment_error, fill
 from ._problem import ARRAYS, check_lse
 from ._specs import FLOAT32, HOST, Spec, place
@@ -79,7 +79,7 @@ class _Replaceable(NamedTuple):
     field: str  # of flash3_params
     spec: Spec
     alignment: int
-    is_written: bool
+    must_be_writable: bool
     address: int
 
 
@@ -135,17 +135,18 @@ class PlannedCall:
 
     def _described(self, field: str, x: Any, is_written: bool) -> _Replaceable:
         alignment = FLOAT32.itemsize if field == "lse" else self._problem.alignment
-        described = _Replaceable(field, spec(x), alignment, is_written, self._memory.pointer(x))
-        self._check_memory(argument_name(self._problem.kvcache, field), described, x)
-        return described
+        name, on_host = argument_name(self._problem.kvcache, field), self._problem.device == HOST
+        return _Replaceable(
+            field, spec(x), alignment, is_written and on_host, self._address(name, x, alignment, is_written)
+        )
 
-    def _check_memory(self, name: str, planned: _Replaceable, x: Any) -> int:
-        """The address of x, if the call may use it."""
-        if planned.is_written:
+    def _address(self, name: str, x: Any, alignment: int, is_written: bool) -> int:
+        """Where x begins, once it is known that the call may use it."""
+        if is_written:
             check_writable(name, x)
         address: int = self._memory.pointer(x)
-        if address % planned.alignment:
-            raise alignment_error(name, address, planned.alignment)
+        if address % alignment:
+            raise alignment_error(name, address, alignment)
         return address
 
     def issue(self) -> Any:
@@ -183,11 +184,11 @@ class PlannedCall:
         if planned is None:
             advice = "make it with return_lse=True" if name == "lse" else f"make it with {name}"
             raise ValueError(f"{name} is given, but this plan has none; {advice}")
-        array = native(name, x)
+        array = x if type(x) in native_types else native(name, x)
         given = spec(array)
         if given != planned.spec:
             raise _difference(name, given, planned.spec)
-        return planned, array, self._check_memory(name, planned, array)
+        return planned, array, self._address(name, array, planned.alignment, planned.must_be_writable)
 
 
 def _difference(name: str, given: Spec, planned: Spec) -> Exception:

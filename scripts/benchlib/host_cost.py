@@ -11,48 +11,37 @@ from typing import Any
 import cupy
 import numpy as np
 
-import pyflash3
 from pyflash3._lib import library
+from pyflash3.tools.backend import DTYPES
+from pyflash3.tools.bench.records import OURS
 
+from . import caches
+from .cache_shapes import CacheShape
 from .contenders import Peers, prepare
 from .shapes import Shape
 from .timing import Calls
+from .tiny_calls import CACHED, HEAD_DIM, HEADS, PAGE_SIZE, ROWS, tiny_calls
 
 CALLS = 2000
-TINY = Shape((64,), 4, 4, 64, causal=True)
-TINY_VARLEN = Shape((64,), 4, 4, 64, causal=True, packed=True)
 
 
 def _contenders(dtype: str, peers: Peers) -> Calls:
     # A CDLL of its own, so that this function keeps the plainest signature.
     version = ctypes.CDLL(library().path).flash3_abi_version
     version.argtypes, version.restype = [], ctypes.c_uint32
-    dense, varlen = prepare(TINY, dtype, peers), prepare(TINY_VARLEN, dtype, peers)
-    q = dense.outs["pyflash3"].copy()
-    out = cupy.empty_like(q)
-    new = [q.copy() for _ in range(4)]
-    plan = pyflash3.plan(q, q, q, causal=True, out=out)
-    cu_seqlens = cupy.array([0, 64], np.int32)
-    plan_varlen = pyflash3.plan(
-        q[0], q[0], q[0], cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens, max_seqlen_q=64, max_seqlen_k=64,
-        causal=True, out=out[0],
-    )  # fmt: skip
     calls: Calls = {
         "an empty call through ctypes": version,
-        "cupy.empty": lambda: cupy.empty((1, 64, 4, 64), np.float16),
-        "pyflash3 dense, out=": lambda: pyflash3.flash_attn_func(q, q, q, causal=True, out=out),
-        "pyflash3 dense": lambda: pyflash3.flash_attn_func(q, q, q, causal=True),
-        "pyflash3 dense, return_lse": dense.calls["pyflash3"],
-        "pyflash3 varlen, return_lse": varlen.calls["pyflash3"],
-        "pyflash3 plan": plan,
-        "pyflash3 plan, other q, k, v and out": lambda: plan(q=new[0], k=new[1], v=new[2], out=new[3]),
-        "pyflash3 plan, varlen": plan_varlen,
+        "cupy.empty": lambda: cupy.empty((1, ROWS, HEADS, HEAD_DIM), np.float16),
     }
-    for name in ("FlashAttention-3", "cuDNN"):
-        if name in dense.calls:
-            calls[f"{name} dense"] = dense.calls[name]
-        if name in varlen.calls:
-            calls[f"{name} varlen"] = varlen.calls[name]
+    calls |= {f"{OURS} {name}": call for name, call in tiny_calls(cupy, DTYPES[dtype]).items()}
+    heads = (HEADS, HEADS, HEAD_DIM)
+    problems = {
+        "dense": prepare(Shape((ROWS,), *heads, causal=True), dtype, peers),
+        "varlen": prepare(Shape((ROWS,), *heads, causal=True, packed=True), dtype, peers),
+        "kvcache": caches.prepare(CacheShape((CACHED,), 1, *heads, page_size=PAGE_SIZE), dtype, peers),
+    }
+    for kind, problem in problems.items():
+        calls |= {f"{name} {kind}": call for name, call in problem.calls.items() if not name.startswith(OURS)}
     return calls
 
 

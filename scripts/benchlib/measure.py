@@ -50,7 +50,7 @@ def run_host_cost(options: argparse.Namespace, peers: Peers) -> int:
     record = header("host-cost", options, peers)
     record |= {"calls": host_cost.CALLS, "rows": host_cost.measure(options.dtype, peers)}
     for name, row in record["rows"].items():
-        print(f"{name:32} {row['median_us']:8.2f} us")
+        print(f"{name:48} {row['median_us']:8.2f} us")
     if options.out:
         records.write(options.out, record)
     return 0

@@ -42,7 +42,21 @@ from pyflash3 import flash_attn_func
 want = flash_attn_func(other_q, k, v, causal=True, return_lse=True)
 assert (step.out == want[0]).all() and (step.lse == want[1]).all()
 """
-    run_python(example("python", "import plan") + check)
+    run_python(example("python", "step(q=other_q)") + check)
+
+
+def test_kvcache_plan_example() -> None:
+    first = example("python", "import plan_with_kvcache")
+    check = """
+from pyflash3 import flash_attn_with_kvcache
+want, cache_seqlens = first_q, cache_seqlens - 1
+for k_cache, v_cache in caches:
+    want = flash_attn_with_kvcache(
+        want, k_cache, v_cache, k, v, cache_seqlens=cache_seqlens, page_table=page_table, causal=True
+    )
+assert (q == want).all() and abs(q).max() > 0.1
+"""
+    run_python(first.replace("\nstep = ", "\nfirst_q = q\nstep = ") + check)
 
 
 def test_kvcache_example() -> None:

@@ -80,6 +80,57 @@ def test_results_do_not_hold_on_to_partial_ones(cuda: Any) -> None:
     assert total <= 50 * 2 * q.size + 4 * partial + 50 * MIB // 2
 
 
+@pytest.mark.parametrize("return_lse", [False, True])
+@pytest.mark.parametrize("kind", ["dense", "varlen", "kvcache", "kvcache, out="])
+def test_a_small_call_takes_one_allocation(cuda: Any, kind: str, return_lse: bool) -> None:
+    """Each takes microseconds of the host. The results are arrays like any other, whose memory comes back."""
+    q, kv, lengths = normal((2, 64, 4, 64), "bfloat16", 1), normal((2, 64, 2, 64), "bfloat16", 2), int32([0, 64])
+    out = poisoned(q.shape, "bfloat16") if kind == "kvcache, out=" else None
+
+    def call() -> Any:
+        if kind == "dense":
+            return pyflash3.flash_attn_func(q, kv, kv, return_lse=return_lse)
+        if kind == "varlen":
+            return pyflash3.flash_attn_varlen_func(q[0], kv[0], kv[0], lengths, lengths, 64, 64, return_lse=return_lse)
+        return pyflash3.flash_attn_with_kvcache(q, kv, kv, cache_seqlens=lengths, out=out, return_lse=return_lse)
+
+    want = call()
+    wait()
+    pool, sizes = cuda.cuda.MemoryPool(), []
+
+    def allocate(size: int) -> Any:
+        sizes.append(size)
+        return pool.malloc(size)
+
+    with cuda.cuda.using_allocator(allocate):
+        got = call()
+        assert len(sizes) == 1
+        wait()
+        if return_lse:
+            assert got[1].size * 4 == got[1].nbytes == want[1].nbytes
+            lse = got[1]
+            del got
+            other = [cuda.full(n, 0xFF, np.uint8) for n in (512, 4096, 65536) for _ in range(10)]
+            assert same_bits(lse, want[1]), "the log-sum-exp has not outlived out"
+            del other, lse
+        else:
+            assert same_bits(got, want)
+            del got
+        wait()
+    assert pool.used_bytes() == 0
+
+
+def test_a_small_lse_does_not_hold_on_to_a_large_out(cuda: Any) -> None:
+    q = normal((1, 4096, 8, 128), "bfloat16", 1)
+    pyflash3.flash_attn_func(q, q, q)
+    pool = cuda.cuda.MemoryPool()
+    with cuda.cuda.using_allocator(pool.malloc):
+        lse = pyflash3.flash_attn_func(q, q, q, return_lse=True)[1]
+        wait()
+        assert pool.used_bytes() <= lse.nbytes + 512
+        del lse
+
+
 def _large(shape: tuple[int, ...], seed: int) -> Any:
     """normal(), but without work for anything that is not looked at where there is little memory."""
     return xp.zeros(shape, DTYPES["bfloat16"]) if HOST else normal(shape, "bfloat16", seed)
