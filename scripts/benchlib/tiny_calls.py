@@ -27,17 +27,16 @@ def _dense_and_varlen(xp: Any, normal: Callable[..., Any]) -> dict[str, Callable
     out, new = xp.empty_like(q), [xp.empty_like(q) for _ in range(4)]
     for x, planned in zip(new, (q, k, v), strict=False):
         x[...] = planned
-    dense = {"causal": True}
     packed: dict[str, Any] = {
         "q": q[0], "k": k[0], "v": v[0], "cu_seqlens_q": xp.asarray(np.array([0, ROWS], np.int32)),
         "cu_seqlens_k": xp.asarray(np.array([0, ROWS], np.int32)), "max_seqlen_q": ROWS, "max_seqlen_k": ROWS,
         "causal": True,
     }  # fmt: skip
-    plan = pyflash3.plan(q, k, v, **dense, out=out)
+    plan = pyflash3.plan(q, k, v, causal=True, out=out)
     return {
-        "dense, out=": lambda: pyflash3.flash_attn_func(q, k, v, **dense, out=out),
-        "dense": lambda: pyflash3.flash_attn_func(q, k, v, **dense),
-        "dense, return_lse": lambda: pyflash3.flash_attn_func(q, k, v, **dense, return_lse=True),
+        "dense, out=": lambda: pyflash3.flash_attn_func(q, k, v, causal=True, out=out),
+        "dense": lambda: pyflash3.flash_attn_func(q, k, v, causal=True),
+        "dense, return_lse": lambda: pyflash3.flash_attn_func(q, k, v, causal=True, return_lse=True),
         "varlen": lambda: pyflash3.flash_attn_varlen_func(**packed),
         "varlen, return_lse": lambda: pyflash3.flash_attn_varlen_func(**packed, return_lse=True),
         "plan": plan,

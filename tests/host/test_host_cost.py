@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import pyflash3
-from pyflash3 import _call, _planned, _prepared
+from pyflash3 import _call, _lib, _planned, _prepared
 from scripts.benchlib.tiny_calls import tiny_calls
 from tests.host.kvcache_cases import equal
 
@@ -118,7 +118,7 @@ def launch(*_: Any) -> int:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     for module in (_call, _planned):
         monkeypatch.setattr(module, "device_module", lambda: Gpu)
-    library = _prepared.library()
+    library = _lib.library()
     stubbed = SimpleNamespace(
         cdll=SimpleNamespace(run_mha_v3=launch), workspace_size=library.workspace_size, check=library.check
     )
@@ -132,10 +132,12 @@ def device_calls() -> dict[str, Callable[[], Any]]:
     """Calls of arrays that have no contents."""
     q, kv = DeviceArray((1, 64, 4, 64)), DeviceArray((1, 64, 2, 64))
     packed_q, packed_kv = DeviceArray((64, 4, 64)), DeviceArray((64, 2, 64))
-    lengths = {"cu_seqlens_q": DeviceArray((2,), I32), "cu_seqlens_k": DeviceArray((2,), I32)}
-    packed = {"q": packed_q, "k": packed_kv, "v": packed_kv, **lengths, "max_seqlen_q": 64, "max_seqlen_k": 64}
+    packed: dict[str, Any] = {
+        "q": packed_q, "k": packed_kv, "v": packed_kv, "cu_seqlens_q": DeviceArray((2,), I32),
+        "cu_seqlens_k": DeviceArray((2,), I32), "max_seqlen_q": 64, "max_seqlen_k": 64,
+    }  # fmt: skip
     cache, row = DeviceArray((9, 16, 2, 64)), DeviceArray((1, 1, 2, 64))
-    decoding = {
+    decoding: dict[str, Any] = {
         "q": DeviceArray((1, 1, 4, 64)), "k_cache": cache, "v_cache": cache, "k": row, "v": row,
         "cache_seqlens": DeviceArray((1,), I32), "page_table": DeviceArray((1, 9), I32), "causal": True,
     }  # fmt: skip
