@@ -168,10 +168,13 @@ FLASH3_API int64_t flash3_test_estimated_clocks(int32_t index, int64_t left, int
   return estimated_clocks(kTileConfigs[index], make_mask(left, right, seqlen_q, seqlen_k));
 }
 
-// vary: whether the lengths are means, of q and of k. columns: heads of all sequences. On 132 multiprocessors.
+// vary: whether the lengths are means, of q and of k. columns: heads of all sequences. packed: whether q is. On 132
+// multiprocessors.
 FLASH3_API int32_t flash3_test_cheapest_config(int32_t class_head_dim, int64_t left, int64_t right, int32_t seqlen_q,
-                                               int32_t seqlen_k, int32_t vary, int64_t longest_q, int64_t columns) {
-  const Workload work = {make_mask(left, right, seqlen_q, seqlen_k), vary != 0, vary != 0, longest_q, columns, 132};
+                                               int32_t seqlen_k, int32_t vary, int64_t longest_q, int64_t columns,
+                                               int32_t packed) {
+  const Workload work = {
+      make_mask(left, right, seqlen_q, seqlen_k), vary != 0, vary != 0, longest_q, columns, 132, packed != 0};
   return cheapest_config(class_head_dim, work);
 }
 

@@ -81,6 +81,10 @@ inline int64_t estimated_clocks(const TileConfig &config, const Mask &mask) {
   return clocks;
 }
 
+// What a packed call waits for before the kernels that need the order of its tiles prepared, measured on an H200: the
+// launch and the run of the preparing kernel, less what they hide. The kernel for short sequences needs none.
+inline constexpr int64_t kPrepareClocks = 6500;
+
 // The lengths of a call as far as the host knows them: those of every sequence, or only what they are on average.
 struct Workload {
   Mask mask;            // with the mean lengths
@@ -88,6 +92,7 @@ struct Workload {
   int64_t longest_q;
   int64_t columns;  // heads of all sequences
   int32_t multiprocessors;
+  bool packed_q;  // their places are in device memory
 
   // Lengths that vary are taken as spread evenly between none and twice the mean.
   static constexpr int32_t kSamples = 8;
@@ -104,7 +109,7 @@ struct Workload {
 };
 
 // Of a call: what all its tiles cost, shared out to the multiprocessors, or what its longest tile takes where there are
-// few. Beside others a tile takes longer than it costs, alone less than beside others.
+// few; and what comes before them. Beside others a tile takes longer than it costs, alone less than beside others.
 inline double estimated_clocks(const TileConfig &config, const Workload &work) {
   int64_t clocks = 0;
   if (!work.q_vary && !work.k_vary) {
@@ -122,7 +127,8 @@ inline double estimated_clocks(const TileConfig &config, const Workload &work) {
   const double longest = static_cast<double>(config.tile_clocks + most_blocks * config.block_clocks) *
                          (0.4 + 0.6 * static_cast<double>(beside));
   const double shared = static_cast<double>(clocks) * static_cast<double>(work.columns) / work.multiprocessors;
-  return shared > longest ? shared : longest;
+  return (shared > longest ? shared : longest) +
+         static_cast<double>(work.packed_q && !config.is_short() ? kPrepareClocks : 0);
 }
 
 // Among the configs of a class of head dims, the index of the one that costs least.

@@ -122,6 +122,7 @@ core::Workload workload(const flash3_params &p, int32_t multiprocessors) {
   work.longest_q = packed_q && p.max_seqlen_q > 0 ? p.max_seqlen_q : guess;
   work.columns = int64_t{p.batch} * p.nheads;
   work.multiprocessors = multiprocessors;
+  work.packed_q = packed_q;
   return work;
 }
 

@@ -32,7 +32,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "tile_class": (c_int32, [c_int32, c_int32]),
     "tile_config": (c_int32, [c_int32, _int32_p]),
     "estimated_clocks": (c_int64, [c_int32, c_int64, c_int64, c_int32, c_int32]),
-    "cheapest_config": (c_int32, [c_int32, c_int64, c_int64, c_int32, c_int32, c_int32, c_int64, c_int64]),
+    "cheapest_config": (c_int32, [c_int32, c_int64, c_int64, c_int32, c_int32, c_int32, c_int64, c_int64, c_int32]),
     "workspace_layout": (None, [POINTER(Params), POINTER(c_uint64)]),
     "validate": (c_int32, [POINTER(Params), c_char_p, c_int32]),
     "validate_combine": (c_int32, [POINTER(CombineParams), c_char_p, c_int32]),
@@ -228,10 +228,13 @@ def cheapest_config(
     vary: bool = False,
     longest_q: int | None = None,
     columns: int = 100_000,
+    packed: bool = False,
 ) -> int:
-    """vary: the lengths are means. columns: heads of all sequences, by default enough to fill any GPU."""
+    """vary: the lengths are means. columns: heads of all sequences, by default enough to fill any GPU. packed: q is."""
     longest = seqlen_q if longest_q is None else longest_q
-    index: int = _function("cheapest_config")(class_head_dim, left, right, seqlen_q, seqlen_k, vary, longest, columns)
+    index: int = _function("cheapest_config")(
+        class_head_dim, left, right, seqlen_q, seqlen_k, vary, longest, columns, packed
+    )
     return index
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -84,8 +86,21 @@ def test_head_dim_64_as_measured(right: int, seqlen: int, block_m: int) -> None:
     ("mean", "longest", "is_short"), [(34, 34, True), (70, 128, True), (197, 256, False), (49, 16384, False)]
 )
 def test_packed_head_dim_128_as_measured(mean: int, longest: int, is_short: bool) -> None:
-    index = cheapest_config(128, -1, 0, mean, mean, vary=True, longest_q=longest)
+    index = cheapest_config(128, -1, 0, mean, mean, vary=True, longest_q=longest, packed=True)
     assert bool(CONFIGS[index].is_short) is is_short
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "batch", "seqlen", "nheads"),
+    [(64, 1, 64, 4), (64, 1, 256, 32), (64, 8, 256, 8), (128, 1, 128, 16), (128, 1, 256, 8), (128, 4, 256, 8)],
+)
+def test_small_packed_calls_do_without_preparing_as_measured(
+    head_dim: int, batch: int, seqlen: int, nheads: int
+) -> None:
+    work: dict[str, Any] = {"vary": batch > 1, "longest_q": seqlen, "columns": batch * nheads}
+    for packed in (False, True):
+        index = cheapest_config(head_dim, -1, 0, seqlen, seqlen, **work, packed=packed)
+        assert bool(CONFIGS[index].is_short) is packed
 
 
 @pytest.mark.parametrize(
