@@ -21,9 +21,15 @@ _NO_STREAM = -1  # the handle of no stream; 0 is the legacy default stream
 class _OnHost:
     """Memory of a plan for NumPy arrays."""
 
+    is_host = True
+
     def __init__(self, kind: Prepared) -> None:
         self.pointer = _host.pointer
         self._owner, self._workspace = _host.scratch(kind.workspace_bytes)
+
+    def look(self, x: Any) -> tuple[Spec, int]:
+        """spec(x), and where it begins."""
+        return (x.shape, x.strides, x.dtype, HOST), self.pointer(x)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         return np.empty(shape, dtype)
@@ -39,6 +45,8 @@ class _OnDevice:
     when the plan has gone. Graphs have one of their own, allocated beforehand, as a capture must not allocate.
     """
 
+    is_host = False
+
     def __init__(self, kind: Prepared) -> None:
         self._device = device_module()
         self.pointer = self._device.pointer
@@ -48,6 +56,10 @@ class _OnDevice:
         self._owner: Any = None
         self._graphs_owner, self._graphs_workspace = self._device.allocate_on(self._ordinal, self._size)
         self._in_a_graph = False
+
+    def look(self, x: Any) -> tuple[Spec, int]:
+        data = x.data
+        return (x.shape, x.strides, x.dtype, data.device_id), data.ptr
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         return self._device.empty_on(self._ordinal, shape, dtype)
@@ -134,20 +146,12 @@ class PlannedCall:
         return self._lse
 
     def _described(self, field: str, x: Any, is_written: bool) -> _Replaceable:
-        alignment = FLOAT32.itemsize if field == "lse" else self._problem.alignment
         name, on_host = argument_name(self._problem.kvcache, field), self._problem.device == HOST
-        return _Replaceable(
-            field, spec(x), alignment, is_written and on_host, self._address(name, x, alignment, is_written)
-        )
-
-    def _address(self, name: str, x: Any, alignment: int, is_written: bool) -> int:
-        """Where x begins, once it is known that the call may use it."""
-        if is_written:
-            check_writable(name, x)
-        address: int = self._memory.pointer(x)
-        if address % alignment:
-            raise alignment_error(name, address, alignment)
-        return address
+        alignment = FLOAT32.itemsize if field == "lse" else self._problem.alignment
+        address = self._memory.pointer(x)
+        planned = _Replaceable(field, spec(x), alignment, is_written and on_host, address)
+        _check_memory(name, x, address, planned)
+        return planned
 
     def issue(self) -> Any:
         """Issues the call with the planned arrays; returns what it writes."""
@@ -157,16 +161,33 @@ class PlannedCall:
 
     def issue_with(self, given: dict[str, Any]) -> Any:
         """Issues the call with other arrays in the place of the planned ones, by their names; None is no array."""
+        params, memory = self._params, self._memory
+        replaced: list[_Replaceable] = []
+        held: list[Any] = []  # views made by DLPack must live until the work is enqueued
         with self._lock:
-            # Replacements that are views made by DLPack must live until the work is enqueued: hence the arrays.
-            new = [self._replacement(name, x) for name, x in given.items() if x is not None]
             try:
-                for planned, _, address in new:
-                    setattr(self._params, planned.field, address)
+                for name, x in given.items():
+                    if x is None:
+                        continue
+                    planned = self._replaceable.get(name)
+                    if planned is None:
+                        raise _missing(name)
+                    if native_types.get(type(x)) is not memory.is_host:
+                        x = native(name, x)
+                        held.append(x)
+                        if native_types[type(x)] is not memory.is_host:
+                            raise _difference(name, spec(x), planned.spec)
+                    found, address = memory.look(x)
+                    if found != planned.spec:
+                        raise _difference(name, found, planned.spec)
+                    if planned.must_be_writable or address % planned.alignment:
+                        _check_memory(name, x, address, planned)
+                    setattr(params, planned.field, address)
+                    replaced.append(planned)
                 self._issue()
             finally:
-                for planned, _, _ in new:
-                    setattr(self._params, planned.field, planned.address)
+                for planned in replaced:
+                    setattr(params, planned.field, planned.address)
         out = self._out if given["out"] is None else given["out"]
         if self._lse is None:
             return out
@@ -179,16 +200,18 @@ class PlannedCall:
         if status:
             self._to_error(status)
 
-    def _replacement(self, name: str, x: Any) -> tuple[_Replaceable, Any, int]:
-        planned = self._replaceable.get(name)
-        if planned is None:
-            advice = "make it with return_lse=True" if name == "lse" else f"make it with {name}"
-            raise ValueError(f"{name} is given, but this plan has none; {advice}")
-        array = x if type(x) in native_types else native(name, x)
-        given = spec(array)
-        if given != planned.spec:
-            raise _difference(name, given, planned.spec)
-        return planned, array, self._address(name, array, planned.alignment, planned.must_be_writable)
+
+def _check_memory(name: str, x: Any, address: int, planned: _Replaceable) -> None:
+    """ValueError where a call cannot use x, which is like the planned array."""
+    if planned.must_be_writable:
+        check_writable(name, x)
+    if address % planned.alignment:
+        raise alignment_error(name, address, planned.alignment)
+
+
+def _missing(name: str) -> ValueError:
+    advice = "make it with return_lse=True" if name == "lse" else f"make it with {name}"
+    return ValueError(f"{name} is given, but this plan has none; {advice}")
 
 
 def _difference(name: str, given: Spec, planned: Spec) -> Exception:
