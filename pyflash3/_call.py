@@ -21,7 +21,7 @@ from ._specs import HOST, Spec
 
 _DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
-_NEEDED = 3  # the first arrays of Request, which no call does without
+_NEEDED = 2  # the first arrays of Request, which no call does without
 
 # Types of NumPy and CuPy arrays that have been met -> whether they are NumPy's.
 native_types: dict[type, bool] = {np.ndarray: True}
@@ -43,6 +43,7 @@ class Options(NamedTuple):
     num_splits: Any
     pack_gqa: Any
     sm_margin: Any
+    d_v: Any = None
 
 
 class Cache(NamedTuple):
@@ -104,13 +105,15 @@ def prepare(
         lengths = _DENSE
     else:
         _check_lengths_given(lengths, cache)
+    if v is None or options.d_v is not None:
+        _check_values_given(argument_name(cache is not None and cache.kvcache, "v"), v, options.d_v)
     arrays = [q, k, v, out, *lengths[:4], options.alibi_slopes, options.sinks]
     of_cache = None
     if cache is not None:
         arrays += cache[: len(CACHE_ARRAYS)]
         of_cache = _values.boolean("rotary_interleaved", cache.rotary_interleaved), cache.kvcache
     try:
-        if q is None or k is None or v is None:
+        if q is None or k is None:
             raise KeyError
         # As `spec`, without the calls.
         specs = [
@@ -165,6 +168,14 @@ def native(name: str, x: Any) -> Any:
     return device.from_dlpack(name, x)
 
 
+def _check_values_given(name: str, v: Any, d_v: Any) -> None:
+    """Either v is given, or d_v says which columns of k the values are."""
+    if v is None and d_v is None:
+        raise TypeError(f"{name} is None; it must be an array, or d_v the number of columns of k that are the values")
+    if v is not None and d_v is not None:
+        raise ValueError(f"d_v is {d_v!r}, but {name} is given; one of them must be None")
+
+
 def _is_cupy(x: Any) -> bool:
     try:
         return isinstance(x, device_module().Array)
@@ -184,25 +195,24 @@ def _check_lengths_given(lengths: Lengths, cache: Cache | None) -> None:
 
 
 def _numbers(o: Options, lengths: Lengths) -> tuple[Any, ...]:
-    """The fields of Request that are no arrays, from max_seqlen_q to sm_margin."""
-    numbers = o.pack_gqa, lengths[4], lengths[5], o.softmax_scale, o.softcap, o.num_splits, o.sm_margin, o.causal
+    """The fields of Request that are no arrays, from max_seqlen_q to d_v."""
+    numbers = o.causal, lengths[4], lengths[5], o.softmax_scale, o.softcap, o.num_splits, o.pack_gqa, o.sm_margin, o.d_v
     try:
         left, right = o.window_size
-        return _checked_numbers(*numbers, left, right)
+        return _checked_numbers(left, right, *numbers)
     except (TypeError, ValueError):  # not hashable, or wrong: this says what
-        return _check_numbers(*numbers, o.window_size)
+        return _check_numbers(o.window_size, *numbers)
 
 
 @functools.lru_cache(maxsize=1024, typed=True)  # 1, 1.0 and True are equal, but not equally welcome
-def _checked_numbers(
-    pack_gqa: Any, max_q: Any, max_k: Any, scale: Any, softcap: Any, splits: Any, margin: Any, causal: Any, *window: Any
-) -> tuple[Any, ...]:
-    return _check_numbers(pack_gqa, max_q, max_k, scale, softcap, splits, margin, causal, window)
+def _checked_numbers(left: Any, right: Any, *numbers: Any) -> tuple[Any, ...]:
+    return _check_numbers((left, right), *numbers)
 
 
 def _check_numbers(
-    pack_gqa: Any, max_q: Any, max_k: Any, scale: Any, softcap: Any, splits: Any, margin: Any, causal: Any, window: Any
-) -> tuple[Any, ...]:
+    window: Any, causal: Any, max_q: Any, max_k: Any, scale: Any, softcap: Any, splits: Any, pack_gqa: Any, margin: Any,
+    d_v: Any,
+) -> tuple[Any, ...]:  # fmt: skip
     if pack_gqa is not None and not isinstance(pack_gqa, (bool, np.bool_)):
         raise TypeError(f"pack_gqa is {pack_gqa!r}; it must be True, False or None")
     return (
@@ -213,6 +223,7 @@ def _check_numbers(
         _values.window(causal, window),
         _values.integer("num_splits", splits),
         _values.integer("sm_margin", margin),
+        None if d_v is None else _values.integer("d_v", d_v),
     )
 
 

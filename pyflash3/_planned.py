@@ -11,7 +11,7 @@ import numpy as np
 from . import _abi, _host
 from ._cache import CACHE_ARRAYS, argument_name
 from ._call import check_lengths, check_writable, device_module, lengths_are_checked, native, native_types, spec
-from ._prepared import Prepared, alignment_error, fill
+from ._prepared import NOWHERE, Prepared, alignment_error, fill
 from ._problem import ARRAYS, check_lse
 from ._specs import FLOAT32, HOST, Spec, place
 
@@ -59,7 +59,7 @@ class _OnDevice:
 
     def look(self, x: Any) -> tuple[Spec, int]:
         data = x.data
-        return (x.shape, x.strides, x.dtype, data.device_id), data.ptr
+        return (x.shape, x.strides, x.dtype, data.device_id), data.ptr or NOWHERE
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         return self._device.empty_on(self._ordinal, shape, dtype)
@@ -148,8 +148,8 @@ class PlannedCall:
     def _described(self, field: str, x: Any, is_written: bool) -> _Replaceable:
         name, on_host = argument_name(self._problem.kvcache, field), self._problem.device == HOST
         alignment = FLOAT32.itemsize if field == "lse" else self._problem.alignment
-        address = self._memory.pointer(x)
-        planned = _Replaceable(field, spec(x), alignment, is_written and on_host, address)
+        found, address = self._memory.look(x)
+        planned = _Replaceable(field, found, alignment, is_written and on_host, address)
         _check_memory(name, x, address, planned)
         return planned
 
@@ -171,7 +171,7 @@ class PlannedCall:
                         continue
                     planned = self._replaceable.get(name)
                     if planned is None:
-                        raise _missing(name)
+                        raise _missing(name, self._problem.kvcache)
                     if native_types.get(type(x)) is not memory.is_host:
                         x = native(name, x)
                         held.append(x)
@@ -209,9 +209,10 @@ def _check_memory(name: str, x: Any, address: int, planned: _Replaceable) -> Non
         raise alignment_error(name, address, planned.alignment)
 
 
-def _missing(name: str) -> ValueError:
-    advice = "make it with return_lse=True" if name == "lse" else f"make it with {name}"
-    return ValueError(f"{name} is given, but this plan has none; {advice}")
+def _missing(name: str, kvcache: bool) -> ValueError:
+    """What is raised for an array that a plan has no place for."""
+    made = {"lse": "return_lse=True", argument_name(kvcache, "v"): f"{name} instead of d_v"}
+    return ValueError(f"{name} is given, but this plan has none; make it with {made.get(name, name)}")
 
 
 def _difference(name: str, given: Spec, planned: Spec) -> Exception:

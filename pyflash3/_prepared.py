@@ -18,7 +18,7 @@ from ._problem import ARRAYS, AttnProblem, Request
 from ._specs import BFLOAT16, FLOAT16, FLOAT32, HOST, Spec
 
 DTYPE_CODES = {FLOAT16: _abi.FLOAT16, BFLOAT16: _abi.BFLOAT16, FLOAT32: _abi.FLOAT32}
-_PLACEHOLDER = 4096  # stands for an address wherever only "not NULL" is asked
+NOWHERE = 4096  # stands for an address wherever only "not NULL" is asked
 
 
 class Layout(NamedTuple):
@@ -90,14 +90,14 @@ def _params(p: AttnProblem, request: Request) -> _abi.Params:
     for name in ("q", "k", "v", "out"):
         for part, stride in zip(("batch", "row", "head"), getattr(p, f"{name}_strides"), strict=True):
             setattr(params, f"{name}_{part}_stride", stride)
-    params.out = _PLACEHOLDER
+    params.out = NOWHERE
     for name in ARRAYS:
         if getattr(request, name) is not None:
-            setattr(params, name, _PLACEHOLDER)
+            setattr(params, name, NOWHERE)
     if request.cache is not None and p.cache is not None:
         for name in CACHE_ARRAYS:
             if getattr(request.cache, name) is not None:
-                setattr(params, name, _PLACEHOLDER)
+                setattr(params, name, NOWHERE)
         for name, value in p.cache._asdict().items():
             setattr(params, name, value)
     return params
@@ -112,7 +112,8 @@ def fill(kind: Prepared, addresses: list[int | None], lse: int | None, workspace
     if ((q or 0) | (k or 0) | (v or 0) | (out or 0)) & (kind.alignment - 1):
         raise _misaligned(zip(("q", "k", "v", "out"), addresses, strict=False), kind.problem)
     params = _abi.Params.from_buffer_copy(kind.template)
-    params.q, params.k, params.v, params.out, params.lse = q, k, v, out, lse
+    # CuPy's arrays without elements lie nowhere, but a v of NULL is one that is not given.
+    params.q, params.k, params.v, params.out, params.lse = q, k, NOWHERE if v == 0 else v, out, lse
     if cu_q is not None or used_k is not None:
         params.cu_seqlens_q, params.cu_seqlens_k, params.seqused_q, params.seqused_k = cu_q, cu_k, used_q, used_k
     if alibi is not None:

@@ -109,7 +109,7 @@ class KVCachePlan(PlannedCall):
 def plan(
     q: Array,
     k: Array,
-    v: Array,
+    v: Array | None,
     *,
     cu_seqlens_q: Array | None = None,
     cu_seqlens_k: Array | None = None,
@@ -130,6 +130,7 @@ def plan(
     out: Array | None = None,
     lse: Array | None = None,
     return_lse: bool = False,
+    d_v: int | None = None,
 ) -> Plan:
     """Prepares a call of flash_attn_func, or with cu_seqlens of flash_attn_varlen_func, to be issued many times.
 
@@ -150,7 +151,7 @@ def plan(
         q: (batch, seqlen_q, nheads, head_dim), or (total_q, nheads, head_dim) with cu_seqlens. It and all arguments
             not named here are as in flash_attn_func and flash_attn_varlen_func.
         k: (batch, seqlen_k, nheads_k, head_dim), or (total_k, nheads_k, head_dim).
-        v: (batch, seqlen_k, nheads_k, head_dim_v), or (total_k, nheads_k, head_dim_v).
+        v: (batch, seqlen_k, nheads_k, head_dim_v), or (total_k, nheads_k, head_dim_v); or None with d_v.
         out: q's shape with head_dim_v, in q's dtype: where calls write to; None: a new array of the plan's own.
         lse: (batch, nheads, seqlen_q), or (nheads, total_q), contiguous float32: where calls write the log-sum-exp.
         return_lse: without lse, calls write the log-sum-exp to a new array of the plan's own.
@@ -161,7 +162,9 @@ def plan(
     Raises:
         ValueError, TypeError, NotImplementedError, RuntimeError, ImportError: as the functions, and for lse.
     """
-    options = Options(softmax_scale, causal, window_size, softcap, alibi_slopes, sinks, num_splits, pack_gqa, sm_margin)
+    options = Options(
+        softmax_scale, causal, window_size, softcap, alibi_slopes, sinks, num_splits, pack_gqa, sm_margin, d_v
+    )
     lengths = (cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, max_seqlen_q, max_seqlen_k)
     cache = None if page_table is None else Cache(page_table)
     packed = page_table is not None or any(x is not None for x in lengths)
@@ -172,7 +175,7 @@ def plan(
 def plan_with_kvcache(
     q: Array,
     k_cache: Array,
-    v_cache: Array,
+    v_cache: Array | None,
     k: Array | None = None,
     v: Array | None = None,
     *,
@@ -196,6 +199,7 @@ def plan_with_kvcache(
     num_splits: int = 0,
     pack_gqa: bool | None = None,
     sm_margin: int = 0,
+    d_v: int | None = None,
     out: Array | None = None,
     lse: Array | None = None,
     return_lse: bool = False,
@@ -213,7 +217,7 @@ def plan_with_kvcache(
 
     Args:
         q: (batch, seqlen_q, nheads, head_dim), or (total_q, nheads, head_dim) with cu_seqlens_q. It and all arguments
-            not named here are as in flash_attn_with_kvcache.
+            not named here are as in flash_attn_with_kvcache, also v_cache=None with d_v.
         cache_seqlens: (batch,) int32, read at each call; an int is a constant of the plan.
         out: where calls write to, in q's shape with head_dim_v; None: a new array of the plan's own.
         lse: (batch, nheads, seqlen_q), or (nheads, total_q), contiguous float32: where calls write the log-sum-exp.
@@ -227,7 +231,9 @@ def plan_with_kvcache(
     """
     if isinstance(cache_seqlens, (int, np.integer)):
         cache_seqlens = same_for_all(cache_seqlens, q, cu_seqlens_q, wait=True)
-    options = Options(softmax_scale, causal, window_size, softcap, alibi_slopes, sinks, num_splits, pack_gqa, sm_margin)
+    options = Options(
+        softmax_scale, causal, window_size, softcap, alibi_slopes, sinks, num_splits, pack_gqa, sm_margin, d_v
+    )
     cache = Cache(
         page_table, cache_batch_idx, cache_leftpad, k, v, cu_seqlens_k_new, rotary_cos, rotary_sin, rotary_seqlens,
         rotary_interleaved, kvcache=True,

@@ -66,6 +66,17 @@ def test_new_rows_for_a_plan_without_any(name: str) -> None:
         step(**{name: np.zeros((3, 1, 2, 64), F32)})
 
 
+def test_values_for_a_plan_whose_values_are_columns_of_the_keys() -> None:
+    arguments = CacheCase(1, 40, 4, "float32", head_dim_v=32, latent=True).arguments()
+    step = plan_with_kvcache(**arguments)
+    with pytest.raises(
+        ValueError, match="v_cache is given, but this plan has none; make it with v_cache instead of d_v"
+    ):
+        step(v_cache=arguments["k_cache"])
+    with pytest.raises(TypeError, match="v_cache is None; it must be an array, or d_v the number of columns of k"):
+        plan_with_kvcache(**arguments | {"d_v": None})
+
+
 def test_caches_that_are_only_read_may_be_read_only() -> None:
     arguments = appending(k=None, v=None)
     want = flash_attn_with_kvcache(**arguments)
