@@ -91,16 +91,26 @@ def test_packed_head_dim_128_as_measured(mean: int, longest: int, is_short: bool
 
 
 @pytest.mark.parametrize(
-    ("head_dim", "batch", "seqlen", "nheads"),
-    [(64, 1, 64, 4), (64, 1, 256, 32), (64, 8, 256, 8), (128, 1, 128, 16), (128, 1, 256, 8), (128, 4, 256, 8)],
+    ("head_dim", "batch", "seqlen", "nheads", "is_short"),
+    [
+        (64, 1, 64, 4, True),
+        (64, 1, 256, 32, True),
+        (64, 8, 256, 8, True),
+        (64, 64, 256, 16, False),
+        (128, 1, 128, 16, True),
+        (128, 1, 256, 8, True),
+        (128, 4, 256, 8, True),
+        (128, 8, 256, 16, False),
+        (128, 32, 256, 16, False),
+    ],
 )
 def test_small_packed_calls_do_without_preparing_as_measured(
-    head_dim: int, batch: int, seqlen: int, nheads: int
+    head_dim: int, batch: int, seqlen: int, nheads: int, is_short: bool
 ) -> None:
     work: dict[str, Any] = {"vary": batch > 1, "longest_q": seqlen, "columns": batch * nheads}
     for packed in (False, True):
         index = cheapest_config(head_dim, -1, 0, seqlen, seqlen, **work, packed=packed)
-        assert bool(CONFIGS[index].is_short) is packed
+        assert bool(CONFIGS[index].is_short) is (packed and is_short)
 
 
 @pytest.mark.parametrize(
