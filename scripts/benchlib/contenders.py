@@ -6,6 +6,7 @@ is called through its public functions.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import pyflash3
 from pyflash3.tools.bench.records import OURS as OURS
 
 from .peers import Peers as Peers
+from .peers import reason
 from .shapes import Shape
 from .timing import Calls
 
@@ -56,12 +58,14 @@ def prepare(shape: Shape, dtype: str, peers: Peers) -> Problem:
     unavailable: dict[str, str] = {}
     others = {} if tensors is None else _torch_calls(shape, tensors, cu_seqlens, peers)
     for name, call in others.items():
-        try:
-            outs[name] = cupy.from_dlpack(first(call()))
-        except RuntimeError as error:  # how torch says that a peer has no kernel for a shape
-            unavailable[name] = str(error)[:300]
-        else:
-            calls[name] = call
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            try:
+                outs[name] = cupy.from_dlpack(first(call()))
+            except RuntimeError as error:  # how torch says that a peer has no kernel for a shape
+                unavailable[name] = reason(error, [str(warning.message) for warning in said])
+            else:
+                calls[name] = call
     return Problem(arrays, calls, outs, unavailable)
 
 

@@ -5,7 +5,8 @@ What the CUDA backend has no kernel for must be refused with a reason, before an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from tests.gpu import test_isolation, test_streams
 from tests.gpu.kvcache_problem import right_or_refused
 from tests.gpu.machine import HOST, bits, fill, get, poisoned, put, same_bits, wait
 from tests.gpu.problem import Inputs, Lengths, Problem, check, expected, judge, make, starts
-from tests.gpu.protocol_cases import OPTIONS
+from tests.gpu.protocol_cases import OPTIONS, title
 from tests.gpu.test_repeats import _noise
 from tests.host.kvcache_cases import CacheCase
 
@@ -59,18 +60,25 @@ def test_r08_head_dim_512(rows: tuple[int, ...], causal: bool, dtype: str) -> No
     check(Problem(dtype, ((rows[-1], rows[-1]),) * 2, **common))
 
 
-@pytest.mark.parametrize("packed", LAYOUTS)
-@pytest.mark.parametrize("options", ALL_OPTIONS, ids=_name)
-@pytest.mark.parametrize("dims", [(512, 512), (192, 128), (320, 320)], ids=str)
-def test_every_option(dims: tuple[int, int], options: dict[str, Any], packed: bool) -> None:
-    index = ALL_OPTIONS.index(options)
-    lengths = LENGTHS[index % len(LENGTHS)]
-    window = options.get("window")
-    options = options | ({"window": (lengths[0][1] // 3,) * 2} if window == "third" else {})
-    problem = Problem(
-        DTYPES[(index + packed) % 2], RAGGED if packed else lengths[:1] * 2, nheads=8, nheads_k=(4, 8, 1)[index % 3],
-        head_dim=dims[0], head_dim_v=dims[1], packed=packed, seed=index, **options,
-    )  # fmt: skip
+def _every_option() -> Iterator[Problem]:
+    """Both layouts of three pairs with every option; lengths, heads and dtypes take turns."""
+    dims = ((512, 512), (192, 128), (320, 320))
+    for (dim, dim_v), (index, options), packed in itertools.product(dims, enumerate(ALL_OPTIONS), (False, True)):
+        lengths = LENGTHS[index % len(LENGTHS)]
+        third = (lengths[0][1] // 3,) * 2
+        yield Problem(
+            DTYPES[(index + packed) % 2], RAGGED if packed else lengths[:1] * 2, 8, (4, 8, 1)[index % 3], head_dim=dim,
+            head_dim_v=dim_v, packed=packed, seed=index,
+            **(options | ({"window": third} if options.get("window") == "third" else {})),
+        )  # fmt: skip
+
+
+def _title(problem: Problem) -> str:
+    return f"{'varlen' if problem.packed else 'dense'}-{title(problem)}"
+
+
+@pytest.mark.parametrize("problem", [*_every_option()], ids=_title)
+def test_every_option(problem: Problem) -> None:
     check(problem)
 
 

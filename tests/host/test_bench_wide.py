@@ -9,7 +9,7 @@ import pytest
 
 from pyflash3 import flash_attn_with_kvcache
 from pyflash3.tools.bench import chart, screen
-from scripts.benchlib import latent, rows
+from scripts.benchlib import latent, peers, rows
 from scripts.benchlib.cache_shapes import CacheShape
 from scripts.benchlib.shapes import Shape, grids
 
@@ -61,6 +61,13 @@ def test_titles_of_a_chart_name_both_head_dims() -> None:
     assert [chart._title(row["shape"]) for row in made] == [
         "d 512, causal", "d 512, causal", "d 192/128, causal", "d 576/512, full", "d 128, full",
     ]  # fmt: skip
+
+
+def test_why_a_backend_of_pytorch_is_not_there() -> None:
+    inside = " (Triggered internally at sdp_utils.cpp:522.)"
+    warned = ["Flash attention kernel not used because:", "Flash attention has been runtime disabled.", "d is 512."]
+    said = peers.reason(RuntimeError("No available kernel."), [text + inside for text in warned])
+    assert said == "No available kernel. d is 512."
 
 
 @pytest.mark.parametrize("page_size", [None, 64])
