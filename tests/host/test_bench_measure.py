@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import lzma
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,6 +106,26 @@ def test_wrong_results_fail(
     monkeypatch.setattr(measure, "largest_difference", lambda _: {"cuDNN": difference})
     assert bench.main(["--only", "d64 causal"]) == 1
     assert capsys.readouterr().out.count("WRONG: ") == 2
+
+
+@pytest.mark.usefixtures("measure")
+def test_the_cost_of_issuing_a_call_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from scripts.benchlib import host_cost
+
+    issued: list[int] = []
+    name = "pyflash3 plan, kvcache, another layer"
+    monkeypatch.setattr(host_cost, "_contenders", lambda *_: {name: lambda: issued.append(0)})
+    stream = SimpleNamespace(synchronize=lambda: None)
+    monkeypatch.setattr("cupy.cuda.get_current_stream", lambda: stream)
+    path = tmp_path / "host-cost.json"
+    assert bench.main(["--host-cost", "--out", str(path)]) == 0
+    record = json.loads(path.read_text())
+    assert (record["kind"], record["calls"], list(record["rows"])) == ("host-cost", 2000, [name])
+    assert len(issued) == 100 + record["calls"]
+    assert 0 < record["rows"][name]["median_us"] < 1000
+    assert capsys.readouterr().out == f"{name:48} {record['rows'][name]['median_us']:8.2f} us\n"
 
 
 @pytest.mark.usefixtures("measure")
