@@ -153,13 +153,13 @@ class PlannedCall:
         _check_memory(name, x, address, planned)
         return planned
 
-    def issue(self) -> Any:
+    def _call(self) -> Any:
         """Issues the call with the planned arrays; returns what it writes."""
         with self._lock:
             self._issue()
         return self._result
 
-    def issue_with(self, given: dict[str, Any]) -> Any:
+    def _call_with(self, given: dict[str, Any]) -> Any:
         """Issues the call with other arrays in the place of the planned ones, by their names; None is no array."""
         params, memory = self._params, self._memory
         replaced: list[_Replaceable] = []

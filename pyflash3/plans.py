@@ -63,8 +63,8 @@ class Plan(PlannedCall):
             RuntimeError: CUDA refused a launch.
         """
         if q is None and k is None and v is None and out is None and lse is None:
-            return self.issue()
-        return self.issue_with({"q": q, "k": k, "v": v, "out": out, "lse": lse})
+            return self._call()
+        return self._call_with({"q": q, "k": k, "v": v, "out": out, "lse": lse})
 
 
 class KVCachePlan(PlannedCall):
@@ -103,7 +103,7 @@ class KVCachePlan(PlannedCall):
             as for a Plan.
         """
         given = {"q": q, "k": k, "v": v, "k_cache": k_cache, "v_cache": v_cache, "out": out, "lse": lse}
-        return self.issue_with(given)
+        return self._call_with(given)
 
 
 def plan(
