@@ -217,6 +217,26 @@ def test_other_shapes_are_right_or_refused(case: CacheCase) -> None:
     right_or_refused(case)
 
 
+@pytest.mark.parametrize("dims", [(64, 64), (256, 128), (512, 512), (576, 256)], ids=str)
+def test_other_head_dims_of_the_dense_function_are_right_or_refused(dims: tuple[int, int]) -> None:
+    q, k = normal((2, 70, 4, dims[0]), "bfloat16", 1), normal((2, 300, 2, dims[0]), "bfloat16", 2)
+    out = poisoned((2, 70, 4, dims[1]), "bfloat16")
+    refusal = None
+    try:
+        flash_attn_func(q, k, None, causal=True, out=out, d_v=dims[1])
+    except NotImplementedError as error:
+        refusal = str(error)
+    wait()
+    if refusal is not None:
+        assert not HOST, "the host engine computes everything"
+        assert "head_dim" in refusal
+        assert same_bits(out, poisoned(out.shape, "bfloat16")), "a refused call wrote into out"
+        return
+    copied = flash_attn_func(q, k, put(np.ascontiguousarray(get(k)[..., : dims[1]])), causal=True)
+    wait()
+    assert same_bits(out, copied)
+
+
 @pytest.mark.parametrize("keys", [0, 1])
 def test_nothing_to_do(keys: int) -> None:
     """No sequence, and sequences without a key in a cache with and without rows."""
