@@ -130,9 +130,10 @@ class _Guarded:
 
     def __init__(self) -> None:
         self.guards: list[Any] = []
+        self._pool = xp.cuda.MemoryPool()
 
     def __call__(self, size: int) -> Any:
-        pointer = xp.cuda.memory.alloc(size + _GUARD_BYTES)
+        pointer = self._pool.malloc(size + _GUARD_BYTES)
         guard = xp.ndarray(_GUARD_BYTES, xp.uint8, pointer + size)
         guard[...] = 0xA5
         self.guards.append(guard)
