@@ -51,7 +51,7 @@ struct SplitBounds {
   int64_t tiles;
   int64_t most_tiles;    // also of a wrong cu_seqlens_q, whose sequences may overlap
   int32_t tile_rows;     // of the longest tile
-  int64_t entries;       // SplitEntry
+  int64_t entries;       // SplitEntry, of a balanced schedule
   int64_t partial_rows;  // rows of partial results
 
   static SplitBounds of(const flash3_params &p) {
@@ -68,7 +68,7 @@ struct SplitBounds {
       b.entries = SplitSchedule::kMostParts;
       b.partial_rows = 2 * int64_t{SplitSchedule::kMostParts} * b.tile_rows;
     } else {
-      b.entries = p.num_splits > 1 ? b.tiles : 0;
+      b.entries = 0;
       b.partial_rows = p.num_splits > 1 ? p.num_splits * query_rows(p) * p.nheads : 0;
     }
     return b;

@@ -78,6 +78,8 @@ struct SplitSchedule {
   static constexpr int32_t kLeastPart = 2;
   // Thread blocks that a balanced schedule shares out to at most; the largest GPU has 144 multiprocessors.
   static constexpr int32_t kMostParts = 288;
+  // Places on a line at most. A wrong cu_seqlens_q, whose sequences overlap, may ask for more: the line ends here then.
+  static constexpr int32_t kMostPlaces = 1 << 30;
 
   SeqSide q;
   KvCache k;
@@ -139,6 +141,12 @@ struct SplitSchedule {
   // On each line.
   FLASH3_HD int32_t sequence_cost(int32_t b) const { return heads_of_line * head_cost(lengths(b)); }
 
+  // The place behind `cost` more of them.
+  FLASH3_HD static int32_t behind(int32_t place, int32_t cost) {
+    const uint32_t sum = static_cast<uint32_t>(place) + static_cast<uint32_t>(cost);
+    return sum < uint32_t{kMostPlaces} ? static_cast<int32_t>(sum) : kMostPlaces;
+  }
+
   // The parts that a line of `total` is cut into.
   FLASH3_HD SplitParts parts(int32_t total) const {
     const int32_t most = balanced() ? (total + kLeastPart - 1) / kLeastPart : total;
@@ -150,22 +158,22 @@ struct SplitSchedule {
     return static_cast<int32_t>(rest < kBlockM ? rest : kBlockM);
   }
 
-  // The number of a piece among the partial results. Of a fixed number of splits those of a tile follow each other. Of
-  // a balanced schedule a part has two: one for the tile that it goes on with and one for the tile that it begins last.
+  // The number of a piece among the partial results. Of a fixed number of splits: among those of its rows. Of a
+  // balanced schedule a part has two: one for the tile that it goes on with and one for the tile that it begins last.
   FLASH3_HD int32_t number(const SplitPiece &x, const SplitPartId &part) const {
-    if (!balanced()) return tile_number(x, part.line) * num_splits + x.begin % num_splits;
+    if (!balanced()) return x.begin % num_splits;
     return (x.first ? parts_of_line + part.index : part.index) * num_lines + part.line;
-  }
-
-  // Of a fixed number of splits: tiles of all lines are numbered.
-  FLASH3_HD int32_t tile_number(const SplitPiece &x, int32_t line) const {
-    return x.begin / num_splits * num_lines + line;
   }
 
   // The entry of a part of a balanced schedule, by its first piece: what is to be merged if it is the second of its
   // tile. So every tile that is in pieces has one entry.
   FLASH3_HD SplitEntry entry_of_part(const SplitPiece &x, const SplitParts &parts, const SplitPartId &part) const {
-    SplitEntry e = entry(x);
+    SplitEntry e = {};
+    e.batch = x.batch;
+    e.kv_head = x.kv_head;
+    e.m_block = x.m_block;
+    e.rows = tile_rows(x.lengths, x.m_block);
+    e.q_start = static_cast<int32_t>(q.span(x.batch).start);
     const int32_t begun_by = parts.part_of(x.tile_begin);
     if (x.first || begun_by + 1 != part.index) {
       e.rows = 0;
@@ -178,24 +186,17 @@ struct SplitSchedule {
     return e;
   }
 
-  // Of a fixed number of splits: the entry of a tile, by its first piece.
-  FLASH3_HD SplitEntry entry_of_tile(const SplitPiece &x, int32_t line) const {
-    SplitEntry e = entry(x);
-    e.first_piece = tile_number(x, line) * num_splits;
-    e.next_piece = e.first_piece + 1;
+  // Of a fixed number of splits nothing is noted: the lengths say which tiles there are, each in so many pieces.
+  FLASH3_HD SplitEntry entry_of_tile(int32_t b, int32_t kv_head, int32_t m_block) const {
+    SplitEntry e = {};
+    e.batch = b;
+    e.kv_head = kv_head;
+    e.m_block = m_block;
+    e.rows = tile_rows(lengths(b), m_block);
+    e.q_start = static_cast<int32_t>(q.span(b).start);
+    e.next_piece = 1;
     e.step = 1;
     e.count = num_splits;
-    return e;
-  }
-
- private:
-  FLASH3_HD SplitEntry entry(const SplitPiece &x) const {
-    SplitEntry e = {};
-    e.batch = x.batch;
-    e.kv_head = x.kv_head;
-    e.m_block = x.m_block;
-    e.rows = tile_rows(x.lengths, x.m_block);
-    e.q_start = static_cast<int32_t>(q.span(x.batch).start);
     return e;
   }
 };

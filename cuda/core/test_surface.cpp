@@ -25,6 +25,21 @@ Mask make_mask(int64_t left, int64_t right, int32_t seqlen_q, int32_t seqlen_k) 
   return {Window::make(left, right), seqlen_q, seqlen_k};
 }
 
+SplitSchedule split_schedule(const flash3_params &p, int32_t block_n, int32_t num_lines, int32_t num_parts) {
+  const int64_t rows_q = p.cu_seqlens_q != nullptr ? p.total_q : p.seqlen_q;
+  return {{p.cu_seqlens_q, p.seqused_q, rows_q},
+          KvCache::of(p),
+          Window::make(p.window_left, p.window_right),
+          Divisor::make(p.nheads / p.nheads_k),
+          p.nheads_k,
+          p.batch,
+          block_n,
+          p.num_splits,
+          num_lines,
+          p.nheads_k / num_lines,
+          num_parts / num_lines};
+}
+
 struct CountLeading {
   template <class Probe>
   int32_t operator()(Probe probe) const {
@@ -181,7 +196,7 @@ FLASH3_API int32_t flash3_test_cheapest_config(int32_t class_head_dim, int64_t l
 // layout: the fields of WorkspaceLayout in order
 FLASH3_API void flash3_test_workspace_layout(const flash3_params *params, uint64_t *layout) {
   const WorkspaceLayout w = workspace_layout(*params);
-  static_assert(sizeof(w) == 8 * sizeof(*layout));
+  static_assert(sizeof(w) == 7 * sizeof(*layout));
   std::memcpy(layout, &w, sizeof(w));
 }
 
@@ -190,28 +205,23 @@ FLASH3_API int32_t flash3_test_takes_split_kernel(const flash3_params *params) {
 
 FLASH3_API int64_t flash3_test_most_tiles(const flash3_params *params) { return SplitBounds::of(*params).most_tiles; }
 
-// Lengths come from the params' own arrays, which are host memory here. total: places on a line. Returns the number of
-// pieces of all parts, of which up to `capacity` are written, thirteen numbers each: part, batch, kv_head, m_block,
-// n_begin, n_end, whole, its number among the partial results, and of the entry that it is to write rows (0: nothing to
-// merge), count, first_piece, next_piece, step.
-FLASH3_API int64_t flash3_test_split_pieces(const flash3_params *params, int32_t block_n, int32_t num_lines,
-                                            int32_t num_parts, int64_t capacity, int64_t *total, int64_t *pieces) {
-  const flash3_params &p = *params;
-  const int64_t rows_q = p.cu_seqlens_q != nullptr ? p.total_q : p.seqlen_q;
-  const SplitSchedule schedule = {{p.cu_seqlens_q, p.seqused_q, rows_q},
-                                  KvCache::of(p),
-                                  Window::make(p.window_left, p.window_right),
-                                  Divisor::make(p.nheads / p.nheads_k),
-                                  p.nheads_k,
-                                  p.batch,
-                                  block_n,
-                                  p.num_splits,
-                                  num_lines,
-                                  p.nheads_k / num_lines,
-                                  num_parts / num_lines};
+// Places on a line. Lengths come from the params' own arrays, which are host memory here.
+FLASH3_API int32_t flash3_test_split_places(const flash3_params *params, int32_t block_n, int32_t num_lines) {
+  const SplitSchedule schedule = split_schedule(*params, block_n, num_lines, num_lines);
   int32_t sum = 0;
-  for (int32_t b = 0; b < p.batch; ++b) sum += schedule.sequence_cost(b);
-  *total = sum;
+  for (int32_t b = 0; b < params->batch; ++b) sum = schedule.behind(sum, schedule.sequence_cost(b));
+  return sum;
+}
+
+// Returns the number of pieces of all parts, of which up to `capacity` are written, thirteen numbers each: part, batch,
+// kv_head, m_block, n_begin, n_end, whole, its number among the partial results, and of the entry of its tile that
+// begins with it or, of a balanced schedule, that it is to write, rows (0: nothing to merge), count, first_piece,
+// next_piece, step.
+FLASH3_API int64_t flash3_test_split_pieces(const flash3_params *params, int32_t block_n, int32_t num_lines,
+                                            int32_t num_parts, int64_t capacity, int64_t *pieces) {
+  const flash3_params &p = *params;
+  const SplitSchedule schedule = split_schedule(p, block_n, num_lines, num_parts);
+  const int32_t sum = flash3_test_split_places(params, block_n, num_lines);
   const SplitParts parts = schedule.parts(sum);
   int64_t count = 0;
   for (int32_t part = 0; part < parts.parts * num_lines; ++part) {
@@ -219,7 +229,7 @@ FLASH3_API int64_t flash3_test_split_pieces(const flash3_params *params, int32_t
     const int32_t first = parts.begin(id.index);
     int32_t b = 0;
     int32_t begin = 0;
-    for (; begin + schedule.sequence_cost(b) <= first; ++b) begin += schedule.sequence_cost(b);
+    for (; schedule.behind(begin, schedule.sequence_cost(b)) <= first; ++b) begin += schedule.sequence_cost(b);
     const SplitTile tile = SplitTile::find(schedule, id.line, first, b, begin);
     SplitCursor cursor{schedule, first, parts.begin(id.index + 1), tile};
     for (; !cursor.done(); cursor.advance(), ++count) {
@@ -227,7 +237,7 @@ FLASH3_API int64_t flash3_test_split_pieces(const flash3_params *params, int32_t
       const SplitPiece x = cursor.piece();
       SplitEntry e = {};
       if (schedule.balanced() && x.begin == first) e = schedule.entry_of_part(x, parts, id);
-      if (schedule.num_splits > 1 && x.first) e = schedule.entry_of_tile(x, id.line);
+      if (schedule.num_splits > 1 && x.first) e = schedule.entry_of_tile(x.batch, x.kv_head, x.m_block);
       const int64_t values[] = {
           part,   x.batch, x.kv_head,     x.m_block,    x.n_begin, x.n_end, x.whole, schedule.number(x, id),
           e.rows, e.count, e.first_piece, e.next_piece, e.step};

@@ -27,7 +27,6 @@ WorkspaceLayout workspace_layout(const flash3_params &params) {
   layout.first_m_block = place(table ? (static_cast<uint64_t>(params.batch) + 1) * sizeof(int32_t) : 0);
   const SplitBounds bounds = split ? SplitBounds::of(params) : SplitBounds{};
   const auto partial_rows = static_cast<uint64_t>(bounds.partial_rows);
-  layout.num_entries = place(split ? sizeof(int32_t) : 0);
   layout.entries = place(static_cast<uint64_t>(bounds.entries) * sizeof(SplitEntry));
   layout.lse_partial = place(partial_rows * sizeof(float));
   layout.out_partial = place(partial_rows * params.head_dim_v * sizeof(float));

@@ -15,7 +15,6 @@ struct WorkspaceLayout {
   uint64_t tile_counter;   // int32: next tile of the persistent grid
   uint64_t first_m_block;  // int32 (batch + 1), only with cu_seqlens_q: see VarlenSchedule
   // Of calls that takes_split_kernel() says; bounds: SplitBounds.
-  uint64_t num_entries;  // int32
   uint64_t entries;      // SplitEntry (entries)
   uint64_t lse_partial;  // float (partial_rows)
   uint64_t out_partial;  // float (partial_rows, head_dim_v)

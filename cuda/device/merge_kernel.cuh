@@ -117,6 +117,21 @@ struct Merge {
     }
   }
 
+  // The rows of a tile, of which those in many pieces are shared out to several blocks.
+  __device__ __forceinline__ void merge(const core::SplitEntry &entry, int32_t block, int32_t num_blocks) const {
+    if (entry.count > kManyPieces) {
+#pragma unroll 1
+      for (int32_t r = block; r < entry.rows; r += num_blocks) merge_by_block(row(entry, r));
+    } else if (block == 0) {
+#pragma unroll 1
+      for (int32_t r = warp; r < entry.rows; r += kMergeWarps) {
+        const Row one = row(entry, r);
+        store(one, add_up(one, 0, 1));
+      }
+    }
+  }
+
+ private:
   // All warps of the block: each adds up some of the pieces, the first one their sums.
   __device__ __forceinline__ void merge_by_block(const Row &r) const {
     constexpr int kStride = 32 * kCols + 2;
@@ -149,30 +164,29 @@ struct Merge {
   }
 };
 
-// Block (x, y): entry first_entry + x, and every gridDim.x-th behind it; of a tile in many pieces row y, and every
-// gridDim.y-th behind it.
+// Block (x, y, z) of a balanced schedule: entry first_entry + x. Of a fixed number of splits: pair x of sequence and KV
+// head, and every gridDim.x-th behind it, and of those tile y, and every gridDim.y-th. Of a tile in many pieces: row z,
+// and every gridDim.z-th.
 template <class Element, int kCols>
 __global__ void __launch_bounds__(kMergeThreads) merge_kernel(const __grid_constant__ MergeArgs args) {
   using Merger = Merge<Element, kCols>;
   __shared__ float sums[kMergeWarps * (32 * kCols + 2)];
   ptx::wait_for_previous_kernel();
-  const Partials &partials = args.partials;
-  const auto behind =
-      args.schedule.balanced() ? args.first_entry + static_cast<int32_t>(gridDim.x) : *partials.num_entries;
   const Merger merger{args, sums};
+  const core::SplitSchedule &s = args.schedule;
+  if (s.balanced()) {
+    merger.merge(args.partials.entries[args.first_entry + blockIdx.x], blockIdx.z, gridDim.z);
+    return;
+  }
+  const int64_t pairs = int64_t{s.batch} * s.nheads_k;
 #pragma unroll 1
-  for (int32_t i = args.first_entry + blockIdx.x; i < behind; i += gridDim.x) {
-    const core::SplitEntry entry = partials.entries[i];
-    if (entry.rows <= static_cast<int32_t>(blockIdx.y)) continue;
-    if (entry.count > Merger::kManyPieces) {
+  for (int64_t i = blockIdx.x; i < pairs; i += gridDim.x) {
+    const auto b = static_cast<int32_t>(i / s.nheads_k);
+    const auto kv_head = static_cast<int32_t>(i - int64_t{b} * s.nheads_k);
+    const int32_t m_blocks = s.num_m_blocks(s.lengths(b));
 #pragma unroll 1
-      for (int32_t r = blockIdx.y; r < entry.rows; r += gridDim.y) merger.merge_by_block(merger.row(entry, r));
-    } else if (blockIdx.y == 0) {
-#pragma unroll 1
-      for (int32_t r = threadIdx.x / 32; r < entry.rows; r += kMergeWarps) {
-        const typename Merger::Row row = merger.row(entry, r);
-        merger.store(row, merger.add_up(row, 0, 1));
-      }
+    for (int32_t m = blockIdx.y; m < m_blocks; m += gridDim.y) {
+      merger.merge(s.entry_of_tile(b, kv_head, m), blockIdx.z, gridDim.z);
     }
   }
 }

@@ -19,18 +19,17 @@ enum class KeyLoads : int32_t {
 
 // Partial results, float32: of a piece and row, normalised, and their log-sum-exp.
 struct Partials {
-  float *out;  // (rows of partial results, head_dim_v)
-  float *lse;  // (rows of partial results)
-  int32_t *num_entries;
-  core::SplitEntry *entries;
-  int32_t tile_rows;      // rows that a piece of a balanced schedule has
-  int64_t rows_of_split;  // of a fixed number of splits: query rows * nheads
+  float *out;                 // (rows of partial results, head_dim_v)
+  float *lse;                 // (rows of partial results)
+  core::SplitEntry *entries;  // of a balanced schedule, by part
+  int32_t tile_rows;          // rows that a piece of a balanced schedule has
+  int64_t rows_of_split;      // of a fixed number of splits: query rows * nheads
 
   // The place of packed row r of a tile in a piece. query: of the row, in q and out; dense q lies like packed q here.
   FLASH3_HD int64_t row(const core::SplitSchedule &s, int32_t piece, int32_t r, int64_t query, int32_t head) const {
     if (s.balanced()) return int64_t{piece} * tile_rows + r;
     const auto nheads = static_cast<int64_t>(s.group.divisor) * s.nheads_k;
-    return piece % s.num_splits * rows_of_split + query * nheads + head;
+    return piece * rows_of_split + query * nheads + head;
   }
 };
 

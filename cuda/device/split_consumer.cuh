@@ -66,9 +66,6 @@ struct SplitConsumer {
 #pragma unroll 1
     for (; !cursor.done(); cursor.advance()) {
       const core::SplitPiece piece = cursor.piece();
-      if (schedule.num_splits > 1 && piece.first && threadIdx.x == 0) {
-        args.partials.entries[schedule.tile_number(piece, part.line)] = schedule.entry_of_tile(piece, part.line);
-      }
       compute(piece, part);
     }
   }

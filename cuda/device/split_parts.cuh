@@ -41,11 +41,11 @@ struct PartFinder {
 #pragma unroll 1
       for (int32_t b = first; b < behind; ++b) {
         const int32_t cost = schedule.sequence_cost(b);
-        if (round == 1 && begin < at + sum + cost) {
+        if (round == 1 && begin < schedule.behind(schedule.behind(at, sum), cost)) {
           smem.part = {begin, end, core::SplitTile::find(schedule, part.line, begin, b, at + sum)};
           break;
         }
-        sum += cost;
+        sum = schedule.behind(sum, cost);
       }
       if (round == 1) break;
       int32_t total;
@@ -54,7 +54,7 @@ struct PartFinder {
       begin = parts.begin(part.index);
       end = parts.begin(part.index + 1);
       if (begin >= end && threadIdx.x == 0) smem.part.begin = smem.part.end = 0;
-      if (!(begin < end && at <= begin && begin < at + sum)) break;
+      if (!(begin < end && at <= begin && begin < schedule.behind(at, sum))) break;
     }
     __syncthreads();
     return parts;
@@ -62,9 +62,6 @@ struct PartFinder {
 
   // What the merging kernel has to know; by one thread, once it has nothing else to do.
   __device__ __forceinline__ void note(const core::SplitPartId &part, const core::SplitParts &parts) const {
-    if (part.line == 0 && part.index == 0 && schedule.num_splits > 1) {
-      *partials.num_entries = parts.total / schedule.num_splits * schedule.num_lines;
-    }
     if (!schedule.balanced()) return;
     core::SplitEntry &entry = partials.entries[part.index * schedule.num_lines + part.line];
     const core::SplitCursor cursor = {schedule, smem.part.begin, smem.part.end, smem.part.tile};
@@ -84,7 +81,7 @@ struct PartFinder {
 #pragma unroll 1
     for (int offset = 1; offset < 32; offset *= 2) {
       const int32_t other = __shfl_up_sync(0xffffffffu, inclusive, offset);
-      if (lane >= offset) inclusive += other;
+      if (lane >= offset) inclusive = schedule.behind(inclusive, other);
     }
     if (lane == 31) smem.warp_costs[warp] = inclusive;
     __syncthreads();
@@ -92,10 +89,11 @@ struct PartFinder {
     *total = 0;
 #pragma unroll 1
     for (int w = 0; w < kWarps; ++w) {
-      if (w < warp) before += smem.warp_costs[w];
-      *total += smem.warp_costs[w];
+      if (w < warp) before = schedule.behind(before, smem.warp_costs[w]);
+      *total = schedule.behind(*total, smem.warp_costs[w]);
     }
-    return before + inclusive - x;
+    const int32_t in_warp = __shfl_up_sync(0xffffffffu, inclusive, 1);
+    return lane == 0 ? before : schedule.behind(before, in_warp);
   }
 };
 

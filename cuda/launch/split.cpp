@@ -42,7 +42,7 @@ core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &ker
   // The line of a balanced schedule has 32-bit places, whatever cu_seqlens_q holds.
   const core::SplitBounds bounds = core::SplitBounds::of(p);
   const int64_t most_blocks = s.k.filled.rows / kernel.block_n + 2;
-  if (s.balanced() && bounds.most_tiles > INT32_MAX / most_blocks) s.num_splits = 1;
+  if (s.balanced() && bounds.most_tiles > core::SplitSchedule::kMostPlaces / most_blocks) s.num_splits = 1;
   return s;
 }
 
@@ -50,7 +50,6 @@ device::Partials make_partials(const flash3_params &p) {
   const core::WorkspaceLayout layout = core::workspace_layout(p);
   char *const workspace = static_cast<char *>(p.workspace);
   device::Partials partials;
-  partials.num_entries = reinterpret_cast<int32_t *>(workspace + layout.num_entries);
   partials.entries = reinterpret_cast<core::SplitEntry *>(workspace + layout.entries);
   partials.lse = reinterpret_cast<float *>(workspace + layout.lse_partial);
   partials.out = reinterpret_cast<float *>(workspace + layout.out_partial);
@@ -154,9 +153,11 @@ cudaError_t launch_merge(const flash3_params &p, const SplitKernel &kernel, cons
   const int64_t tiles = core::SplitBounds::of(p).tiles;
   int32_t rows = std::min(args.partials.tile_rows, kMergeRows);
   int64_t entries = 0;
+  int64_t tiles_of_pair = 1;
   if (!schedule.balanced()) {
-    constexpr int64_t kMostBlocks = 4096;
-    entries = std::min(tiles, kMostBlocks);  // each block takes several, if there are more
+    constexpr int64_t kMostBlocks = 4096;  // each takes several pairs, or tiles, if there are more
+    entries = std::min(int64_t{p.batch} * p.nheads_k, kMostBlocks);
+    tiles_of_pair = std::clamp(tiles / entries, int64_t{1}, kMostBlocks / entries);
   } else if (tiles <= schedule.num_lines) {
     // One tile a line, in many pieces: the second part has its entry.
     merge.first_entry = schedule.num_lines;
@@ -165,8 +166,8 @@ cudaError_t launch_merge(const flash3_params &p, const SplitKernel &kernel, cons
   } else {
     entries = int64_t{schedule.parts_of_line} * schedule.num_lines;
   }
-  return launch(kernel.merge, {static_cast<unsigned>(entries), static_cast<unsigned>(rows)}, kernel.merge_threads, 0,
-                true, &merge, stream);
+  const dim3 blocks(static_cast<unsigned>(entries), static_cast<unsigned>(tiles_of_pair), static_cast<unsigned>(rows));
+  return launch(kernel.merge, blocks, kernel.merge_threads, 0, true, &merge, stream);
 }
 
 }  // namespace
@@ -175,7 +176,7 @@ core::Status split_forward(const flash3_params &params, const DeviceInfo &device
   const SplitKernel *kernel = nullptr;
   core::Status status = find_split_kernel(params, &kernel);
   if (!status.ok()) return status;
-  constexpr int64_t kMostPieces = int64_t{1} << 31;  // their numbers are 32-bit
+  constexpr int64_t kMostPieces = core::SplitSchedule::kMostPlaces;
   const int64_t pieces = core::SplitBounds::of(params).tiles * std::max(params.num_splits, 1);
   if (pieces >= kMostPieces) {
     return core::error(FLASH3_UNSUPPORTED, "batch ", params.batch, " with nheads ", params.nheads, " and num_splits ",

@@ -46,20 +46,27 @@ class Piece(NamedTuple):
     entry: Entry
 
 
+def split_places(params: Params, block_n: int, num_lines: int) -> int:
+    """The cost of a line."""
+    places: int = surface_function("split_places", c_int32, [POINTER(Params), c_int32, c_int32])(
+        byref(params), block_n, num_lines
+    )
+    return places
+
+
 @functools.cache
 def _split_pieces() -> Any:
-    argtypes = [POINTER(Params), c_int32, c_int32, c_int32, c_int64, POINTER(c_int64), POINTER(c_int64)]
+    argtypes = [POINTER(Params), c_int32, c_int32, c_int32, c_int64, POINTER(c_int64)]
     return surface_function("split_pieces", c_int64, argtypes)
 
 
 def split_pieces(params: Params, block_n: int, num_lines: int, num_parts: int) -> tuple[int, list[Piece]]:
     """The cost of a line and all pieces of all lines."""
-    total = c_int64()
-    count = _split_pieces()(byref(params), block_n, num_lines, num_parts, 0, byref(total), (c_int64 * 0)())
+    count = _split_pieces()(byref(params), block_n, num_lines, num_parts, 0, (c_int64 * 0)())
     values = (c_int64 * (_VALUES * count))()
-    _split_pieces()(byref(params), block_n, num_lines, num_parts, count, byref(total), values)
+    _split_pieces()(byref(params), block_n, num_lines, num_parts, count, values)
     pieces = []
     for i in range(0, _VALUES * count, _VALUES):
         part, b, head, m, n_begin, n_end, whole, number, *entry = values[i : i + _VALUES]
         pieces.append(Piece(part, b, head, m, n_begin, n_end, bool(whole), number, Entry(*entry)))
-    return total.value, pieces
+    return split_places(params, block_n, num_lines), pieces

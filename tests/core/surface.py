@@ -243,7 +243,6 @@ class WorkspaceLayout(NamedTuple):
 
     tile_counter: int
     first_m_block: int
-    num_entries: int
     entries: int
     lse_partial: int
     out_partial: int
@@ -252,7 +251,7 @@ class WorkspaceLayout(NamedTuple):
 
 
 def workspace_layout(params: Params) -> WorkspaceLayout:
-    layout = (c_uint64 * 8)()
+    layout = (c_uint64 * len(WorkspaceLayout._fields))()
     _function("workspace_layout")(byref(params), layout)
     return WorkspaceLayout(*layout)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pyflash3._abi import Params
 from tests.core.problems import packed, params
-from tests.core.split_surface import Piece, most_tiles, split_pieces, takes_split_kernel
+from tests.core.split_surface import Piece, most_tiles, split_pieces, split_places, takes_split_kernel
 from tests.core.surface import MaskCase, int32_array, workspace_layout
 
 BLOCK_M, BLOCK_N = 64, 64
@@ -55,8 +55,6 @@ def check(pieces: list[Piece], of: list[tuple[int, int]], group: int, tiles: Til
     for x in pieces:
         by_tile[x.batch, x.kv_head, x.m_block].append(x)
     assert by_tile.keys() == tiles.keys()
-    numbers = [x.number for x in pieces if not x.whole]
-    assert len(set(numbers)) == len(numbers), "partial results have places of their own"
     merged = {}
     for x in pieces:
         if x.entry.rows:
@@ -88,6 +86,8 @@ def test_balanced(
     tiles = tiles_of(of, heads, window)
     total, pieces = split_pieces(p, BLOCK_N, lines, num_parts)
     check(pieces, of, heads[0] // heads[1], tiles)
+    numbers = [x.number for x in pieces if not x.whole]
+    assert len(set(numbers)) == len(numbers), "partial results have places of their own"
     assert total * lines == sum(1 + end - begin for begin, end in tiles.values())
     costs: dict[int, int] = defaultdict(int)
     for x in pieces:
@@ -153,6 +153,17 @@ def test_workspace_of_splits() -> None:
 def test_workspace_of_a_balanced_schedule_does_not_grow_with_the_keys() -> None:
     sizes = {workspace_layout(params(seqlen_q=1, seqlen_k=n, num_splits=0)).size for n in (1024, 2**20)}
     assert len(sizes) == 1
+
+
+@pytest.mark.parametrize(("group", "places"), [(2, 2**29), (4, 2**30), (16, 2**30)])
+def test_the_line_of_overlapping_sequences_has_an_end(group: int, places: int) -> None:
+    """Every other one of 4096 sequences claims all rows, 2^17 * group places."""
+    batch, rows = 4096, 2**15
+    p = packed(batch=batch, nheads=group, nheads_k=1, num_splits=256)
+    arrays = int32_array([0, rows] * (batch // 2) + [0]), int32_array([0] * (batch + 1))
+    p.cu_seqlens_q, p.cu_seqlens_k = map(ctypes.addressof, arrays)
+    p.total_q, p.total_k = rows, 1
+    assert split_places(p, BLOCK_N, 1) == places
 
 
 @pytest.mark.parametrize("starts", [[0, 50, 0, 50, 0, 50], [50, 0, 50, 50, 0, 50], [-7, 10**9, 3, 50, 20, 60]])

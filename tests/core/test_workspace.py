@@ -24,16 +24,16 @@ def test_packed(batch: int) -> None:
 
 @given(st.integers(1, 2**31 - 1))
 def test_dense_needs_the_tile_counter_alone(batch: int) -> None:
-    assert workspace_layout(params(batch=batch)) == (0, *[256] * 7)
+    assert workspace_layout(params(batch=batch)) == (0, *[256] * 6)
 
 
 def test_packed_k_alone_needs_no_table() -> None:
-    assert workspace_layout(packed(cu_seqlens_q=None, num_splits=1)) == (0, *[256] * 7)
+    assert workspace_layout(packed(cu_seqlens_q=None, num_splits=1)) == (0, *[256] * 6)
 
 
 @pytest.mark.parametrize("p", [params(batch=0), packed(batch=0), params(backend=BACKEND_HOST)])
 def test_nothing(p: Params) -> None:
-    assert workspace_layout(p) == (0,) * 8
+    assert workspace_layout(p) == (0,) * 7
 
 
 def test_does_not_grow_with_the_lengths() -> None:

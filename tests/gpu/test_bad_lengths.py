@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.gpu.machine import bits, int32, poisoned, same_bits, wait
+from tests.gpu.machine import bits, int32, poisoned, same_bits, wait, xp
 from tests.gpu.problem import Inputs, Problem, make, starts
 
 LENGTHS = ((100, 150), (130, 130), (64, 200), (1, 33), (200, 90), (77, 97))
@@ -37,11 +37,11 @@ def _guarded_inputs(dim: int, mask: dict[str, Any]) -> Inputs:
     return inputs
 
 
-def _call_into_guarded(inputs: Inputs) -> tuple[Any, Any]:
+def _call_into_guarded(inputs: Inputs, **options: Any) -> tuple[Any, Any]:
     """out and lse of a call; fails when it wrote around out."""
     whole = poisoned((inputs.q.shape[0] + 2 * GUARD, *inputs.out_shape()[1:]), "bfloat16")
     before = whole.copy()
-    out, lse = inputs.call(out=whole[GUARD:-GUARD])
+    out, lse = inputs.call(out=whole[GUARD:-GUARD], **options)
     wait()
     assert same_bits(whole[:GUARD], before[:GUARD]), "rows before out are written"
     assert same_bits(whole[-GUARD:], before[-GUARD:]), "rows behind out are written"
@@ -53,8 +53,8 @@ every_mask = pytest.mark.parametrize("mask", MASKS, ids=str)
 every_dim = pytest.mark.parametrize("dim", [64, 128, 256])
 
 
-def _assert_right_sequences(changed: Inputs, want: tuple[Any, Any], sequences: list[int]) -> None:
-    out, lse = _call_into_guarded(changed)
+def _assert_right_sequences(changed: Inputs, want: tuple[Any, Any], sequences: list[int], **options: Any) -> None:
+    out, lse = _call_into_guarded(changed, **options)
     begin = starts(LENGTHS, 0)
     for b in sequences:
         rows = slice(int(begin[b]), int(begin[b + 1]))
@@ -81,8 +81,12 @@ def test_wrong_cu_seqlens_k(at: int, dim: int, mask: dict[str, Any], wrong: str)
 @every_dim
 @pytest.mark.parametrize("at", [0, 3, 6], ids=["first", "middle", "last"])
 def test_wrong_cu_seqlens_q(at: int, dim: int, mask: dict[str, Any], wrong: str) -> None:
+    _wrong_cu_seqlens_q(at, dim, mask, wrong)
+
+
+def _wrong_cu_seqlens_q(at: int, dim: int, mask: dict[str, Any], wrong: str, **options: Any) -> None:
     inputs = _guarded_inputs(dim, mask)
-    want = _call_into_guarded(inputs)
+    want = _call_into_guarded(inputs, **options)
     right = starts(LENGTHS, 0)
     cu_seqlens = right.copy()
     cu_seqlens[at] = WRONG[wrong](int(cu_seqlens[at]))
@@ -95,7 +99,8 @@ def test_wrong_cu_seqlens_q(at: int, dim: int, mask: dict[str, Any], wrong: str)
             begin = min(max(int(cu_seqlens[b]), 0), total)
             claimed[begin : max(begin, min(int(cu_seqlens[b + 1]), total))] = True
     others = [b for b in range(len(LENGTHS)) if b not in (at - 1, at)]
-    _assert_right_sequences(inputs, want, [b for b in others if not claimed[right[b] : right[b + 1]].any()])
+    unclaimed = [b for b in others if not claimed[right[b] : right[b + 1]].any()]
+    _assert_right_sequences(inputs, want, unclaimed, **options)
 
 
 @pytest.mark.parametrize("side", ["q", "k"])
@@ -118,6 +123,51 @@ def test_noise_in_both_cu_seqlens(seed: int) -> None:
     for side in "qk":
         inputs.lengths[f"cu_seqlens_{side}"] = int32(rng.integers(-1000, 2000, len(LENGTHS) + 1))
     _call_into_guarded(inputs)  # ends, and stays inside
+
+
+class _Guarded:
+    """CuPy's allocator with bytes behind every allocation that nobody may write."""
+
+    def __init__(self) -> None:
+        self.guards: list[Any] = []
+        self._pool = xp.cuda.MemoryPool()
+
+    def __call__(self, size: int) -> Any:
+        pointer = self._pool.malloc(size + _GUARD_BYTES)
+        guard = xp.ndarray(_GUARD_BYTES, xp.uint8, pointer + size)
+        guard[...] = 0xA5
+        self.guards.append(guard)
+        return pointer
+
+
+_GUARD_BYTES = 1 << 20
+
+
+@pytest.mark.parametrize(
+    "starts_q", [[0, 500, 0, 500, 0, 500], [500, 0, 500, 3, 400, 500], [0, 100, 50, 450, 440, 500]]
+)
+@pytest.mark.parametrize("num_splits", [0, 2, 3, 37, 256])
+def test_overlapping_sequences_with_splits(cuda: Any, num_splits: int, starts_q: list[int]) -> None:
+    """More tiles than rows of q have: nothing is written behind what a call has allocated, its workspace included."""
+    inputs = make(Problem(lengths=((100, 300),) * 5, nheads_k=2, head_dim=64, packed=True, causal=True))
+    inputs.lengths["cu_seqlens_q"] = int32(starts_q)
+    allocator = _Guarded()
+    with cuda.cuda.using_allocator(allocator):
+        result = inputs.function()(
+            inputs.q, inputs.k, inputs.v, **inputs.lengths, causal=True, num_splits=num_splits, return_lse=True
+        )
+        wait()
+    del result
+    assert len(allocator.guards) >= 2
+    for guard in allocator.guards:
+        assert bool((guard == 0xA5).all()), "bytes behind an allocation are written"
+
+
+@pytest.mark.parametrize("num_splits", [2, 37])
+@every_wrong
+@pytest.mark.parametrize("at", [0, 3, 6], ids=["first", "middle", "last"])
+def test_wrong_cu_seqlens_q_with_splits(at: int, wrong: str, num_splits: int) -> None:
+    _wrong_cu_seqlens_q(at, 128, {"causal": True}, wrong, num_splits=num_splits)
 
 
 def test_the_library_does_not_write_its_inputs() -> None:
