@@ -139,7 +139,7 @@ def test_unused_rows_never_change_a_bit(page_size: int | None, num_splits: int) 
         assert same_bits(lse, results[0][1])
 
 
-@pytest.mark.parametrize("column", [0, 300, 511, 575])
+@pytest.mark.parametrize("column", [300, 575], ids=["value", "key_alone"])
 @pytest.mark.parametrize(("nheads", "num_splits"), [(16, 0), (128, 1), (64, 3)])
 def test_a_bad_latent_row_shows_where_it_is_seen(nheads: int, num_splits: int, column: int) -> None:
     """NaN in one column of a key that the last two of four queries of sequence 0 see."""

@@ -82,10 +82,11 @@ def test_every_option(problem: Problem) -> None:
     check(problem)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    "dims", [*((d, d) for d in ((264, 512) if HOST else (264, 320, 384, 392, 448, 504, 512))), *PAIRS], ids=str
-)
+EQUAL = (264, 512) if HOST else (264, 320, 384, 392, 448, 504, 512)
+DIMS_AND_DTYPES = [*zip([*((d, d) for d in EQUAL), *PAIRS], itertools.cycle(DTYPES), strict=False)]
+
+
+@pytest.mark.parametrize(("dims", "dtype"), DIMS_AND_DTYPES, ids=str)
 def test_head_dims(dims: tuple[int, int], dtype: str) -> None:
     common: dict[str, Any] = {"nheads": 6, "nheads_k": 2, "head_dim": dims[0], "head_dim_v": dims[1], "seed": dims[1]}
     for lengths in LENGTHS:
