@@ -23,10 +23,12 @@ struct Epilogue {
 
   __device__ __forceinline__ Epilogue(const FwdArgs &a, int wg) : args(a), warpgroup(wg) {}
 
-  // What does not need the output yet.
+  // What does not need the output yet; the LSE is written here.
   __device__ __forceinline__ RowResults finish_rows(const WorkTile &tile, const OnlineSoftmax &softmax) const {
     const float sink = args.sinks != nullptr ? args.sinks[tile.head] : -INFINITY;
-    return softmax.finish({{sink, sink}});
+    const RowResults results = softmax.finish({{sink, sink}});
+    store_lse(tile, results.lse);
+    return results;
   }
 
   // Turns what the products add up to into the output, and stages the warpgroup's rows of it at `to` in shared memory.
@@ -62,17 +64,6 @@ struct Epilogue {
     for (int i = threadIdx.x % 128; i < rows; i += 128) lse_row(tile)[row0 + i] = lse;
   }
 
-  __device__ __forceinline__ void store_lse(const WorkTile &tile, const float (&lse)[2]) const {
-    const int lane = threadIdx.x % 32;
-    if (args.lse == nullptr || lane % 4 != 0) return;
-    const int64_t row0 = Traits::warp_row(tile, warpgroup) + lane / 4;
-    float *const at = lse_row(tile) + row0;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      if (row0 + 8 * r < tile.seqlen_q) at[8 * r] = lse[r];
-    }
-  }
-
  private:
   __device__ __forceinline__ float *lse_row(const WorkTile &tile) const {
     const int64_t b = Traits::packed(args.q_side) ? tile.q_start : tile.batch * args.lse_batch_stride;
@@ -85,6 +76,17 @@ struct Epilogue {
     if (!__any_sync(0xffffffffu, results.empty[0] || results.empty[1])) return;
 #pragma unroll
     for (int i = 0; i < kOutputs; ++i) o[i] = results.empty[i / 2 % 2] ? 0.f : o[i];
+  }
+
+  __device__ __forceinline__ void store_lse(const WorkTile &tile, const float (&lse)[2]) const {
+    const int lane = threadIdx.x % 32;
+    if (args.lse == nullptr || lane % 4 != 0) return;
+    const int64_t row0 = Traits::warp_row(tile, warpgroup) + lane / 4;
+    float *const at = lse_row(tile) + row0;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (row0 + 8 * r < tile.seqlen_q) at[8 * r] = lse[r];
+    }
   }
 
   // The warp's 16 rows in the layout of the tensor map. Each stmatrix writes 16 rows x 16 columns: matrices (row half,

@@ -39,13 +39,10 @@ struct StagedOutput {
   bool exists = false;
   RingState<Traits::kTileSlots> tile;
   const typename Traits::Element *place;
-  float lse[2];
 
   // Stores it, and gives back the tile's slot.
   __device__ __forceinline__ void store(const Epilogue<Traits> &epilogue, typename Traits::SharedStorage &smem) {
-    const WorkTile &of = smem.tile[tile.index()];
-    epilogue.store(of, place);
-    epilogue.store_lse(of, lse);
+    epilogue.store(smem.tile[tile.index()], place);
     ptx::mbarrier_arrive(&smem.barriers.tile_empty[tile.index()]);
     exists = false;
   }
@@ -91,8 +88,6 @@ __device__ __forceinline__ void consume(const FwdArgs &args, typename Traits::Sh
       }
       const RowResults results = epilogue.finish_rows(tile, softmax);
       staged.tile = reader.state;
-      staged.lse[0] = results.lse[0];
-      staged.lse[1] = results.lse[1];
       mainloop.wait_output(o);
       staged.place = mainloop.output_place();
       epilogue.finish_output(tile, results, o, mainloop.output_place());

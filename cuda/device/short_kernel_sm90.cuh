@@ -170,7 +170,6 @@ struct ShortKernel {
       kv_state.advance();
     }
     const RowResults results = epilogue.finish_rows(tile, softmax);
-    epilogue.store_lse(tile, results.lse);
     ptx::bar_sync(NamedBarriers<Traits>::turn(0), 128);  // the output of the tile before has left its place
     epilogue.finish_output(tile, results, o, smem.own_out);
     epilogue.store(tile, smem.own_out);

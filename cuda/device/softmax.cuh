@@ -126,14 +126,20 @@ struct OnlineSoftmax {
 
   template <int kS>
   __device__ __forceinline__ void exponentials(float (&s)[kS], float (&sum)[2]) const {
-    // A row without a reference has only masked scores: relative to 0 they give exp2(-inf) = 0.
-    float shift[2];
 #pragma unroll
-    for (int r = 0; r < 2; ++r) shift[r] = reference[r] == -INFINITY ? 0.f : reference[r];
+    for (int r = 0; r < 2; ++r) {
+      // A row without a reference has only masked scores: relative to 0 they give exp2(-inf) = 0.
+      const float shift = reference[r] == -INFINITY ? 0.f : reference[r];
 #pragma unroll
-    for (int i = 0; i < kS; ++i) s[i] = ptx::ex2(fmaf(s[i], scale_log2, -shift[i / 2 % 2]));
+      for (int j = 0; j < kS / 4; ++j) {
 #pragma unroll
-    for (int r = 0; r < 2; ++r) sum[r] = sum_of_row(s, r);
+        for (int c = 0; c < 2; ++c) {
+          float &x = s[4 * j + 2 * r + c];
+          x = ptx::ex2(fmaf(x, scale_log2, -shift));
+        }
+      }
+      sum[r] = sum_of_row(s, r);
+    }
   }
 
   // Row maxima settle after a few blocks; from then on the factor is 1 nearly always.
