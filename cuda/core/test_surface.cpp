@@ -201,6 +201,7 @@ FLASH3_API int64_t flash3_test_split_pieces(const flash3_params *params, int32_t
                                   Divisor::make(p.nheads / p.nheads_k),
                                   p.nheads_k,
                                   p.batch,
+                                  SplitSchedule::kBlockM * blocks_of_tile(p),
                                   block_n,
                                   p.num_splits,
                                   num_lines,

@@ -45,7 +45,7 @@ struct Merge {
 
   __device__ __forceinline__ Row row(const core::SplitEntry &e, int32_t index) const {
     const core::SplitSchedule &s = args.schedule;
-    const int64_t packed = int64_t{e.m_block} * s.kBlockM + index;
+    const int64_t packed = int64_t{e.m_block} * s.block_m + index;
     const int32_t query = s.query(packed);
     Row r;
     r.entry = e;

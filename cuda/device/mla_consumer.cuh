@@ -1,0 +1,361 @@
+// The consumer warpgroups of the kernel of latent attention: softmax(Q * K^T) * V over the key blocks of a piece, and
+// its result, final where the piece is the whole tile, else partial.
+//
+// The blocks of a piece are taken in pairs. Warpgroup 0 goes ahead: scores and softmax of its block, product of that
+// with its columns, product of the other block with them. Warpgroup 1 has its scores on their way meanwhile, then the
+// product of the first block, and under that its softmax. So one of them always has something for the tensor cores.
+// The reference of the softmax goes from block to block, hence from warpgroup to warpgroup.
+#pragma once
+
+#include <cstdint>
+
+#include "core/mask.h"
+#include "core/split_cursor.h"
+#include "core/split_schedule.h"
+#include "device/fwd_args.h"
+#include "device/gmma.cuh"
+#include "device/mla_poison.cuh"
+#include "device/mla_traits.cuh"
+#include "device/ptx.cuh"
+#include "device/scores.cuh"
+#include "device/softmax.cuh"
+#include "device/split_args.h"
+#include "device/split_consumer.cuh"
+
+namespace flash3::device {
+
+template <class Traits, int kGroup>
+struct MlaConsumer {
+  using Element = typename Traits::Element;
+  using SharedStorage = typename Traits::SharedStorage;
+  using Descriptor = SmemDescriptor<Traits::kSwizzleBytes>;
+  static constexpr int kBlockN = Traits::kBlockN;
+  static constexpr int kScores = kBlockN / 2;             // scores a thread holds
+  static constexpr int kOutputs = Traits::kHalfCols / 2;  // outputs a thread holds
+  static constexpr int kSteps = kBlockN / 16;             // of a product that is one chunk deep
+  static constexpr int kPeer = 1 - kGroup;
+
+  const SplitArgs &args;
+  const core::SplitSchedule &schedule;
+  SharedStorage &smem;
+  const MlaCluster cluster;
+  const int32_t warp_row = threadIdx.x % 128 / 32 * 16;  // first row of the warp, among those of the thread block
+  uint32_t parity = 0;                                   // of this warpgroup's buffer
+
+  __device__ __forceinline__ MlaConsumer(const SplitArgs &a, const core::SplitSchedule &s, SharedStorage &storage,
+                                         MlaCluster of)
+      : args(a), schedule(s), smem(storage), cluster(of) {}
+
+  __device__ __forceinline__ void run(core::SplitCursor cursor, const core::SplitPartId &part) {
+#pragma unroll 1
+    for (; !cursor.done(); cursor.advance()) {
+      const core::SplitPiece piece = cursor.piece();
+      if (schedule.num_splits > 1 && piece.first && threadIdx.x == 0 && cluster.rank == 0) {
+        args.partials.entries[schedule.tile_number(piece, part.line)] = schedule.entry_of_tile(piece, part.line);
+      }
+      compute(piece, part);
+    }
+  }
+
+ private:
+  // What belongs to a piece while its blocks are computed.
+  struct Work {
+    const core::SplitPiece &piece;
+    RowScores scores;
+    bool has_rows;    // warps whose rows do not exist take part in the products alone
+    bool hides_keys;  // whether there are keys that not all rows of the tile see
+    OnlineSoftmax softmax;
+  };
+
+  __device__ __forceinline__ void compute(const core::SplitPiece &piece, const core::SplitPartId &part) {
+    const PackedRows rows(schedule, piece, cluster.rank * Traits::kBlockM + warp_row);
+    const core::SeqSpan q_span = schedule.q.span(piece.batch);
+    const bool empty = piece.n_begin >= piece.n_end;
+    if (!empty) load_q(piece, q_span);
+
+    const core::Mask mask{schedule.window, piece.lengths.seqlen_q, piece.lengths.seqlen_k};
+    Work work = {piece, {}, false, false, OnlineSoftmax(args.modifies_scores ? 1.f : args.scale_log2)};
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      work.scores.key_begin[r] = mask.key_begin(rows.query[r]);
+      work.scores.key_end[r] = mask.key_end(rows.query[r]);
+      work.scores.diagonal[r] = mask.diagonal(rows.query[r]);
+      work.scores.alibi_slope_log2[r] =
+          args.alibi_slopes == nullptr
+              ? 0.f
+              : args.alibi_slopes[piece.batch * args.alibi_batch_stride + rows.head[r]] * core::kLog2e;
+    }
+    work.has_rows = ptx::uniform(rows.first_row < schedule.tile_rows(piece.lengths, piece.m_block));
+    work.hides_keys = mask.key_end(0) < piece.lengths.seqlen_k || mask.key_begin(piece.lengths.seqlen_q - 1) > 0;
+    float o[kOutputs];
+#pragma unroll
+    for (int j = 0; j < kOutputs; ++j) o[j] = 0.f;
+    if (!empty) {
+      attend(work, o);
+      add_sums(work.softmax);
+    }
+    store(piece, part, q_span, rows, work.softmax, o);
+  }
+
+  __device__ __forceinline__ void attend(Work &work, float (&o)[kOutputs]) {
+    float s[kScores];
+    uint32_t p[kScores / 2];
+#pragma unroll 1
+    for (int32_t n = work.piece.n_end - 1; ptx::uniform(n >= work.piece.n_begin); n -= 2) {
+      const bool two = ptx::uniform(n > work.piece.n_begin);
+      if constexpr (kGroup == 0) {
+        issue_scores(s);
+        wgmma_wait_group<0>();
+        own_block(work, n, s, p, o);
+        if (!two) break;
+        begin_other_block(work, n - 1, o);
+        issue_other_product(o);
+        wgmma_wait_group<0>();
+        fence_accumulators(o);
+        release(kPeer, Traits::kOther);
+      } else {
+        if (two) issue_scores(s);
+        begin_other_block(work, n, o);
+        issue_other_product(o);
+        if (two) {
+          wgmma_wait_group<1>();
+          own_block(work, n - 1, s, p, o);
+        } else {
+          wgmma_wait_group<0>();
+          fence_accumulators(o);
+          release(kPeer, Traits::kOther);
+        }
+      }
+    }
+  }
+
+  // All chunks of the block, those first that were given back first.
+  __device__ __forceinline__ void issue_scores(float (&s)[kScores]) const {
+    using Atom = typename Gmma<Element, kBlockN, Major::K>::Ss;
+    const uint32_t q = ptx::uniform(Descriptor::k_major(ptx::shared_address(smem.q)));
+    const uint32_t k = ptx::uniform(Descriptor::k_major(ptx::shared_address(smem.k[kGroup])));
+    fence_accumulators(s);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < Traits::kChunks; ++i) {
+      const int chunk = i < Traits::kLastChunk ? (i + kGroup * Traits::kHalfChunks) % Traits::kLastChunk : i;
+      ptx::mbarrier_wait(&smem.barriers.full[kGroup][chunk], parity);
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        const uint32_t at = chunk * (Traits::kChunkBytes / 16) + 2 * step;
+        detail::wgmma_ss<Atom>(Descriptor::at(q + at), Descriptor::at(k + at), s,
+                               i == 0 && step == 0 ? ScaleOut::Zero : ScaleOut::One,
+                               std::make_index_sequence<kScores>{});
+      }
+    }
+    wgmma_commit_group();
+  }
+
+  // From the scores of the block to the product of its probabilities with this warpgroup's columns.
+  __device__ __forceinline__ void own_block(Work &work, int32_t n, float (&s)[kScores], uint32_t (&p)[kScores / 2],
+                                            float (&o)[kOutputs]) {
+    fence_accumulators(s);
+    parity ^= 1;
+    float correction[2] = {1.f, 1.f};
+    if (work.has_rows) {
+      const int32_t first_key = n * kBlockN;
+      if (args.modifies_scores) work.scores.modify(s, args, first_key);
+      if (!work.piece.range.is_full(n)) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          mask_row(s, r, work.scores.key_begin[r] - first_key, work.scores.key_end[r] - first_key,
+                   schedule.window.left >= 0);
+        }
+      }
+      work.softmax.update(s, correction);
+    }
+    pack_probabilities<Element>(s, p);
+    put_down(work.softmax, correction, p);
+    // The other warpgroup may give back the place of the probabilities as soon as they are published.
+    const bool poison = may_hold_poison(work, n);
+    if (!poison) publish();
+    if constexpr (kGroup == 1) {
+      wgmma_wait_group<0>();  // the product of the other block
+      fence_accumulators(o);
+      release(kPeer, Traits::kOther);
+    }
+    OnlineSoftmax::rescale(o, correction);
+    if (poison) {
+      take_out_poison(work, n, kGroup, o);
+      publish();
+    }
+    const uint32_t v = ptx::uniform(values(kGroup));
+    gemm_rs<Element, Traits::kHalfCols, kBlockN, Traits::kSwizzleBytes>(p, v, o);
+    wgmma_wait_group<0>();
+    fence_accumulators(o);
+    release(kGroup, Traits::kOwn);
+  }
+
+  // The probabilities go to where the last chunk of K was, and what belongs to rows beside them.
+  __device__ __forceinline__ void put_down(const OnlineSoftmax &softmax, const float (&correction)[2],
+                                           const uint32_t (&p)[kScores / 2]) const {
+    const int lane = threadIdx.x % 32;
+    ptx::bar_sync(kMlaWithin + kGroup, 128);  // no warp's scores are on their way any more
+    if (lane % 4 == 0) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        smem.rows[kGroup][warp_row + lane / 4 + 8 * r] = {softmax.reference[r], correction[r]};
+      }
+    }
+    // Matrices (row half, column half) = (0,0) (1,0) (0,1) (1,1) of 8x8; lane l gives the address of row l % 16 and
+    // column half l / 16.
+    char *const to = reinterpret_cast<char *>(smem.k[kGroup][Traits::kLastChunk]);
+#pragma unroll
+    for (int j = 0; j < kSteps; ++j) {
+      ptx::stmatrix_x4(to + Traits::offset(warp_row + lane % 16, 16 * j + lane / 16 * 8), p[4 * j], p[4 * j + 1],
+                       p[4 * j + 2], p[4 * j + 3]);
+    }
+    ptx::fence_proxy_async_shared();
+  }
+
+  __device__ __forceinline__ void publish() const {
+    ptx::bar_arrive(kMlaPublished + kGroup, Traits::kConsumerThreads);
+  }
+
+  // Waits for the probabilities of the other warpgroup's block and prepares the sums for them.
+  __device__ __forceinline__ void begin_other_block(Work &work, int32_t n, float (&o)[kOutputs]) const {
+    ptx::bar_sync(kMlaPublished + kPeer, Traits::kConsumerThreads);
+    const int lane = threadIdx.x % 32;
+    float correction[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const typename Traits::RowState row = smem.rows[kPeer][warp_row + lane / 4 + 8 * r];
+      correction[r] = row.correction;
+      work.softmax.reference[r] = row.reference;
+      work.softmax.row_sum[r] *= row.correction;
+    }
+    OnlineSoftmax::rescale(o, correction);
+    if (may_hold_poison(work, n)) take_out_poison(work, n, kPeer, o);
+  }
+
+  __device__ __forceinline__ void issue_other_product(float (&o)[kOutputs]) const {
+    using Atom = typename Gmma<Element, Traits::kHalfCols, Major::MN>::Ss;
+    const uint32_t p = ptx::uniform(Descriptor::k_major(ptx::shared_address(smem.k[kPeer][Traits::kLastChunk])));
+    const uint32_t v = ptx::uniform(values(kPeer));
+    fence_accumulators(o);
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      detail::wgmma_ss<Atom>(Descriptor::at(p + 2 * step), Descriptor::at(v + step * Traits::kSwizzleBytes), o,
+                             ScaleOut::One, std::make_index_sequence<kOutputs>{});
+    }
+    wgmma_commit_group();
+  }
+
+  // This warpgroup's columns of a block, as the B operand.
+  __device__ __forceinline__ uint32_t values(int buffer) const {
+    return Descriptor::template mn_major<kBlockN>(
+        ptx::shared_address(smem.k[buffer][kGroup * Traits::kHalfChunks]));
+  }
+
+  // Behind the last key there are zeros: only a window hides keys whose V is there.
+  __device__ __forceinline__ bool may_hold_poison(const Work &work, int32_t n) const {
+    return ptx::uniform(work.hides_keys && !work.piece.range.is_full(n));
+  }
+
+  __device__ __forceinline__ void take_out_poison(const Work &work, int32_t n, int buffer,
+                                                  float (&o)[kOutputs]) const {
+    const int32_t first_key = n * kBlockN;
+    const int32_t begin[2] = {work.scores.key_begin[0] - first_key, work.scores.key_begin[1] - first_key};
+    const int32_t end[2] = {work.scores.key_end[0] - first_key, work.scores.key_end[1] - first_key};
+    MlaPoison<Traits, kGroup>{smem}.take_out(&smem.k[buffer][kGroup * Traits::kHalfChunks],
+                                             smem.k[buffer][Traits::kLastChunk], o, warp_row, begin, end);
+  }
+
+  __device__ __forceinline__ void release(int buffer, int side) const {
+    const uint32_t lane = threadIdx.x % 32;
+    if (lane < static_cast<uint32_t>(cluster.size)) {
+      ptx::mbarrier_arrive_cluster(&smem.barriers.empty[buffer][side], lane);
+    }
+  }
+
+  // The sums of both warpgroups' blocks, which have the same reference now; the first lane of a quad holds them.
+  __device__ __forceinline__ void add_sums(OnlineSoftmax &softmax) const {
+    const int lane = threadIdx.x % 32;
+    float own[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      own[r] = quad_sum(softmax.row_sum[r]);
+      if (lane % 4 == 0) smem.sums[kGroup][warp_row + lane / 4 + 8 * r] = own[r];
+    }
+    ptx::bar_sync(kMlaAll, Traits::kConsumerThreads);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float other = smem.sums[kPeer][warp_row + lane / 4 + 8 * r];
+      // The same order in both warpgroups.
+      softmax.row_sum[r] = lane % 4 != 0 ? 0.f : kGroup == 0 ? own[r] + other : other + own[r];
+    }
+  }
+
+  // The rows of this thread block. What lies behind them in shared memory may be anything: a row of a product depends
+  // on nothing but its own row of Q.
+  __device__ __forceinline__ void load_q(const core::SplitPiece &piece, const core::SeqSpan &q_span) const {
+    ptx::bar_sync(kMlaAll, Traits::kConsumerThreads);  // the products of the piece before have read theirs
+    constexpr int kThreadsPerRow = Traits::kConsumerThreads / Traits::kBlockM;
+    const int row = threadIdx.x / kThreadsPerRow;
+    const int32_t in_tile = cluster.rank * Traits::kBlockM + row;
+    if (in_tile < schedule.tile_rows(piece.lengths, piece.m_block)) {
+      const int64_t packed = int64_t{piece.m_block} * schedule.block_m + in_tile;
+      const int32_t query = schedule.query(packed);
+      const auto in_group = static_cast<int32_t>(packed - int64_t{query} * schedule.group.divisor);
+      const auto *const from = row_of<Element>(args.q, piece.batch, q_span.start + query,
+                                               int64_t{piece.kv_head} * schedule.group.divisor + in_group);
+      const uint32_t to = ptx::shared_address(smem.q);
+#pragma unroll
+      for (int i = 0; i < Traits::kHeadDim / 8 / kThreadsPerRow; ++i) {
+        const int col = 8 * (i * kThreadsPerRow + threadIdx.x % kThreadsPerRow);
+        ptx::cp_async_16(to + Traits::offset(row, col), from + col, 16);
+      }
+    }
+    ptx::cp_async_wait_all();
+    ptx::fence_proxy_async_shared();
+    ptx::bar_sync(kMlaAll, Traits::kConsumerThreads);
+  }
+
+  __device__ __forceinline__ void store(const core::SplitPiece &piece, const core::SplitPartId &part,
+                                        const core::SeqSpan &q_span, const PackedRows &rows,
+                                        const OnlineSoftmax &softmax, const float (&o)[kOutputs]) const {
+    const int lane = threadIdx.x % 32;
+    OnlineSoftmax::Sinks sinks = {{-INFINITY, -INFINITY}};
+    if (args.sinks != nullptr && piece.whole) sinks = {{args.sinks[rows.head[0]], args.sinks[rows.head[1]]}};
+    const RowResults results = softmax.finish(sinks);
+    const Partials &partials = args.partials;
+    const int32_t number = schedule.number(piece, part);
+    const int col = kGroup * Traits::kHalfCols + 2 * (lane % 4);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (!rows.exists[r]) continue;
+      const int64_t row = q_span.start + rows.query[r];  // of out
+      if (piece.whole) {
+        auto *const to = const_cast<Element *>(row_of<Element>(args.out, piece.batch, row, rows.head[r])) + col;
+        if (kGroup == 0 && args.lse != nullptr && lane % 4 == 0) {
+          args.lse[piece.batch * args.lse_batch_stride + rows.head[r] * args.lse_head_stride + row] = results.lse[r];
+        }
+#pragma unroll
+        for (int j = 0; j < kOutputs / 4; ++j) {
+          const uint32_t two =
+              pack2<Element>(o[4 * j + 2 * r] * results.factor[r], o[4 * j + 2 * r + 1] * results.factor[r]);
+          *reinterpret_cast<uint32_t *>(to + 8 * j) = results.empty[r] ? 0u : two;
+        }
+      } else {
+        const int64_t query = args.packed_q ? row : int64_t{piece.batch} * args.seqlen_q + row;
+        const int64_t at = partials.row(schedule, number, rows.index(r), query, rows.head[r]);
+        if (kGroup == 0 && lane % 4 == 0) partials.lse[at] = results.lse[r];
+        if (results.empty[r]) continue;  // nobody reads it
+        float *const to = partials.out + at * args.head_dim_v + col;
+#pragma unroll
+        for (int j = 0; j < kOutputs / 4; ++j) {
+          *reinterpret_cast<float2 *>(to + 8 * j) =
+              make_float2(o[4 * j + 2 * r] * results.factor[r], o[4 * j + 2 * r + 1] * results.factor[r]);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace flash3::device
