@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "core/tile_config.h"
+#include "core/validate.h"
 #include "launch/fwd.h"
 
 namespace flash3::launch {
@@ -159,6 +160,10 @@ core::Status not_built(const flash3_params &params) {
 
 // The class of head dims whose kernels compute a call.
 core::Status find_class(const flash3_params &params, int32_t *head_dim) {
+  if (params.v == nullptr && params.k != nullptr) {
+    return core::error(FLASH3_UNSUPPORTED, "v is NULL with head_dim ", params.head_dim, " and head_dim_v ",
+                       params.head_dim_v, "; no kernel of this build takes the values from k");
+  }
   const core::TileConfig *config = core::tile_config(params.head_dim, params.head_dim_v);
   *head_dim = narrowest_class(static_cast<flash3_dtype>(params.dtype),
                               config != nullptr ? config->head_dim : core::kMaxHeadDim + 1);
