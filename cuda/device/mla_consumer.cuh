@@ -100,46 +100,40 @@ struct MlaConsumer {
   __device__ __forceinline__ void attend(Work &work, float (&o)[kOutputs]) {
     float s[kScores];
     uint32_t p[kScores / 2];
+    int32_t n = work.piece.n_end - 1;
 #pragma unroll 1
-    for (int32_t n = work.piece.n_end - 1; ptx::uniform(n >= work.piece.n_begin); n -= 2) {
-      const bool two = ptx::uniform(n > work.piece.n_begin);
+    for (; ptx::uniform(n > work.piece.n_begin); n -= 2) {
+      compute_scores(s);
       if constexpr (kGroup == 0) {
-        issue_scores(s);
-        wgmma_wait_group<0>();
         own_block(work, n, s, p, o);
-        if (!two) break;
-        begin_other_block(work, n - 1, o);
-        issue_other_product(o);
-        wgmma_wait_group<0>();
-        fence_accumulators(o);
-        release(kPeer, Traits::kOther);
+        issue_other_block(work, n - 1, o);
+        finish_other_block(o);
       } else {
-        if (two) issue_scores(s);
-        begin_other_block(work, n, o);
-        issue_other_product(o);
-        if (two) {
-          wgmma_wait_group<1>();
-          own_block(work, n - 1, s, p, o);
-        } else {
-          wgmma_wait_group<0>();
-          fence_accumulators(o);
-          release(kPeer, Traits::kOther);
-        }
+        issue_other_block(work, n, o);
+        own_block(work, n - 1, s, p, o);
       }
+    }
+    if (ptx::uniform(n < work.piece.n_begin)) return;
+    if constexpr (kGroup == 0) {
+      compute_scores(s);
+      own_block(work, n, s, p, o);
+    } else {
+      issue_other_block(work, n, o);
+      finish_other_block(o);
     }
   }
 
   // All chunks of the block, those first that were given back first.
-  __device__ __forceinline__ void issue_scores(float (&s)[kScores]) const {
+  __device__ __forceinline__ void compute_scores(float (&s)[kScores]) {
     using Atom = typename Gmma<Element, kBlockN, Major::K>::Ss;
     const uint32_t q = ptx::uniform(Descriptor::k_major(ptx::shared_address(smem.q)));
     const uint32_t k = ptx::uniform(Descriptor::k_major(ptx::shared_address(smem.k[kGroup])));
     fence_accumulators(s);
-    wgmma_fence();
 #pragma unroll
     for (int i = 0; i < Traits::kChunks; ++i) {
       const int chunk = i < Traits::kLastChunk ? (i + kGroup * Traits::kHalfChunks) % Traits::kLastChunk : i;
       ptx::mbarrier_wait(&smem.barriers.full[kGroup][chunk], parity);
+      wgmma_fence();
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
         const uint32_t at = chunk * (Traits::kChunkBytes / 16) + 2 * step;
@@ -149,13 +143,14 @@ struct MlaConsumer {
       }
     }
     wgmma_commit_group();
+    wgmma_wait_group<0>();
+    fence_accumulators(s);
+    parity ^= 1;
   }
 
   // From the scores of the block to the product of its probabilities with this warpgroup's columns.
   __device__ __forceinline__ void own_block(Work &work, int32_t n, float (&s)[kScores], uint32_t (&p)[kScores / 2],
                                             float (&o)[kOutputs]) {
-    fence_accumulators(s);
-    parity ^= 1;
     float correction[2] = {1.f, 1.f};
     if (work.has_rows) {
       const int32_t first_key = n * kBlockN;
@@ -174,11 +169,7 @@ struct MlaConsumer {
     // The other warpgroup may give back the place of the probabilities as soon as they are published.
     const bool poison = may_hold_poison(work, n);
     if (!poison) publish();
-    if constexpr (kGroup == 1) {
-      wgmma_wait_group<0>();  // the product of the other block
-      fence_accumulators(o);
-      release(kPeer, Traits::kOther);
-    }
+    if constexpr (kGroup == 1) finish_other_block(o);
     OnlineSoftmax::rescale(o, correction);
     if (poison) {
       take_out_poison(work, n, kGroup, o);
@@ -217,8 +208,8 @@ struct MlaConsumer {
     ptx::bar_arrive(kMlaPublished + kGroup, Traits::kConsumerThreads);
   }
 
-  // Waits for the probabilities of the other warpgroup's block and prepares the sums for them.
-  __device__ __forceinline__ void begin_other_block(Work &work, int32_t n, float (&o)[kOutputs]) const {
+  // Waits for the probabilities of the other warpgroup's block.
+  __device__ __forceinline__ void issue_other_block(Work &work, int32_t n, float (&o)[kOutputs]) const {
     ptx::bar_sync(kMlaPublished + kPeer, Traits::kConsumerThreads);
     const int lane = threadIdx.x % 32;
     float correction[2];
@@ -231,9 +222,6 @@ struct MlaConsumer {
     }
     OnlineSoftmax::rescale(o, correction);
     if (may_hold_poison(work, n)) take_out_poison(work, n, kPeer, o);
-  }
-
-  __device__ __forceinline__ void issue_other_product(float (&o)[kOutputs]) const {
     using Atom = typename Gmma<Element, Traits::kHalfCols, Major::MN>::Ss;
     const uint32_t p = ptx::uniform(Descriptor::k_major(ptx::shared_address(smem.k[kPeer][Traits::kLastChunk])));
     const uint32_t v = ptx::uniform(values(kPeer));
@@ -245,6 +233,12 @@ struct MlaConsumer {
                              ScaleOut::One, std::make_index_sequence<kOutputs>{});
     }
     wgmma_commit_group();
+  }
+
+  __device__ __forceinline__ void finish_other_block(float (&o)[kOutputs]) const {
+    wgmma_wait_group<0>();
+    fence_accumulators(o);
+    release(kPeer, Traits::kOther);
   }
 
   // This warpgroup's columns of a block, as the B operand.

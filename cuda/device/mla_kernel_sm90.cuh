@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) mla_kernel_sm90(const __g
   const MlaCluster cluster = {schedule.block_m / Traits::kBlockM, static_cast<int32_t>(ptx::block_rank_in_cluster())};
   if (warp == kProducerWarp) {
     init_mla<Traits>(smem, cluster);
-    if (ptx::elect_one()) ptx::prefetch_tensormap(&args.k_map);
+    if (ptx::elect_one() && args.key_loads == KeyLoads::kTma) ptx::prefetch_tensormap(&args.k_map);
   }
   ptx::launch_dependents();  // the merging kernel waits for this one's results
   if (args.follows_append) ptx::wait_for_previous_kernel();
