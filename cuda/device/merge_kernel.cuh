@@ -150,7 +150,7 @@ struct Merge {
 };
 
 // Block (x, y): entry first_entry + x, and every gridDim.x-th behind it; of a tile in many pieces row y, and every
-// gridDim.y-th behind it.
+// gridDim.y-th behind it; of one in few pieces kMergeWarps rows instead of one.
 template <class Element, int kCols>
 __global__ void __launch_bounds__(kMergeThreads) merge_kernel(const __grid_constant__ MergeArgs args) {
   using Merger = Merge<Element, kCols>;
@@ -167,9 +167,9 @@ __global__ void __launch_bounds__(kMergeThreads) merge_kernel(const __grid_const
     if (entry.count > Merger::kManyPieces) {
 #pragma unroll 1
       for (int32_t r = blockIdx.y; r < entry.rows; r += gridDim.y) merger.merge_by_block(merger.row(entry, r));
-    } else if (blockIdx.y == 0) {
+    } else {
 #pragma unroll 1
-      for (int32_t r = threadIdx.x / 32; r < entry.rows; r += kMergeWarps) {
+      for (int32_t r = blockIdx.y * kMergeWarps + threadIdx.x / 32; r < entry.rows; r += gridDim.y * kMergeWarps) {
         const typename Merger::Row row = merger.row(entry, r);
         merger.store(row, merger.add_up(row, 0, 1));
       }
