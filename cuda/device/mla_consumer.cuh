@@ -126,8 +126,8 @@ struct MlaConsumer {
   // All chunks of the block, those first that were given back first.
   __device__ __forceinline__ void compute_scores(float (&s)[kScores]) {
     using Atom = typename Gmma<Element, kBlockN, Major::K>::Ss;
-    const uint32_t q = ptx::uniform(Descriptor::k_major(ptx::shared_address(smem.q)));
-    const uint32_t k = ptx::uniform(Descriptor::k_major(ptx::shared_address(smem.k[kGroup])));
+    const uint32_t q = ptx::uniform(Descriptor::k_major(address(smem.q)));
+    const uint32_t k = ptx::uniform(Descriptor::k_major(address(smem.k[kGroup])));
     fence_accumulators(s);
 #pragma unroll
     for (int i = 0; i < Traits::kChunks; ++i) {
@@ -223,7 +223,7 @@ struct MlaConsumer {
     OnlineSoftmax::rescale(o, correction);
     if (may_hold_poison(work, n)) take_out_poison(work, n, kPeer, o);
     using Atom = typename Gmma<Element, Traits::kHalfCols, Major::MN>::Ss;
-    const uint32_t p = ptx::uniform(Descriptor::k_major(ptx::shared_address(smem.k[kPeer][Traits::kLastChunk])));
+    const uint32_t p = ptx::uniform(Descriptor::k_major(address(smem.k[kPeer][Traits::kLastChunk])));
     const uint32_t v = ptx::uniform(values(kPeer));
     fence_accumulators(o);
     wgmma_fence();
@@ -241,10 +241,12 @@ struct MlaConsumer {
     release(kPeer, Traits::kOther);
   }
 
+  // As it goes into a descriptor: in a cluster, an address says in its upper bits which block's memory it is in.
+  static __device__ __forceinline__ uint32_t address(const void *tile) { return ptx::shared_address(tile) & 0x3ffff; }
+
   // This warpgroup's columns of a block, as the B operand.
   __device__ __forceinline__ uint32_t values(int buffer) const {
-    return Descriptor::template mn_major<kBlockN>(
-        ptx::shared_address(smem.k[buffer][kGroup * Traits::kHalfChunks]));
+    return Descriptor::template mn_major<kBlockN>(address(smem.k[buffer][kGroup * Traits::kHalfChunks]));
   }
 
   // Behind the last key there are zeros: only a window hides keys whose V is there.
