@@ -15,6 +15,7 @@
 #include "device/fwd_args.h"
 #include "device/gmma.cuh"
 #include "device/mla_poison.cuh"
+#include "device/mla_rows.cuh"
 #include "device/mla_traits.cuh"
 #include "device/ptx.cuh"
 #include "device/scores.cuh"
@@ -71,7 +72,7 @@ struct MlaConsumer {
     const PackedRows rows(schedule, piece, cluster.rank * Traits::kBlockM + warp_row);
     const core::SeqSpan q_span = schedule.q.span(piece.batch);
     const bool empty = piece.n_begin >= piece.n_end;
-    if (!empty) load_q(piece, q_span);
+    if (!empty) load_mla_q<Traits>(args, schedule, smem, cluster, piece, q_span);
 
     const core::Mask mask{schedule.window, piece.lengths.seqlen_q, piece.lengths.seqlen_k};
     Work work = {piece, {}, false, false, OnlineSoftmax(args.modifies_scores ? 1.f : args.scale_log2)};
@@ -94,7 +95,7 @@ struct MlaConsumer {
       attend(work, o);
       add_sums(work.softmax);
     }
-    store(piece, part, q_span, rows, work.softmax, o);
+    store_mla<Traits, kGroup>(args, schedule, piece, schedule.number(piece, part), q_span, rows, work.softmax, o);
   }
 
   __device__ __forceinline__ void attend(Work &work, float (&o)[kOutputs]) {
@@ -285,71 +286,6 @@ struct MlaConsumer {
       const float other = smem.sums[kPeer][warp_row + lane / 4 + 8 * r];
       // The same order in both warpgroups.
       softmax.row_sum[r] = lane % 4 != 0 ? 0.f : kGroup == 0 ? own[r] + other : other + own[r];
-    }
-  }
-
-  // The rows of this thread block. What lies behind them in shared memory may be anything: a row of a product depends
-  // on nothing but its own row of Q.
-  __device__ __forceinline__ void load_q(const core::SplitPiece &piece, const core::SeqSpan &q_span) const {
-    ptx::bar_sync(kMlaAll, Traits::kConsumerThreads);  // the products of the piece before have read theirs
-    constexpr int kThreadsPerRow = Traits::kConsumerThreads / Traits::kBlockM;
-    const int row = threadIdx.x / kThreadsPerRow;
-    const int32_t in_tile = cluster.rank * Traits::kBlockM + row;
-    if (in_tile < schedule.tile_rows(piece.lengths, piece.m_block)) {
-      const int64_t packed = int64_t{piece.m_block} * schedule.block_m + in_tile;
-      const int32_t query = schedule.query(packed);
-      const auto in_group = static_cast<int32_t>(packed - int64_t{query} * schedule.group.divisor);
-      const auto *const from = row_of<Element>(args.q, piece.batch, q_span.start + query,
-                                               int64_t{piece.kv_head} * schedule.group.divisor + in_group);
-      const uint32_t to = ptx::shared_address(smem.q);
-#pragma unroll
-      for (int i = 0; i < Traits::kHeadDim / 8 / kThreadsPerRow; ++i) {
-        const int col = 8 * (i * kThreadsPerRow + threadIdx.x % kThreadsPerRow);
-        ptx::cp_async_16(to + Traits::offset(row, col), from + col, 16);
-      }
-    }
-    ptx::cp_async_wait_all();
-    ptx::fence_proxy_async_shared();
-    ptx::bar_sync(kMlaAll, Traits::kConsumerThreads);
-  }
-
-  __device__ __forceinline__ void store(const core::SplitPiece &piece, const core::SplitPartId &part,
-                                        const core::SeqSpan &q_span, const PackedRows &rows,
-                                        const OnlineSoftmax &softmax, const float (&o)[kOutputs]) const {
-    const int lane = threadIdx.x % 32;
-    OnlineSoftmax::Sinks sinks = {{-INFINITY, -INFINITY}};
-    if (args.sinks != nullptr && piece.whole) sinks = {{args.sinks[rows.head[0]], args.sinks[rows.head[1]]}};
-    const RowResults results = softmax.finish(sinks);
-    const Partials &partials = args.partials;
-    const int32_t number = schedule.number(piece, part);
-    const int col = kGroup * Traits::kHalfCols + 2 * (lane % 4);
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      if (!rows.exists[r]) continue;
-      const int64_t row = q_span.start + rows.query[r];  // of out
-      if (piece.whole) {
-        auto *const to = const_cast<Element *>(row_of<Element>(args.out, piece.batch, row, rows.head[r])) + col;
-        if (kGroup == 0 && args.lse != nullptr && lane % 4 == 0) {
-          args.lse[piece.batch * args.lse_batch_stride + rows.head[r] * args.lse_head_stride + row] = results.lse[r];
-        }
-#pragma unroll
-        for (int j = 0; j < kOutputs / 4; ++j) {
-          const uint32_t two =
-              pack2<Element>(o[4 * j + 2 * r] * results.factor[r], o[4 * j + 2 * r + 1] * results.factor[r]);
-          *reinterpret_cast<uint32_t *>(to + 8 * j) = results.empty[r] ? 0u : two;
-        }
-      } else {
-        const int64_t query = args.packed_q ? row : int64_t{piece.batch} * args.seqlen_q + row;
-        const int64_t at = partials.row(schedule, number, rows.index(r), query, rows.head[r]);
-        if (kGroup == 0 && lane % 4 == 0) partials.lse[at] = results.lse[r];
-        if (results.empty[r]) continue;  // nobody reads it
-        float *const to = partials.out + at * args.head_dim_v + col;
-#pragma unroll
-        for (int j = 0; j < kOutputs / 4; ++j) {
-          *reinterpret_cast<float2 *>(to + 8 * j) =
-              make_float2(o[4 * j + 2 * r] * results.factor[r], o[4 * j + 2 * r + 1] * results.factor[r]);
-        }
-      }
     }
   }
 };
