@@ -205,9 +205,7 @@ struct MlaConsumer {
     ptx::fence_proxy_async_shared();
   }
 
-  __device__ __forceinline__ void publish() const {
-    ptx::bar_arrive(kMlaPublished + kGroup, Traits::kConsumerThreads);
-  }
+  __device__ __forceinline__ void publish() const { ptx::bar_arrive(kMlaPublished + kGroup, Traits::kConsumerThreads); }
 
   // Waits for the probabilities of the other warpgroup's block.
   __device__ __forceinline__ void issue_other_block(Work &work, int32_t n, float (&o)[kOutputs]) const {
@@ -255,8 +253,7 @@ struct MlaConsumer {
     return ptx::uniform(work.hides_keys && !work.piece.range.is_full(n));
   }
 
-  __device__ __forceinline__ void take_out_poison(const Work &work, int32_t n, int buffer,
-                                                  float (&o)[kOutputs]) const {
+  __device__ __forceinline__ void take_out_poison(const Work &work, int32_t n, int buffer, float (&o)[kOutputs]) const {
     const int32_t first_key = n * kBlockN;
     const int32_t begin[2] = {work.scores.key_begin[0] - first_key, work.scores.key_begin[1] - first_key};
     const int32_t end[2] = {work.scores.key_end[0] - first_key, work.scores.key_end[1] - first_key};

@@ -73,8 +73,7 @@ struct MlaPoison {
 
   // What a key adds to the rows of this thread that see it.
   __device__ __forceinline__ void add(Chunk *values, const Chunk &p, int key, float (&o)[Traits::kHalfCols / 2],
-                                      int first_row, const int32_t (&key_begin)[2],
-                                      const int32_t (&key_end)[2]) const {
+                                      int first_row, const int32_t (&key_begin)[2], const int32_t (&key_end)[2]) const {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {

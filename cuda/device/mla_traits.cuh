@@ -74,9 +74,9 @@ struct MlaTraits {
 
 // The named barriers of the consumers.
 enum MlaBarrier : uint32_t {
-  kMlaAll = 0,            // both warpgroups
-  kMlaPublished = 1,      // + warpgroup: it has published what belongs to its block
-  kMlaWithin = 3,         // + warpgroup: its own
+  kMlaAll = 0,        // both warpgroups
+  kMlaPublished = 1,  // + warpgroup: it has published what belongs to its block
+  kMlaWithin = 3,     // + warpgroup: its own
 };
 
 // The thread blocks of a cluster, which share a tile and its keys.
