@@ -38,7 +38,7 @@ core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &ker
   s.num_splits = p.num_splits;
   s.block_m = core::SplitSchedule::kBlockM * core::blocks_of_tile(p);
   const int32_t blocks =
-      std::min(multiprocessors * kernel.blocks_per_sm / core::blocks_of_tile(p), core::most_parts(p));
+      std::min(std::max(multiprocessors * kernel.blocks_per_sm / core::blocks_of_tile(p), 1), core::most_parts(p));
   s.num_lines = core::SplitSchedule::lines(p.nheads_k, blocks);
   s.heads_of_line = p.nheads_k / s.num_lines;
   s.parts_of_line = blocks / s.num_lines;
