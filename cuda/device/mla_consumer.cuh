@@ -155,8 +155,8 @@ struct MlaConsumer {
     float correction[2] = {1.f, 1.f};
     if (work.has_rows) {
       const int32_t first_key = n * kBlockN;
-      if (args.modifies_scores) work.scores.modify(s, args, first_key);
-      if (!work.piece.range.is_full(n)) {
+      if (__builtin_expect(args.modifies_scores, false)) work.scores.modify(s, args, first_key);
+      if (__builtin_expect(!work.piece.range.is_full(n), false)) {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           mask_row(s, r, work.scores.key_begin[r] - first_key, work.scores.key_end[r] - first_key,
@@ -250,7 +250,7 @@ struct MlaConsumer {
 
   // Behind the last key there are zeros: only a window hides keys whose V is there.
   __device__ __forceinline__ bool may_hold_poison(const Work &work, int32_t n) const {
-    return ptx::uniform(work.hides_keys && !work.piece.range.is_full(n));
+    return __builtin_expect(ptx::uniform(work.hides_keys && !work.piece.range.is_full(n)), false);
   }
 
   __device__ __forceinline__ void take_out_poison(const Work &work, int32_t n, int buffer, float (&o)[kOutputs]) const {
