@@ -10,12 +10,11 @@
 #include <cstdint>
 
 #include "core/mask.h"
-#include "core/split_cursor.h"
 #include "core/split_schedule.h"
 #include "device/fwd_args.h"
 #include "device/gmma.cuh"
 #include "device/mla_poison.cuh"
-#include "device/mla_rows.cuh"
+#include "device/mla_store.cuh"
 #include "device/mla_traits.cuh"
 #include "device/ptx.cuh"
 #include "device/scores.cuh"
@@ -42,19 +41,20 @@ struct MlaConsumer {
   const MlaCluster cluster;
   const int32_t warp_row = threadIdx.x % 128 / 32 * 16;  // first row of the warp, among those of the thread block
   uint32_t parity = 0;                                   // of this warpgroup's buffer
+  int sums_at = 0;                                       // those of the piece before may still be read
 
   __device__ __forceinline__ MlaConsumer(const SplitArgs &a, const core::SplitSchedule &s, SharedStorage &storage,
                                          MlaCluster of)
       : args(a), schedule(s), smem(storage), cluster(of) {}
 
-  __device__ __forceinline__ void run(core::SplitCursor cursor, const core::SplitPartId &part) {
+  __device__ __forceinline__ void run(const core::SplitPartId &part) {
 #pragma unroll 1
-    for (; !cursor.done(); cursor.advance()) {
-      const core::SplitPiece piece = cursor.piece();
-      if (schedule.num_splits > 1 && piece.first && threadIdx.x == 0 && cluster.rank == 0) {
-        args.partials.entries[schedule.tile_number(piece, part.line)] = schedule.entry_of_tile(piece, part.line);
-      }
-      compute(piece, part);
+    for (uint32_t count = 0;; ++count) {
+      ptx::mbarrier_wait(&smem.barriers.q_full, count % 2);
+      const typename Traits::Job &job = smem.jobs[count % 2];
+      if (job.done) return;
+      ptx::fence_proxy_async_shared();  // Q came with asynchronous copies
+      compute(job.piece, job.q_start, part);
     }
   }
 
@@ -68,12 +68,12 @@ struct MlaConsumer {
     OnlineSoftmax softmax;
   };
 
-  __device__ __forceinline__ void compute(const core::SplitPiece &piece, const core::SplitPartId &part) {
+  __device__ __forceinline__ void compute(const core::SplitPiece &piece, int32_t q_start,
+                                          const core::SplitPartId &part) {
+    if (schedule.num_splits > 1 && piece.first && threadIdx.x == 0 && cluster.rank == 0) {
+      args.partials.entries[schedule.tile_number(piece, part.line)] = schedule.entry_of_tile(piece, part.line);
+    }
     const PackedRows rows(schedule, piece, cluster.rank * Traits::kBlockM + warp_row);
-    const core::SeqSpan q_span = schedule.q.span(piece.batch);
-    const bool empty = piece.n_begin >= piece.n_end;
-    if (!empty) load_mla_q<Traits>(args, schedule, smem, cluster, piece, q_span);
-
     const core::Mask mask{schedule.window, piece.lengths.seqlen_q, piece.lengths.seqlen_k};
     Work work = {piece, {}, false, false, OnlineSoftmax(args.modifies_scores ? 1.f : args.scale_log2)};
 #pragma unroll
@@ -91,20 +91,25 @@ struct MlaConsumer {
     float o[kOutputs];
 #pragma unroll
     for (int j = 0; j < kOutputs; ++j) o[j] = 0.f;
-    if (!empty) {
+    if (piece.n_begin < piece.n_end) {
       attend(work, o);
       add_sums(work.softmax);
+    } else {
+      release_q();
     }
-    store_mla<Traits, kGroup>(args, schedule, piece, schedule.number(piece, part), q_span, rows, work.softmax, o);
+    store_mla<Traits, kGroup>(args, schedule, piece, schedule.number(piece, part), q_start, rows, work.softmax, o);
   }
 
   __device__ __forceinline__ void attend(Work &work, float (&o)[kOutputs]) {
     float s[kScores];
     uint32_t p[kScores / 2];
-    int32_t n = work.piece.n_end - 1;
+    const int32_t begin = ptx::uniform(work.piece.n_begin);
+    int32_t n = ptx::uniform(work.piece.n_end) - 1;
+    if (kGroup == 1 && n == begin) release_q();
 #pragma unroll 1
-    for (; ptx::uniform(n > work.piece.n_begin); n -= 2) {
+    for (; n > begin; n -= 2) {
       compute_scores(s);
+      if (n - kGroup - 2 < begin) release_q();
       if constexpr (kGroup == 0) {
         own_block(work, n, s, p, o);
         issue_other_block(work, n - 1, o);
@@ -114,9 +119,10 @@ struct MlaConsumer {
         own_block(work, n - 1, s, p, o);
       }
     }
-    if (ptx::uniform(n < work.piece.n_begin)) return;
+    if (n < begin) return;
     if constexpr (kGroup == 0) {
       compute_scores(s);
+      release_q();
       own_block(work, n, s, p, o);
     } else {
       issue_other_block(work, n, o);
@@ -268,22 +274,27 @@ struct MlaConsumer {
     }
   }
 
+  __device__ __forceinline__ void release_q() const {
+    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&smem.barriers.q_empty);
+  }
+
   // The sums of both warpgroups' blocks, which have the same reference now; the first lane of a quad holds them.
-  __device__ __forceinline__ void add_sums(OnlineSoftmax &softmax) const {
+  __device__ __forceinline__ void add_sums(OnlineSoftmax &softmax) {
     const int lane = threadIdx.x % 32;
     float own[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       own[r] = quad_sum(softmax.row_sum[r]);
-      if (lane % 4 == 0) smem.sums[kGroup][warp_row + lane / 4 + 8 * r] = own[r];
+      if (lane % 4 == 0) smem.sums[sums_at][kGroup][warp_row + lane / 4 + 8 * r] = own[r];
     }
     ptx::bar_sync(kMlaAll, Traits::kConsumerThreads);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const float other = smem.sums[kPeer][warp_row + lane / 4 + 8 * r];
+      const float other = smem.sums[sums_at][kPeer][warp_row + lane / 4 + 8 * r];
       // The same order in both warpgroups.
       softmax.row_sum[r] = lane % 4 != 0 ? 0.f : kGroup == 0 ? own[r] + other : other + own[r];
     }
+    sums_at ^= 1;
   }
 };
 

@@ -8,6 +8,7 @@
 
 #include "device/mla_consumer.cuh"
 #include "device/mla_producer.cuh"
+#include "device/mla_queries.cuh"
 #include "device/mla_traits.cuh"
 #include "device/ptx.cuh"
 #include "device/split_args.h"
@@ -24,6 +25,10 @@ __device__ __forceinline__ void init_mla(typename Traits::SharedStorage &smem, M
   static_assert(kFull <= 32 && kEmpty <= 32, "a barrier a lane");
   if (lane < kFull) ptx::mbarrier_init(&smem.barriers.full[0][0] + lane, 1);
   if (lane < kEmpty) ptx::mbarrier_init(&smem.barriers.empty[0][0] + lane, 4 * cluster.size);
+  if (lane == 0) {
+    ptx::mbarrier_init(&smem.barriers.q_full, Traits::kQueryThreads + 1);
+    ptx::mbarrier_init(&smem.barriers.q_empty, Traits::kConsumerThreads / 32);
+  }
   ptx::fence_mbarrier_init();
 }
 
@@ -50,14 +55,19 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) mla_kernel_sm90(const __g
   if (cluster.size > 1) ptx::cluster_sync();  // the barriers of all blocks are there
   if (warp >= kProducerWarp) {
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
-    if (warp == kProducerWarp) MlaProducer<Traits>(args, schedule, smem, cluster).run(cursor);
+    if (warp == kProducerWarp) {
+      MlaProducer<Traits>(args, schedule, smem, cluster).run(cursor);
+    } else {
+      const int thread = threadIdx.x - (Traits::kThreads - Traits::kQueryThreads);
+      MlaQueries<Traits>{args, schedule, smem, cluster, thread}.run(cursor);
+    }
     if (threadIdx.x == Traits::kThreads - 1 && cluster.rank == 0) finder.note(part, parts);
   } else {
     ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
     if (warp < kProducerWarp / 2) {
-      MlaConsumer<Traits, 0>(args, schedule, smem, cluster).run(cursor, part);
+      MlaConsumer<Traits, 0>(args, schedule, smem, cluster).run(part);
     } else {
-      MlaConsumer<Traits, 1>(args, schedule, smem, cluster).run(cursor, part);
+      MlaConsumer<Traits, 1>(args, schedule, smem, cluster).run(part);
     }
   }
   if (cluster.size > 1) ptx::cluster_sync();  // nobody else uses this block's shared memory any more

@@ -26,7 +26,9 @@ struct MlaTraits {
   static constexpr int kConsumerThreads = kGroups * 128;
   static constexpr int kThreads = kConsumerThreads + 128;
   static constexpr int kConsumerRegisters = 240;
-  static constexpr int kProducerRegisters = 24;
+  static constexpr int kProducerRegisters = 32;
+  // One warp sets the copy engine to K, the others of its warpgroup copy Q.
+  static constexpr int kQueryThreads = 96;
 
   // Tiles lie in shared memory as chunks of 64 columns, with 128-byte swizzle.
   static constexpr int kSwizzleBytes = 128;
@@ -45,6 +47,14 @@ struct MlaTraits {
 
   struct Barriers {
     uint64_t full[kGroups][kChunks], empty[kGroups][kSides];
+    uint64_t q_full, q_empty;
+  };
+
+  // What comes with Q.
+  struct Job {
+    core::SplitPiece piece;
+    int32_t q_start;  // first row of the sequence in q and out
+    bool done;        // there is no more
   };
 
   // What the warpgroup of a block tells the other one of a row, beside its probabilities.
@@ -56,8 +66,9 @@ struct MlaTraits {
     alignas(1024) Chunk q[kChunks];
     alignas(1024) Chunk k[kGroups][kChunks];
     RowState rows[kGroups][kBlockM];
-    float sums[kGroups][kBlockM];
+    float sums[2][kGroups][kBlockM];
     Barriers barriers;
+    Job jobs[2];
     uint32_t poison[kGroups][kBlockN / 32];  // see MlaPoison; a bit a key
     int32_t warp_costs[kThreads / 32];       // see PartFinder
     SplitPart part;
