@@ -147,6 +147,13 @@ struct SplitSchedule {
     return SplitParts::make(total, most < parts_of_line ? most : parts_of_line);
   }
 
+  // Whether a line of `total` with `tiles` tiles, the largest of which costs that much, is as good as balanced if every
+  // part gets whole tiles, and equally many: then there is nothing to merge. num_splits 1 does it.
+  FLASH3_HD bool whole_tiles_do(int32_t total, int32_t tiles, int32_t largest) const {
+    const int64_t longest = int64_t{(tiles + parts_of_line - 1) / parts_of_line} * largest;
+    return longest * parts_of_line * 16 <= int64_t{total} * 17;
+  }
+
   FLASH3_HD int32_t tile_rows(const SplitLengths &s, int32_t m_block) const {
     const int64_t rest = rows(s) - int64_t{m_block} * block_m;
     return static_cast<int32_t>(rest < block_m ? rest : block_m);

@@ -32,6 +32,38 @@ __device__ __forceinline__ void init_mla(typename Traits::SharedStorage &smem, M
   ptx::fence_mbarrier_init();
 }
 
+// Collective over the thread block: whether whole tiles go to the parts of a balanced schedule.
+template <class Traits>
+__device__ __forceinline__ bool whole_tiles_do(const core::SplitSchedule &schedule,
+                                               typename Traits::SharedStorage &smem) {
+  typename Traits::TileCosts costs = {0, 0, 0};
+#pragma unroll 1
+  for (int32_t b = threadIdx.x; b < schedule.batch; b += Traits::kThreads) {
+    const core::SplitLengths lengths = schedule.lengths(b);
+    const int32_t m_blocks = schedule.num_m_blocks(lengths);
+    costs.tiles += m_blocks;
+#pragma unroll 1
+    for (int32_t m = 0; m < m_blocks; ++m) {
+      const int32_t cost = schedule.tile_cost(schedule.range(lengths, m));
+      costs.total += cost;
+      costs.largest = max(costs.largest, cost);
+    }
+  }
+  constexpr uint32_t kAll = 0xffffffffu;
+  costs = {__reduce_add_sync(kAll, costs.total), __reduce_add_sync(kAll, costs.tiles),
+           __reduce_max_sync(kAll, costs.largest)};
+  if (threadIdx.x % 32 == 0) smem.tile_costs[threadIdx.x / 32] = costs;
+  __syncthreads();
+  costs = smem.tile_costs[0];
+#pragma unroll 1
+  for (int w = 1; w < Traits::kThreads / 32; ++w) {
+    const typename Traits::TileCosts &other = smem.tile_costs[w];
+    costs = {costs.total + other.total, costs.tiles + other.tiles, max(costs.largest, other.largest)};
+  }
+  const int32_t heads = schedule.heads_of_line;
+  return schedule.whole_tiles_do(costs.total * heads, costs.tiles * heads, costs.largest);
+}
+
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, 1) mla_kernel_sm90(const __grid_constant__ SplitArgs args) {
   extern __shared__ __align__(1024) unsigned char shared_memory[];
@@ -48,6 +80,9 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) mla_kernel_sm90(const __g
   ptx::launch_dependents();  // the merging kernel waits for this one's results
   if (args.follows_append) ptx::wait_for_previous_kernel();
 
+  const bool whole = schedule.balanced() && whole_tiles_do<Traits>(schedule, smem);
+  if (whole) schedule.num_splits = 1;
+
   const core::SplitPartId part = {static_cast<int32_t>(blockIdx.x) / cluster.size, static_cast<int32_t>(blockIdx.y)};
   const PartFinder<Traits> finder{schedule, args.partials, smem};
   const core::SplitParts parts = finder.find(part);
@@ -61,7 +96,11 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) mla_kernel_sm90(const __g
       const int thread = threadIdx.x - (Traits::kThreads - Traits::kQueryThreads);
       MlaQueries<Traits>{args, schedule, smem, cluster, thread}.run(cursor);
     }
-    if (threadIdx.x == Traits::kThreads - 1 && cluster.rank == 0) finder.note(part, parts);
+    if (threadIdx.x == Traits::kThreads - 1 && cluster.rank == 0) {
+      finder.note(part, parts);
+      // The merging kernel was launched for a balanced schedule.
+      if (whole) args.partials.entries[part.index * schedule.num_lines + part.line].rows = 0;
+    }
   } else {
     ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
     if (warp < kProducerWarp / 2) {

@@ -62,6 +62,10 @@ struct MlaTraits {
     float reference, correction;  // see OnlineSoftmax
   };
 
+  struct TileCosts {
+    int32_t total, tiles, largest;
+  };
+
   struct SharedStorage {
     alignas(1024) Chunk q[kChunks];
     alignas(1024) Chunk k[kGroups][kChunks];
@@ -71,6 +75,7 @@ struct MlaTraits {
     Job jobs[2];
     uint32_t poison[kGroups][kBlockN / 32];  // see MlaPoison; a bit a key
     int32_t warp_costs[kThreads / 32];       // see PartFinder
+    TileCosts tile_costs[kThreads / 32];     // of a warp's sequences
     SplitPart part;
   };
   static_assert(sizeof(SharedStorage) <= 232448, "a thread block has 227 KB of shared memory");
