@@ -172,18 +172,17 @@ struct MlaConsumer {
       work.softmax.update(s, correction);
     }
     pack_probabilities<Element>(s, p);
-    put_down(work.softmax, correction, p);
-    // The other warpgroup may give back the place of the probabilities as soon as they are published.
-    const bool poison = may_hold_poison(work, n);
-    if (!poison) publish();
     if constexpr (kGroup == 1) finish_other_block(o);
     OnlineSoftmax::rescale(o, correction);
+    const bool poison = may_hold_poison(work, n);
     if (poison) {
+      put_down(work.softmax, correction, p);
       take_out_poison(work, n, kGroup, o);
-      publish();
     }
-    const uint32_t v = ptx::uniform(values(kGroup));
-    gemm_rs<Element, Traits::kHalfCols, kBlockN, Traits::kSwizzleBytes>(p, v, o);
+    gemm_rs<Element, Traits::kHalfCols, kBlockN, Traits::kSwizzleBytes>(p, ptx::uniform(values(kGroup)), o);
+    // Published, the place of the probabilities may be given back by the other warpgroup.
+    if (!poison) put_down(work.softmax, correction, p);
+    ptx::bar_arrive(kMlaPublished + kGroup, Traits::kConsumerThreads);
     wgmma_wait_group<0>();
     fence_accumulators(o);
     release(kGroup, Traits::kOwn);
@@ -210,8 +209,6 @@ struct MlaConsumer {
     }
     ptx::fence_proxy_async_shared();
   }
-
-  __device__ __forceinline__ void publish() const { ptx::bar_arrive(kMlaPublished + kGroup, Traits::kConsumerThreads); }
 
   // Waits for the probabilities of the other warpgroup's block.
   __device__ __forceinline__ void issue_other_block(Work &work, int32_t n, float (&o)[kOutputs]) const {
