@@ -25,8 +25,10 @@ struct MlaTraits {
   static constexpr int kGroups = 2;
   static constexpr int kConsumerThreads = kGroups * 128;
   static constexpr int kThreads = kConsumerThreads + 128;
-  static constexpr int kConsumerRegisters = 240;
-  static constexpr int kProducerRegisters = 32;
+  static constexpr int kConsumerRegisters = 232;
+  static constexpr int kProducerRegisters = 40;
+  static_assert(kConsumerThreads * kConsumerRegisters + 128 * kProducerRegisters <= 65536 / kThreads / 8 * 8 * kThreads,
+                "threads get no more registers than a thread block starts with");
   // One warp sets the copy engine to K, the others of its warpgroup copy Q.
   static constexpr int kQueryThreads = 96;
 
