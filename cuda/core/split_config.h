@@ -22,6 +22,28 @@ inline constexpr SplitConfig kSplitConfigs[] = {
 };
 inline constexpr int32_t kNumSplitConfigs = sizeof(kSplitConfigs) / sizeof(kSplitConfigs[0]);
 
+// Latent attention (MLA): the first columns of k are v, too, so that a key is loaded once for both.
+inline constexpr int32_t kLatentHeadDim = 576;
+inline constexpr int32_t kLatentHeadDimV = 512;
+inline constexpr int32_t kLatentBlockN = 64;
+
+// Whether a call of the CUDA backend is one of latent attention; no other kernel has these head dims.
+inline bool is_latent(const flash3_params &p) {
+  return p.head_dim == kLatentHeadDim && p.head_dim_v == kLatentHeadDimV;
+}
+
+// Thread blocks that share a tile. Two of latent attention load every key once for both.
+inline int32_t blocks_of_tile(const flash3_params &p) {
+  if (!is_latent(p)) return 1;
+  const int64_t mean_q = p.cu_seqlens_q != nullptr ? (p.total_q + p.batch - 1) / p.batch : p.seqlen_q;
+  return mean_q * (p.nheads / p.nheads_k) > SplitSchedule::kBlockM ? 2 : 1;
+}
+
+// Parts that a balanced schedule shares out to at most.
+inline int32_t most_parts(const flash3_params &p) {
+  return is_latent(p) ? SplitSchedule::kMostMultiprocessors / blocks_of_tile(p) : SplitSchedule::kMostParts;
+}
+
 inline bool has_kv_cache(const flash3_params &p) {
   return p.page_table != nullptr || p.cache_batch_idx != nullptr || p.cache_leftpad != nullptr || p.k_new != nullptr ||
          p.rotary_cos != nullptr;
@@ -30,7 +52,7 @@ inline bool has_kv_cache(const flash3_params &p) {
 // Whether the split-KV kernel computes a call: those with a cache or with splits, and those with so few queries that
 // one tile holds them and the keys are what takes time.
 inline bool takes_split_kernel(const flash3_params &p) {
-  if (p.num_splits > 1 || has_kv_cache(p)) return true;
+  if (p.num_splits > 1 || has_kv_cache(p) || is_latent(p)) return true;
   if (p.num_splits == 1) return false;
   constexpr int64_t kFewKeys = 256;
   const int64_t group = p.nheads / p.nheads_k;
@@ -55,18 +77,18 @@ struct SplitBounds {
   int64_t partial_rows;  // rows of partial results
 
   static SplitBounds of(const flash3_params &p) {
-    constexpr int64_t kBlockM = SplitSchedule::kBlockM;
+    const int64_t block_m = SplitSchedule::kBlockM * int64_t{blocks_of_tile(p)};
     const int64_t group = p.nheads / p.nheads_k;
     const bool packed = p.cu_seqlens_q != nullptr;
     const int64_t longest = (packed ? p.total_q : p.seqlen_q) * group;
     SplitBounds b;
-    const int64_t m_blocks = packed ? longest / kBlockM + p.batch : (longest + kBlockM - 1) / kBlockM * p.batch;
+    const int64_t m_blocks = packed ? longest / block_m + p.batch : (longest + block_m - 1) / block_m * p.batch;
     b.tiles = m_blocks * p.nheads_k;
-    b.most_tiles = (longest + kBlockM - 1) / kBlockM * p.batch * p.nheads_k;
-    b.tile_rows = static_cast<int32_t>(longest < kBlockM ? longest : kBlockM);
+    b.most_tiles = (longest + block_m - 1) / block_m * p.batch * p.nheads_k;
+    b.tile_rows = static_cast<int32_t>(longest < block_m ? longest : block_m);
     if (p.num_splits == 0) {
-      b.entries = SplitSchedule::kMostParts;
-      b.partial_rows = 2 * int64_t{SplitSchedule::kMostParts} * b.tile_rows;
+      b.entries = most_parts(p);
+      b.partial_rows = 2 * int64_t{most_parts(p)} * b.tile_rows;
     } else {
       b.entries = 0;
       b.partial_rows = p.num_splits > 1 ? p.num_splits * query_rows(p) * p.nheads : 0;

@@ -72,12 +72,13 @@ struct SplitEntry {
 };
 
 struct SplitSchedule {
-  static constexpr int32_t kBlockM = 64;
+  static constexpr int32_t kBlockM = 64;  // packed rows that a thread block computes
   // Of a balanced schedule: a tile costs as much as one key block more than it has, and a part is at least that long.
   static constexpr int32_t kTileCost = 1;
   static constexpr int32_t kLeastPart = 2;
-  // Thread blocks that a balanced schedule shares out to at most; the largest GPU has 144 multiprocessors.
-  static constexpr int32_t kMostParts = 288;
+  // Thread blocks that a balanced schedule shares out to at most, two a multiprocessor of the largest GPU.
+  static constexpr int32_t kMostMultiprocessors = 144;
+  static constexpr int32_t kMostParts = 2 * kMostMultiprocessors;
   // Places on a line at most. A wrong cu_seqlens_q, whose sequences overlap, may ask for more: the line ends here then.
   static constexpr int32_t kMostPlaces = 1 << 30;
 
@@ -87,6 +88,7 @@ struct SplitSchedule {
   Divisor group;  // query heads of a KV head
   int32_t nheads_k;
   int32_t batch;
+  int32_t block_m;  // packed rows of a tile: kBlockM, or those of a cluster of thread blocks
   int32_t block_n;
   // Pieces that each tile is cut into, one after the other on the line: its cost is their number. 0: balanced, where
   // tiles are cut between parts only.
@@ -109,7 +111,7 @@ struct SplitSchedule {
 
   FLASH3_HD int64_t rows(const SplitLengths &s) const { return int64_t{s.seqlen_q} * group.divisor; }
   FLASH3_HD int32_t num_m_blocks(const SplitLengths &s) const {
-    return static_cast<int32_t>((rows(s) + kBlockM - 1) / kBlockM);
+    return static_cast<int32_t>((rows(s) + block_m - 1) / block_m);
   }
   // The query of a packed row.
   FLASH3_HD int32_t query(int64_t row) const {
@@ -119,8 +121,8 @@ struct SplitSchedule {
   }
 
   FLASH3_HD BlockRange range(const SplitLengths &s, int32_t m_block) const {
-    const int64_t first = int64_t{m_block} * kBlockM;
-    const int64_t last = first + kBlockM < rows(s) ? first + kBlockM - 1 : rows(s) - 1;
+    const int64_t first = int64_t{m_block} * block_m;
+    const int64_t last = first + block_m < rows(s) ? first + block_m - 1 : rows(s) - 1;
     return block_range({window, s.seqlen_q, s.seqlen_k}, query(first), query(last) + 1, block_n);
   }
 
@@ -153,9 +155,16 @@ struct SplitSchedule {
     return SplitParts::make(total, most < parts_of_line ? most : parts_of_line);
   }
 
+  // Whether a line of `total` with `tiles` tiles, the largest of which costs that much, is as good as balanced if every
+  // part gets whole tiles, and equally many: then there is nothing to merge. num_splits 1 does it.
+  FLASH3_HD bool whole_tiles_do(int32_t total, int32_t tiles, int32_t largest) const {
+    const int64_t longest = int64_t{(tiles + parts_of_line - 1) / parts_of_line} * largest;
+    return longest * parts_of_line * 16 <= int64_t{total} * 17;
+  }
+
   FLASH3_HD int32_t tile_rows(const SplitLengths &s, int32_t m_block) const {
-    const int64_t rest = rows(s) - int64_t{m_block} * kBlockM;
-    return static_cast<int32_t>(rest < kBlockM ? rest : kBlockM);
+    const int64_t rest = rows(s) - int64_t{m_block} * block_m;
+    return static_cast<int32_t>(rest < block_m ? rest : block_m);
   }
 
   // The number of a piece among the partial results. Of a fixed number of splits: among those of its rows. Of a

@@ -33,6 +33,7 @@ SplitSchedule split_schedule(const flash3_params &p, int32_t block_n, int32_t nu
           Divisor::make(p.nheads / p.nheads_k),
           p.nheads_k,
           p.batch,
+          SplitSchedule::kBlockM * blocks_of_tile(p),
           block_n,
           p.num_splits,
           num_lines,

@@ -45,7 +45,7 @@ struct Merge {
 
   __device__ __forceinline__ Row row(const core::SplitEntry &e, int32_t index) const {
     const core::SplitSchedule &s = args.schedule;
-    const int64_t packed = int64_t{e.m_block} * s.kBlockM + index;
+    const int64_t packed = int64_t{e.m_block} * s.block_m + index;
     const int32_t query = s.query(packed);
     Row r;
     r.entry = e;
@@ -122,9 +122,9 @@ struct Merge {
     if (entry.count > kManyPieces) {
 #pragma unroll 1
       for (int32_t r = block; r < entry.rows; r += num_blocks) merge_by_block(row(entry, r));
-    } else if (block == 0) {
+    } else {
 #pragma unroll 1
-      for (int32_t r = warp; r < entry.rows; r += kMergeWarps) {
+      for (int32_t r = block * kMergeWarps + warp; r < entry.rows; r += num_blocks * kMergeWarps) {
         const Row one = row(entry, r);
         store(one, add_up(one, 0, 1));
       }
@@ -166,7 +166,7 @@ struct Merge {
 
 // Block (x, y, z) of a balanced schedule: entry first_entry + x. Of a fixed number of splits: pair x of sequence and KV
 // head, and every gridDim.x-th behind it, and of those tile y, and every gridDim.y-th. Of a tile in many pieces: row z,
-// and every gridDim.z-th.
+// and every gridDim.z-th; of one in few pieces kMergeWarps rows instead of one.
 template <class Element, int kCols>
 __global__ void __launch_bounds__(kMergeThreads) merge_kernel(const __grid_constant__ MergeArgs args) {
   using Merger = Merge<Element, kCols>;

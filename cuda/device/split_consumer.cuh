@@ -26,15 +26,15 @@ struct PackedRows {
   int32_t head[2];
   bool exists[2];
 
-  __device__ __forceinline__ PackedRows(const core::SplitSchedule &s, const core::SplitPiece &piece) {
-    first_row = threadIdx.x / 32 * 16;
+  __device__ __forceinline__ PackedRows(const core::SplitSchedule &s, const core::SplitPiece &piece, int32_t first)
+      : first_row(first) {
     const int32_t rows = s.tile_rows(piece.lengths, piece.m_block);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int32_t in_tile = index(r);
       exists[r] = in_tile < rows;
       // Rows behind the last one repeat it, so that what is read for them exists.
-      const int64_t row = int64_t{piece.m_block} * s.kBlockM + min(in_tile, rows - 1);
+      const int64_t row = int64_t{piece.m_block} * s.block_m + min(in_tile, rows - 1);
       query[r] = s.query(row);
       head[r] = static_cast<int32_t>(row - int64_t{query[r]} * s.group.divisor) + piece.kv_head * s.group.divisor;
     }
@@ -72,7 +72,7 @@ struct SplitConsumer {
 
  private:
   __device__ __forceinline__ void compute(const core::SplitPiece &piece, const core::SplitPartId &part) {
-    const PackedRows rows(schedule, piece);
+    const PackedRows rows(schedule, piece, threadIdx.x / 32 * 16);
     const core::SeqSpan q_span = schedule.q.span(piece.batch);
     if (piece.n_begin < piece.n_end) load_q(piece, q_span);
 

@@ -52,6 +52,12 @@ constexpr bool is_built(flash3_dtype dtype, int32_t head_dim) {
 #ifdef FLASH3_HAS_BF16_HDIM256
       {FLASH3_BFLOAT16, 256},
 #endif
+#ifdef FLASH3_HAS_FP16_HDIM576
+      {FLASH3_FLOAT16, 576},
+#endif
+#ifdef FLASH3_HAS_BF16_HDIM576
+      {FLASH3_BFLOAT16, 576},
+#endif
       {FLASH3_FLOAT16, 0},
   };
   for (const auto &built : kBuilt) {
@@ -83,6 +89,15 @@ SplitEntry split_entry_if_built() {
     return {kDtype, kConfig, split_kernel<kDtype, kConfig>()};
   }
   return {kDtype, -1, {}};
+}
+
+template <flash3_dtype kDtype>
+const SplitKernel *latent_kernel() {
+  if constexpr (is_built(kDtype, core::kLatentHeadDim)) {
+    static const SplitKernel kernel = mla_kernel<kDtype>();
+    return &kernel;
+  }
+  return nullptr;
 }
 
 struct Table {
@@ -138,6 +153,12 @@ int32_t narrowest_class(flash3_dtype dtype, int32_t at_least) {
   return best;
 }
 
+core::Status not_built(const flash3_params &params) {
+  return core::error(FLASH3_UNSUPPORTED, "dtype ", params.dtype == FLASH3_FLOAT16 ? "float16" : "bfloat16",
+                     " with head_dim ", params.head_dim, " and head_dim_v ", params.head_dim_v,
+                     " has no kernel in this build, which has: ", built_kernels());
+}
+
 // The class of head dims whose kernels compute a call.
 core::Status find_class(const flash3_params &params, int32_t *head_dim) {
   if (params.v == nullptr && params.k != nullptr) {
@@ -148,9 +169,7 @@ core::Status find_class(const flash3_params &params, int32_t *head_dim) {
   *head_dim = narrowest_class(static_cast<flash3_dtype>(params.dtype),
                               config != nullptr ? config->head_dim : core::kMaxHeadDim + 1);
   if (*head_dim != 0) return {};
-  return core::error(FLASH3_UNSUPPORTED, "dtype ", params.dtype == FLASH3_FLOAT16 ? "float16" : "bfloat16",
-                     " with head_dim ", params.head_dim, " and head_dim_v ", params.head_dim_v,
-                     " has no kernel in this build, which has: ", built_kernels());
+  return not_built(params);
 }
 
 }  // namespace
@@ -171,6 +190,10 @@ core::Status find_kernel(const flash3_params &params, int32_t multiprocessors, c
 }
 
 core::Status find_split_kernel(const flash3_params &params, const SplitKernel **kernel) {
+  if (core::is_latent(params)) {
+    *kernel = params.dtype == FLASH3_FLOAT16 ? latent_kernel<FLASH3_FLOAT16>() : latent_kernel<FLASH3_BFLOAT16>();
+    return *kernel != nullptr ? core::Status{} : not_built(params);
+  }
   int32_t head_dim = 0;
   const core::Status status = find_class(params, &head_dim);
   if (!status.ok()) return status;

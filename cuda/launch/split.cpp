@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 
 #include "core/constants.h"
 #include "core/split_config.h"
@@ -20,7 +21,7 @@ using device::KeyLoads;
 
 // Whether a key block is one box of the copy engine.
 KeyLoads key_loads(const flash3_params &p, const SplitKernel &kernel) {
-  if (p.page_table == nullptr) return KeyLoads::kTma;
+  if (p.page_table == nullptr || core::is_latent(p)) return KeyLoads::kTma;
   const bool whole_blocks = p.page_size % kernel.block_n == 0 && p.cache_leftpad == nullptr;
   return whole_blocks ? KeyLoads::kTma : KeyLoads::kAsyncCopy;
 }
@@ -35,7 +36,9 @@ core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &ker
   s.batch = p.batch;
   s.block_n = kernel.block_n;
   s.num_splits = p.num_splits;
-  const int32_t blocks = std::min(multiprocessors * kernel.blocks_per_sm, core::SplitSchedule::kMostParts);
+  s.block_m = core::SplitSchedule::kBlockM * core::blocks_of_tile(p);
+  const int32_t blocks =
+      std::min(std::max(multiprocessors * kernel.blocks_per_sm / core::blocks_of_tile(p), 1), core::most_parts(p));
   s.num_lines = core::SplitSchedule::lines(p.nheads_k, blocks);
   s.heads_of_line = p.nheads_k / s.num_lines;
   s.parts_of_line = blocks / s.num_lines;
@@ -58,6 +61,30 @@ device::Partials make_partials(const flash3_params &p) {
   return partials;
 }
 
+// Rows of a box of latent attention: those that a thread block loads of a key block, or as many as a page has of these.
+int32_t latent_box_rows(const flash3_params &p) {
+  const int32_t rows = core::kLatentBlockN / core::blocks_of_tile(p);
+  return p.page_table != nullptr ? std::gcd(p.page_size, rows) : rows;
+}
+
+// What the kernel of latent attention does not compute.
+core::Status check_latent(const flash3_params &p) {
+  constexpr int32_t kLeastRows = 8;  // of a box: those that the swizzle moves
+  if (p.v != nullptr) {
+    return core::error(FLASH3_UNSUPPORTED, "head_dim ", p.head_dim, " with head_dim_v ", p.head_dim_v,
+                       " has a kernel only where the values are columns of k; v must be NULL");
+  }
+  if (p.page_table == nullptr) return {};
+  if (latent_box_rows(p) < kLeastRows) {
+    return core::error(FLASH3_UNSUPPORTED, "page_size ", p.page_size, " with head_dim ", p.head_dim,
+                       " has no kernel; it must be a multiple of ", kLeastRows);
+  }
+  if (p.cache_leftpad != nullptr) {
+    return core::error(FLASH3_UNSUPPORTED, "cache_leftpad with page_table has no kernel for head_dim ", p.head_dim);
+  }
+  return {};
+}
+
 core::Status encode_maps(const flash3_params &p, const SplitKernel &kernel, device::SplitArgs *args) {
   const bool bf16 = p.dtype == FLASH3_BFLOAT16;
   const bool paged = p.page_table != nullptr;
@@ -66,13 +93,16 @@ core::Status encode_maps(const flash3_params &p, const SplitKernel &kernel, devi
                           : paged                        ? p.num_pages
                           : p.cache_batch_idx != nullptr ? p.batch_cache
                                                          : p.batch;
-  const BoxShape box{kernel.box_cols, kernel.block_n, kernel.swizzle_bytes, true};
+  const bool latent = core::is_latent(p);
+  args->box_rows = latent ? latent_box_rows(p) : kernel.block_n;
+  const BoxShape box{kernel.box_cols, args->box_rows, kernel.swizzle_bytes, true};
   if (args->key_loads != KeyLoads::kTma || rows == 0) {
     args->key_loads = KeyLoads::kAsyncCopy;  // no map is looked at, and nothing loaded where there are no rows
     return {};
   }
   core::Status status =
       encode_tensor_map({"k", args->k, p.head_dim, rows, p.nheads_k, entries}, bf16, box, &args->k_map);
+  if (status.ok() && latent) return encode_zero_map(p.q, bf16, box, &args->kv_zero_map);
   if (status.ok()) {
     status = encode_tensor_map({"v", args->v, p.head_dim_v, rows, p.nheads_k, entries}, bf16, box, &args->v_map);
   }
@@ -116,19 +146,27 @@ core::Status make_args(const flash3_params &p, const SplitKernel &kernel, int32_
   return encode_maps(p, kernel, args);
 }
 
+// cluster: blocks that follow each other in x.
 cudaError_t launch(const void *function, dim3 blocks, int32_t threads, uint32_t shared_bytes, bool early, void *args,
-                   cudaStream_t stream) {
+                   cudaStream_t stream, int32_t cluster = 1) {
   cudaLaunchConfig_t config = {};
   config.gridDim = blocks;
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   // It may start while the kernel before runs, which waits for everything before as usual.
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = early ? 1 : 0;
+  cudaLaunchAttribute attributes[2] = {};
+  config.attrs = attributes;
+  if (early) {
+    cudaLaunchAttribute &attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    cudaLaunchAttribute &attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  }
   void *arguments[] = {args};
   return cudaLaunchKernelExC(&config, function, arguments);
 }
@@ -175,6 +213,7 @@ cudaError_t launch_merge(const flash3_params &p, const SplitKernel &kernel, cons
 core::Status split_forward(const flash3_params &params, const DeviceInfo &device, cudaStream_t stream) {
   const SplitKernel *kernel = nullptr;
   core::Status status = find_split_kernel(params, &kernel);
+  if (status.ok() && core::is_latent(params)) status = check_latent(params);
   if (!status.ok()) return status;
   constexpr int64_t kMostPieces = core::SplitSchedule::kMostPlaces;
   const int64_t pieces = core::SplitBounds::of(params).tiles * std::max(params.num_splits, 1);
@@ -192,8 +231,11 @@ core::Status split_forward(const flash3_params &params, const DeviceInfo &device
     if (error != cudaSuccess) return cuda_error("launching the append", error);
   }
   if (core::query_rows(params) == 0) return {};
-  const dim3 blocks(static_cast<unsigned>(args.schedule.num_lines), static_cast<unsigned>(args.schedule.parts_of_line));
-  error = launch(kernel->function, blocks, kernel->threads, kernel->shared_bytes, args.follows_append, &args, stream);
+  const int32_t cluster = core::blocks_of_tile(params);
+  const dim3 blocks(static_cast<unsigned>(args.schedule.num_lines * cluster),
+                    static_cast<unsigned>(args.schedule.parts_of_line));
+  error = launch(kernel->function, blocks, kernel->threads, kernel->shared_bytes, args.follows_append, &args, stream,
+                 cluster);
   if (error != cudaSuccess) return cuda_error("launching the split-KV kernel", error);
   const bool whole = args.schedule.num_splits == 1 || (args.schedule.balanced() && args.schedule.parts_of_line == 1);
   if (whole) return {};

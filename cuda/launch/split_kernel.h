@@ -17,6 +17,10 @@ struct SplitKernel {
   int32_t box_cols, swizzle_bytes;
 };
 
+// The one of latent attention; defined in cuda/instantiations.
+template <flash3_dtype kDtype>
+SplitKernel mla_kernel();
+
 // The kernel of one of core::kSplitConfigs; defined in cuda/instantiations.
 template <flash3_dtype kDtype, int kConfigIndex>
 SplitKernel split_kernel();

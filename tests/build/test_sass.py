@@ -114,6 +114,25 @@ def test_every_split_kernel_is_there_and_uses(sass: dict[str, str]) -> None:
         assert missing == [], traits
 
 
+MLA_USES = {
+    "HGMMA": "wgmma",
+    "UTMALDG.5D.MULTICAST": "keys for both thread blocks of a cluster",
+    "SYNCS": "mbarrier",
+    "STSM": "probabilities for the other warpgroup",
+    "USETMAXREG": "registers for the consumers",
+}
+
+
+def test_every_kernel_of_latent_attention_is_there_and_uses(sass: dict[str, str]) -> None:
+    info = library().build_info()
+    dtypes, head_dims = (info[key].replace(";", ",").split(",") for key in ("dtypes", "head_dims"))
+    for dtype in dtypes if "576" in head_dims else ():
+        traits = f"MlaTraitsIN7cutlass{ {'fp16': '6half_t', 'bf16': '10bfloat16_t'}[dtype] }E"
+        (code,) = (code for name, code in sass.items() if "mla_kernel_sm90" in name and traits in name)
+        missing = [what for instruction, what in MLA_USES.items() if instruction not in code]
+        assert missing == [], traits
+
+
 def test_warp_specialised_kernels_hand_registers_to_the_consumers(sass: dict[str, str]) -> None:
     """The others are those for short sequences, which have no producer."""
     without = {name for name, code in sass.items() if FORWARD in name and "USETMAXREG" not in code}

@@ -38,19 +38,21 @@ def call(of: list[tuple[int, int]], heads: tuple[int, int], window: tuple[int, i
     return p
 
 
-def tiles_of(of: list[tuple[int, int]], heads: tuple[int, int], window: tuple[int, int]) -> Tiles:
+def tiles_of(
+    of: list[tuple[int, int]], heads: tuple[int, int], window: tuple[int, int], block_m: int = BLOCK_M
+) -> Tiles:
     """The key blocks of each tile, and only of those, by brute force over rows."""
     group = heads[0] // heads[1]
     tiles = {}
     for b, (q, k) in enumerate(of):
-        for m in range(-(-q * group // BLOCK_M)):
-            rows = range(m * BLOCK_M, min((m + 1) * BLOCK_M, q * group))
+        for m in range(-(-q * group // block_m)):
+            rows = range(m * block_m, min((m + 1) * block_m, q * group))
             begin, end, *_ = MaskCase(*window, q, k).block_range(rows[0] // group, rows[-1] // group + 1, BLOCK_N)
             tiles.update({(b, h, m): (begin, end) for h in range(heads[1])})
     return tiles
 
 
-def check(pieces: list[Piece], of: list[tuple[int, int]], group: int, tiles: Tiles) -> None:
+def check(pieces: list[Piece], of: list[tuple[int, int]], group: int, tiles: Tiles, block_m: int = BLOCK_M) -> None:
     by_tile: dict[tuple[int, int, int], list[Piece]] = defaultdict(list)
     for x in pieces:
         by_tile[x.batch, x.kv_head, x.m_block].append(x)
@@ -73,7 +75,7 @@ def check(pieces: list[Piece], of: list[tuple[int, int]], group: int, tiles: Til
             e = merged[tile]
             assert [x.number for x in own] == [e.first_piece] + [e.next_piece + i * e.step for i in range(e.pieces - 1)]
             rows = of[tile[0]][0] * group
-            assert e.rows == min(BLOCK_M, rows - tile[2] * BLOCK_M)
+            assert e.rows == min(block_m, rows - tile[2] * block_m)
 
 
 @given(lengths, layouts, windows, st.integers(1, 40))
@@ -117,6 +119,37 @@ def test_fixed(
         sizes = [x.n_end - x.n_begin for x in pieces if (x.batch, x.kv_head, x.m_block) == tile]
         cuts = [(end - begin) * i // num_splits for i in range(num_splits + 1)]
         assert sizes == [y - x for x, y in itertools.pairwise(cuts)], "as many as asked for, whatever the parts"
+
+
+def latent(of: list[tuple[int, int]], nheads: int, window: tuple[int, int], num_splits: int) -> Params:
+    p = call(of, (nheads, 1), window, num_splits)
+    p.head_dim, p.head_dim_v = 576, 512
+    return p
+
+
+@given(lengths, st.sampled_from([1, 16, 24, 64, 128]), windows, st.integers(1, 40), st.sampled_from([0, 1, 3]))
+def test_latent_attention(
+    of: list[tuple[int, int]], nheads: int, window: tuple[int, int], num_parts: int, num_splits: int
+) -> None:
+    """Tiles of 128 rows, for two thread blocks, where a sequence has more than 64 in the mean."""
+    mean = -(-sum(q for q, _ in of) // len(of))
+    block_m = 2 * BLOCK_M if mean * nheads > BLOCK_M else BLOCK_M
+    p = latent(of, nheads, window, num_splits)
+    tiles = tiles_of(of, (nheads, 1), window, block_m)
+    _, pieces = split_pieces(p, BLOCK_N, 1, num_parts)
+    check(pieces, of, nheads, tiles, block_m)
+    assert takes_split_kernel(p)
+    assert len(tiles) <= most_tiles(p)
+
+
+@pytest.mark.parametrize(("nheads", "rows"), [(16, 16), (64, 64), (128, 128)])
+def test_workspace_of_latent_attention(nheads: int, rows: int) -> None:
+    """Partial results of two pieces for each part that the largest GPU has, a cluster of two thread blocks or one."""
+    p = params(batch=128, seqlen_q=1, seqlen_k=4096, nheads=nheads, nheads_k=1, num_splits=0)
+    p.head_dim, p.head_dim_v = 576, 512
+    parts = 144 if rows <= BLOCK_M else 72
+    layout = workspace_layout(p)
+    assert layout.rotated_q - layout.out_partial == 2 * parts * rows * 512 * 4
 
 
 def test_splits_do_not_depend_on_the_parts() -> None:

@@ -1,0 +1,298 @@
+// The consumer warpgroups of the kernel of latent attention: softmax(Q * K^T) * V over the key blocks of a piece, and
+// its result, final where the piece is the whole tile, else partial.
+//
+// The blocks of a piece are taken in pairs. Warpgroup 0 goes ahead: scores and softmax of its block, product of that
+// with its columns, product of the other block with them. Warpgroup 1 has its scores on their way meanwhile, then the
+// product of the first block, and under that its softmax. So one of them always has something for the tensor cores.
+// The reference of the softmax goes from block to block, hence from warpgroup to warpgroup.
+#pragma once
+
+#include <cstdint>
+
+#include "core/mask.h"
+#include "core/split_schedule.h"
+#include "device/fwd_args.h"
+#include "device/gmma.cuh"
+#include "device/mla_poison.cuh"
+#include "device/mla_store.cuh"
+#include "device/mla_traits.cuh"
+#include "device/ptx.cuh"
+#include "device/scores.cuh"
+#include "device/softmax.cuh"
+#include "device/split_args.h"
+#include "device/split_consumer.cuh"
+
+namespace flash3::device {
+
+template <class Traits, int kGroup>
+struct MlaConsumer {
+  using Element = typename Traits::Element;
+  using SharedStorage = typename Traits::SharedStorage;
+  using Descriptor = SmemDescriptor<Traits::kSwizzleBytes>;
+  static constexpr int kBlockN = Traits::kBlockN;
+  static constexpr int kScores = kBlockN / 2;             // scores a thread holds
+  static constexpr int kOutputs = Traits::kHalfCols / 2;  // outputs a thread holds
+  static constexpr int kSteps = kBlockN / 16;             // of a product that is one chunk deep
+  static constexpr int kPeer = 1 - kGroup;
+
+  const SplitArgs &args;
+  const core::SplitSchedule &schedule;
+  SharedStorage &smem;
+  const MlaCluster cluster;
+  const int32_t warp_row = threadIdx.x % 128 / 32 * 16;  // first row of the warp, among those of the thread block
+  uint32_t parity = 0;                                   // of this warpgroup's buffer
+  int sums_at = 0;                                       // those of the piece before may still be read
+
+  __device__ __forceinline__ MlaConsumer(const SplitArgs &a, const core::SplitSchedule &s, SharedStorage &storage,
+                                         MlaCluster of)
+      : args(a), schedule(s), smem(storage), cluster(of) {}
+
+  __device__ __forceinline__ void run(const core::SplitPartId &part) {
+#pragma unroll 1
+    for (uint32_t count = 0;; ++count) {
+      ptx::mbarrier_wait(&smem.barriers.q_full, count % 2);
+      const typename Traits::Job &job = smem.jobs[count % 2];
+      if (job.done) return;
+      ptx::fence_proxy_async_shared();  // Q came with asynchronous copies
+      compute(job.piece, job.q_start, part);
+    }
+  }
+
+ private:
+  // What belongs to a piece while its blocks are computed.
+  struct Work {
+    const core::SplitPiece &piece;
+    RowScores scores;
+    bool has_rows;    // warps whose rows do not exist take part in the products alone
+    bool hides_keys;  // whether there are keys that not all rows of the tile see
+    OnlineSoftmax softmax;
+  };
+
+  __device__ __forceinline__ void compute(const core::SplitPiece &piece, int32_t q_start,
+                                          const core::SplitPartId &part) {
+    if (schedule.num_splits > 1 && piece.first && threadIdx.x == 0 && cluster.rank == 0) {
+      args.partials.entries[schedule.tile_number(piece, part.line)] = schedule.entry_of_tile(piece, part.line);
+    }
+    const PackedRows rows(schedule, piece, cluster.rank * Traits::kBlockM + warp_row);
+    const core::Mask mask{schedule.window, piece.lengths.seqlen_q, piece.lengths.seqlen_k};
+    Work work = {piece, {}, false, false, OnlineSoftmax(args.modifies_scores ? 1.f : args.scale_log2)};
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      work.scores.key_begin[r] = mask.key_begin(rows.query[r]);
+      work.scores.key_end[r] = mask.key_end(rows.query[r]);
+      work.scores.diagonal[r] = mask.diagonal(rows.query[r]);
+      work.scores.alibi_slope_log2[r] =
+          args.alibi_slopes == nullptr
+              ? 0.f
+              : args.alibi_slopes[piece.batch * args.alibi_batch_stride + rows.head[r]] * core::kLog2e;
+    }
+    work.has_rows = ptx::uniform(rows.first_row < schedule.tile_rows(piece.lengths, piece.m_block));
+    work.hides_keys = mask.key_end(0) < piece.lengths.seqlen_k || mask.key_begin(piece.lengths.seqlen_q - 1) > 0;
+    float o[kOutputs];
+#pragma unroll
+    for (int j = 0; j < kOutputs; ++j) o[j] = 0.f;
+    if (piece.n_begin < piece.n_end) {
+      attend(work, o);
+      add_sums(work.softmax);
+    } else {
+      release_q();
+    }
+    store_mla<Traits, kGroup>(args, schedule, piece, schedule.number(piece, part), q_start, rows, work.softmax, o);
+  }
+
+  __device__ __forceinline__ void attend(Work &work, float (&o)[kOutputs]) {
+    float s[kScores];
+    uint32_t p[kScores / 2];
+    const int32_t begin = ptx::uniform(work.piece.n_begin);
+    int32_t n = ptx::uniform(work.piece.n_end) - 1;
+    if (kGroup == 1 && n == begin) release_q();
+#pragma unroll 1
+    for (; n > begin; n -= 2) {
+      compute_scores(s);
+      if (n - kGroup - 2 < begin) release_q();
+      if constexpr (kGroup == 0) {
+        own_block(work, n, s, p, o);
+        issue_other_block(work, n - 1, o);
+        finish_other_block(o);
+      } else {
+        issue_other_block(work, n, o);
+        own_block(work, n - 1, s, p, o);
+      }
+    }
+    if (n < begin) return;
+    if constexpr (kGroup == 0) {
+      compute_scores(s);
+      release_q();
+      own_block(work, n, s, p, o);
+    } else {
+      issue_other_block(work, n, o);
+      finish_other_block(o);
+    }
+  }
+
+  // All chunks of the block, those first that were given back first.
+  __device__ __forceinline__ void compute_scores(float (&s)[kScores]) {
+    using Atom = typename Gmma<Element, kBlockN, Major::K>::Ss;
+    const uint32_t q = ptx::uniform(Descriptor::k_major(address(smem.q)));
+    const uint32_t k = ptx::uniform(Descriptor::k_major(address(smem.k[kGroup])));
+    fence_accumulators(s);
+#pragma unroll
+    for (int i = 0; i < Traits::kChunks; ++i) {
+      const int chunk = i < Traits::kLastChunk ? (i + kGroup * Traits::kHalfChunks) % Traits::kLastChunk : i;
+      ptx::mbarrier_wait(&smem.barriers.full[kGroup][chunk], parity);
+      wgmma_fence();
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        const uint32_t at = chunk * (Traits::kChunkBytes / 16) + 2 * step;
+        detail::wgmma_ss<Atom>(Descriptor::at(q + at), Descriptor::at(k + at), s,
+                               i == 0 && step == 0 ? ScaleOut::Zero : ScaleOut::One,
+                               std::make_index_sequence<kScores>{});
+      }
+    }
+    wgmma_commit_group();
+    wgmma_wait_group<0>();
+    fence_accumulators(s);
+    parity ^= 1;
+  }
+
+  // From the scores of the block to the product of its probabilities with this warpgroup's columns.
+  __device__ __forceinline__ void own_block(Work &work, int32_t n, float (&s)[kScores], uint32_t (&p)[kScores / 2],
+                                            float (&o)[kOutputs]) {
+    float correction[2] = {1.f, 1.f};
+    if (work.has_rows) {
+      const int32_t first_key = n * kBlockN;
+      if (__builtin_expect(args.modifies_scores, false)) work.scores.modify(s, args, first_key);
+      if (__builtin_expect(!work.piece.range.is_full(n), false)) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          mask_row(s, r, work.scores.key_begin[r] - first_key, work.scores.key_end[r] - first_key,
+                   schedule.window.left >= 0);
+        }
+      }
+      work.softmax.update(s, correction);
+    }
+    pack_probabilities<Element>(s, p);
+    if constexpr (kGroup == 1) finish_other_block(o);
+    OnlineSoftmax::rescale(o, correction);
+    const bool poison = may_hold_poison(work, n);
+    if (poison) {
+      put_down(work.softmax, correction, p);
+      take_out_poison(work, n, kGroup, o);
+    }
+    gemm_rs<Element, Traits::kHalfCols, kBlockN, Traits::kSwizzleBytes>(p, ptx::uniform(values(kGroup)), o);
+    // Published, the place of the probabilities may be given back by the other warpgroup.
+    if (!poison) put_down(work.softmax, correction, p);
+    ptx::bar_arrive(kMlaPublished + kGroup, Traits::kConsumerThreads);
+    wgmma_wait_group<0>();
+    fence_accumulators(o);
+    release(kGroup, Traits::kOwn);
+  }
+
+  // The probabilities go to where the last chunk of K was, and what belongs to rows beside them.
+  __device__ __forceinline__ void put_down(const OnlineSoftmax &softmax, const float (&correction)[2],
+                                           const uint32_t (&p)[kScores / 2]) const {
+    const int lane = threadIdx.x % 32;
+    ptx::bar_sync(kMlaWithin + kGroup, 128);  // no warp's scores are on their way any more
+    if (lane % 4 == 0) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        smem.rows[kGroup][warp_row + lane / 4 + 8 * r] = {softmax.reference[r], correction[r]};
+      }
+    }
+    // Matrices (row half, column half) = (0,0) (1,0) (0,1) (1,1) of 8x8; lane l gives the address of row l % 16 and
+    // column half l / 16.
+    char *const to = reinterpret_cast<char *>(smem.k[kGroup][Traits::kLastChunk]);
+#pragma unroll
+    for (int j = 0; j < kSteps; ++j) {
+      ptx::stmatrix_x4(to + Traits::offset(warp_row + lane % 16, 16 * j + lane / 16 * 8), p[4 * j], p[4 * j + 1],
+                       p[4 * j + 2], p[4 * j + 3]);
+    }
+    ptx::fence_proxy_async_shared();
+  }
+
+  // Waits for the probabilities of the other warpgroup's block.
+  __device__ __forceinline__ void issue_other_block(Work &work, int32_t n, float (&o)[kOutputs]) const {
+    ptx::bar_sync(kMlaPublished + kPeer, Traits::kConsumerThreads);
+    const int lane = threadIdx.x % 32;
+    float correction[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const typename Traits::RowState row = smem.rows[kPeer][warp_row + lane / 4 + 8 * r];
+      correction[r] = row.correction;
+      work.softmax.reference[r] = row.reference;
+      work.softmax.row_sum[r] *= row.correction;
+    }
+    OnlineSoftmax::rescale(o, correction);
+    if (may_hold_poison(work, n)) take_out_poison(work, n, kPeer, o);
+    using Atom = typename Gmma<Element, Traits::kHalfCols, Major::MN>::Ss;
+    const uint32_t p = ptx::uniform(Descriptor::k_major(address(smem.k[kPeer][Traits::kLastChunk])));
+    const uint32_t v = ptx::uniform(values(kPeer));
+    fence_accumulators(o);
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      detail::wgmma_ss<Atom>(Descriptor::at(p + 2 * step), Descriptor::at(v + step * Traits::kSwizzleBytes), o,
+                             ScaleOut::One, std::make_index_sequence<kOutputs>{});
+    }
+    wgmma_commit_group();
+  }
+
+  __device__ __forceinline__ void finish_other_block(float (&o)[kOutputs]) const {
+    wgmma_wait_group<0>();
+    fence_accumulators(o);
+    release(kPeer, Traits::kOther);
+  }
+
+  // As it goes into a descriptor: in a cluster, an address says in its upper bits which block's memory it is in.
+  static __device__ __forceinline__ uint32_t address(const void *tile) { return ptx::shared_address(tile) & 0x3ffff; }
+
+  // This warpgroup's columns of a block, as the B operand.
+  __device__ __forceinline__ uint32_t values(int buffer) const {
+    return Descriptor::template mn_major<kBlockN>(address(smem.k[buffer][kGroup * Traits::kHalfChunks]));
+  }
+
+  // Behind the last key there are zeros: only a window hides keys whose V is there.
+  __device__ __forceinline__ bool may_hold_poison(const Work &work, int32_t n) const {
+    return __builtin_expect(ptx::uniform(work.hides_keys && !work.piece.range.is_full(n)), false);
+  }
+
+  __device__ __forceinline__ void take_out_poison(const Work &work, int32_t n, int buffer, float (&o)[kOutputs]) const {
+    const int32_t first_key = n * kBlockN;
+    const int32_t begin[2] = {work.scores.key_begin[0] - first_key, work.scores.key_begin[1] - first_key};
+    const int32_t end[2] = {work.scores.key_end[0] - first_key, work.scores.key_end[1] - first_key};
+    MlaPoison<Traits, kGroup>{smem}.take_out(&smem.k[buffer][kGroup * Traits::kHalfChunks],
+                                             smem.k[buffer][Traits::kLastChunk], o, warp_row, begin, end);
+  }
+
+  __device__ __forceinline__ void release(int buffer, int side) const {
+    const uint32_t lane = threadIdx.x % 32;
+    if (lane < static_cast<uint32_t>(cluster.size)) {
+      ptx::mbarrier_arrive_cluster(&smem.barriers.empty[buffer][side], lane);
+    }
+  }
+
+  __device__ __forceinline__ void release_q() const {
+    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&smem.barriers.q_empty);
+  }
+
+  // The sums of both warpgroups' blocks, which have the same reference now; the first lane of a quad holds them.
+  __device__ __forceinline__ void add_sums(OnlineSoftmax &softmax) {
+    const int lane = threadIdx.x % 32;
+    float own[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      own[r] = quad_sum(softmax.row_sum[r]);
+      if (lane % 4 == 0) smem.sums[sums_at][kGroup][warp_row + lane / 4 + 8 * r] = own[r];
+    }
+    ptx::bar_sync(kMlaAll, Traits::kConsumerThreads);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float other = smem.sums[sums_at][kPeer][warp_row + lane / 4 + 8 * r];
+      // The same order in both warpgroups.
+      softmax.row_sum[r] = lane % 4 != 0 ? 0.f : kGroup == 0 ? own[r] + other : other + own[r];
+    }
+    sums_at ^= 1;
+  }
+};
+
+}  // namespace flash3::device

@@ -1,0 +1,7 @@
+#include "launch/mla_kernel.cuh"
+
+namespace flash3::launch {
+
+template SplitKernel mla_kernel<FLASH3_BFLOAT16>();
+
+}  // namespace flash3::launch

@@ -1,0 +1,33 @@
+// Implements mla_kernel() of split_kernel.h; included by the instantiations only.
+#pragma once
+
+#include <cutlass/bfloat16.h>
+#include <cutlass/half.h>
+
+#include <type_traits>
+
+#include "device/merge_kernel.cuh"
+#include "device/mla_kernel_sm90.cuh"
+#include "launch/split_kernel.h"
+
+namespace flash3::launch {
+
+template <flash3_dtype kDtype>
+SplitKernel mla_kernel() {
+  using Element = std::conditional_t<kDtype == FLASH3_FLOAT16, cutlass::half_t, cutlass::bfloat16_t>;
+  using Traits = device::MlaTraits<Element>;
+  SplitKernel kernel;
+  kernel.function = reinterpret_cast<const void *>(&device::mla_kernel_sm90<Traits>);
+  kernel.merge = reinterpret_cast<const void *>(&device::merge_kernel<Element, Traits::kHeadDimV / 32>);
+  kernel.shared_bytes = sizeof(typename Traits::SharedStorage);
+  kernel.threads = Traits::kThreads;
+  kernel.merge_threads = device::kMergeThreads;
+  kernel.blocks_per_sm = 1;
+  kernel.head_dim = Traits::kHeadDim;
+  kernel.block_n = Traits::kBlockN;
+  kernel.box_cols = Traits::kChunkCols;
+  kernel.swizzle_bytes = Traits::kSwizzleBytes;
+  return kernel;
+}
+
+}  // namespace flash3::launch
