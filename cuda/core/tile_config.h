@@ -28,6 +28,8 @@ struct TileConfig {
   int32_t most_rows;  // longest query sequence that it is made for; 0: any
 
   constexpr bool is_short() const { return blocks_per_sm > 1; }
+  // The kernel for wide heads, in which two multiprocessors share the columns of a tile.
+  constexpr bool is_wide() const { return head_dim > 256; }
 };
 
 // Wide heads are bound by the tensor cores: looking for the maximum costs them no time, and the way around it
@@ -48,11 +50,12 @@ inline constexpr TileConfig kTileConfigs[] = {
     {192, 128, 96, 2, 1, 1, 1, true, 0, 0, 0},
     {256, 128, 80, 2, 1, 1, 1, true, 9000, 3050, 0},
     {256, 64, 80, 2, 1, 1, 1, true, 8000, 1750, 0},
+    {512, 128, 64, 2, 1, 1, 1, true, 0, 0, 0},
 };
 // clang-format on
 
 inline constexpr int32_t kNumTileConfigs = sizeof(kTileConfigs) / sizeof(kTileConfigs[0]);
-inline constexpr int32_t kMaxHeadDim = 256;
+inline constexpr int32_t kMaxHeadDim = 512;
 
 // The smallest class of head dims that holds d_qk and d_v, by its first config; NULL when none does.
 constexpr const TileConfig *tile_config(int32_t head_dim, int32_t head_dim_v) {

@@ -97,6 +97,46 @@ __device__ __forceinline__ void cp_async_mbarrier_arrive(const uint64_t *bar) {
 // Returns once the kernel before, if it let this one start early, has completed and what it wrote can be seen.
 __device__ __forceinline__ void wait_for_previous_kernel() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
+// Clusters. Addresses are of shared memory: 32 bits, of the own block or, after mapa, of another one of the cluster.
+__device__ __forceinline__ uint32_t cluster_rank() { return cute::block_rank_in_cluster(); }
+
+__device__ __forceinline__ uint32_t mapa(uint32_t shared, uint32_t rank) { return cute::set_block_rank(shared, rank); }
+
+// By all threads of the cluster, warps converged: what they wrote before can be seen by all of them behind it.
+__device__ __forceinline__ void cluster_sync() {
+  compiler_fence();
+  cute::cluster_sync();
+  compiler_fence();
+}
+
+// As mbarrier_wait, for a phase that threads or stores of another block of the cluster complete: orders their accesses
+// before this thread's later ones.
+__device__ __forceinline__ void mbarrier_wait_cluster(const uint64_t *bar, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "wait:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra end;\n"
+      "bra wait;\n"
+      "end:\n"
+      "}" ::"r"(shared_address(bar)),
+      "r"(parity)
+      : "memory");
+}
+
+// On a barrier of any block of the cluster: orders this thread's accesses before those of the threads that wait for it.
+__device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t bar) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(bar) : "memory");
+}
+
+// Stores 16 bytes in a block of the cluster, and counts them on a barrier of the same block.
+__device__ __forceinline__ void st_async_16(uint32_t to, float x0, float x1, float x2, float x3, uint32_t bar) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+               "f"(x0), "f"(x1), "f"(x2), "f"(x3), "r"(bar)
+               : "memory");
+}
+
 struct TmaCoord {
   int32_t col, row, end, head, batch;
 };

@@ -70,8 +70,8 @@ __device__ __forceinline__ void load_boxes(const BoxLoad<Traits> &l) {
 #pragma unroll
   for (int c = 0; c < Traits::kColBlocks; ++c) {
     // Selected and not branched to: the boxes of a block are issued one right after the other.
-    const int32_t col = c * Traits::kBoxCols;
-    const bool inside = c == 0 || col < l.head_dim;
+    const int32_t col = Traits::first_column() + c * Traits::kBoxCols;
+    const bool inside = (c == 0 && Traits::kCtas == 1) || col < l.head_dim;
     const ptx::TmaCoord box = {col, inside ? l.at.row : 0, inside ? l.at.end : 0, inside ? l.at.head : 0,
                                inside ? l.at.batch : 0};
     ptx::tma_load(l.to + c * l.rows * Traits::kBoxCols, inside ? l.map : l.zero_map, l.full, l.hint, box);

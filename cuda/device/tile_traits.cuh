@@ -73,6 +73,11 @@ struct TileTraits {
   static constexpr uint32_t kKBytes = kBlockN * kHeadDim * 2;
   static constexpr uint32_t kVBytes = kBlockN * kHeadDim * 2;
 
+  // One thread block has all columns of a tile.
+  static constexpr int kCtas = 1;
+  static __device__ __forceinline__ int32_t first_column() { return 0; }
+  static constexpr int kStagedRows = 64;  // of a column block where the output of a warpgroup is staged
+
   // What the loads of a tile need to know, as TMA coordinates.
   struct Job {
     bool valid = false;  // no: no tile is left

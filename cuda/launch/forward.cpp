@@ -182,13 +182,16 @@ core::Status forward(const flash3_params &params, void *stream) {
                        " tiles; at most ", kMostTiles, " fit one call");
   }
   const int64_t most_blocks = int64_t{std::max(device.multiprocessors - params.sm_margin, 1)} * kernel->blocks_per_sm;
-  const SchedulerState state = scheduler_state(params, *kernel, tiles <= most_blocks * kernel->streams);
+  // A cluster has one tile, and the hardware hands them out.
+  const bool clusters = kernel->cluster_blocks > 1;
+  const int64_t blocks = clusters ? tiles * kernel->cluster_blocks : std::min(tiles, most_blocks);
+  const SchedulerState state = scheduler_state(params, *kernel, clusters || tiles <= most_blocks * kernel->streams);
   cudaError_t error = enqueue_scheduler(params, *kernel, state, static_cast<cudaStream_t>(stream));
   if (error != cudaSuccess) return cuda_error("preparing the tile scheduler", error);
   device::FwdArgs args;
   status = make_args(params, *kernel, state, &args);
   if (!status.ok()) return status;
-  error = enqueue_forward(*kernel, &args, static_cast<unsigned>(std::min(tiles, most_blocks)), device.ordinal,
+  error = enqueue_forward(*kernel, &args, static_cast<unsigned>(blocks), device.ordinal,
                           static_cast<cudaStream_t>(stream));
   if (error != cudaSuccess) return cuda_error("launching the forward kernel", error);
   return {};

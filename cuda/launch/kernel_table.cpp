@@ -1,5 +1,7 @@
 #include "launch/kernel_table.h"
 
+#include <algorithm>
+#include <cstdint>
 #include <utility>
 #include <vector>
 
@@ -36,6 +38,9 @@ constexpr bool is_built(flash3_dtype dtype, int32_t head_dim) {
 #ifdef FLASH3_HAS_FP16_HDIM256
       {FLASH3_FLOAT16, 256},
 #endif
+#ifdef FLASH3_HAS_FP16_HDIM512
+      {FLASH3_FLOAT16, 512},
+#endif
 #ifdef FLASH3_HAS_BF16_HDIM64
       {FLASH3_BFLOAT16, 64},
 #endif
@@ -50,6 +55,9 @@ constexpr bool is_built(flash3_dtype dtype, int32_t head_dim) {
 #endif
 #ifdef FLASH3_HAS_BF16_HDIM256
       {FLASH3_BFLOAT16, 256},
+#endif
+#ifdef FLASH3_HAS_BF16_HDIM512
+      {FLASH3_BFLOAT16, 512},
 #endif
       {FLASH3_FLOAT16, 0},
   };
@@ -136,15 +144,18 @@ int32_t narrowest_class(flash3_dtype dtype, int32_t at_least) {
   return best;
 }
 
+core::Status no_kernel(const flash3_params &params) {
+  return core::error(FLASH3_UNSUPPORTED, "dtype ", params.dtype == FLASH3_FLOAT16 ? "float16" : "bfloat16",
+                     " with head_dim ", params.head_dim, " and head_dim_v ", params.head_dim_v,
+                     " has no kernel in this build, which has: ", built_kernels());
+}
+
 // The class of head dims whose kernels compute a call.
 core::Status find_class(const flash3_params &params, int32_t *head_dim) {
   const core::TileConfig *config = core::tile_config(params.head_dim, params.head_dim_v);
   *head_dim = narrowest_class(static_cast<flash3_dtype>(params.dtype),
-                              config != nullptr ? config->head_dim : core::kMaxHeadDim + 1);
-  if (*head_dim != 0) return {};
-  return core::error(FLASH3_UNSUPPORTED, "dtype ", params.dtype == FLASH3_FLOAT16 ? "float16" : "bfloat16",
-                     " with head_dim ", params.head_dim, " and head_dim_v ", params.head_dim_v,
-                     " has no kernel in this build, which has: ", built_kernels());
+                              config != nullptr ? config->head_dim : INT32_MAX);
+  return *head_dim != 0 ? core::Status{} : no_kernel(params);
 }
 
 }  // namespace
@@ -165,12 +176,20 @@ core::Status find_kernel(const flash3_params &params, int32_t multiprocessors, c
 }
 
 core::Status find_split_kernel(const flash3_params &params, const SplitKernel **kernel) {
-  int32_t head_dim = 0;
-  const core::Status status = find_class(params, &head_dim);
-  if (!status.ok()) return status;
+  const int32_t wider = std::max(params.head_dim, params.head_dim_v);
+  const SplitEntry *best = nullptr;
   for (const SplitEntry &e : table().split) {
-    if (e.dtype == params.dtype && e.kernel.head_dim == head_dim) *kernel = &e.kernel;
+    if (e.dtype != params.dtype || e.kernel.head_dim < wider) continue;
+    if (best == nullptr || e.kernel.head_dim < best->kernel.head_dim) best = &e;
   }
+  if (best == nullptr) {
+    if (wider > core::kMostSplitDim) {
+      return core::error(FLASH3_UNSUPPORTED, "head_dim ", params.head_dim, " and head_dim_v ", params.head_dim_v,
+                         " with a KV cache or num_splits > 1: the CUDA backend takes at most ", core::kMostSplitDim);
+    }
+    return no_kernel(params);
+  }
+  *kernel = &best->kernel;
   return {};
 }
 
