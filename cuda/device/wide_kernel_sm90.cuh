@@ -85,6 +85,7 @@ __device__ __forceinline__ void consume_wide(const FwdArgs &args, typename Trait
   wgmma_wait_group<0>();
   fence_accumulators(o);
   epilogue.store(tile, results, o, mainloop.output_place());
+  mainloop.end_turns();
   ptx::tma_store_wait_read();  // the copy engine still reads this block's shared memory
 }
 

@@ -144,7 +144,11 @@ struct WideMainloop {
     take_turn();
     issue_pv(p, o);
     pass_turn();
-    if (warpgroup == 0) take_turn();  // the one that is left over
+  }
+
+  // After run(): the first warpgroup takes the turn that is left over.
+  __device__ __forceinline__ void end_turns() const {
+    if (warpgroup == 0) take_turn();
   }
 
   // Where this warpgroup stages its output: in the place of its rows of Q, which nobody else reads.
