@@ -109,25 +109,11 @@ __device__ __forceinline__ void cluster_sync() {
   compiler_fence();
 }
 
-// As mbarrier_wait, for a phase that threads or stores of another block of the cluster complete: orders their accesses
-// before this thread's later ones.
-__device__ __forceinline__ void mbarrier_wait_cluster(const uint64_t *bar, uint32_t parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "wait:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra end;\n"
-      "bra wait;\n"
-      "end:\n"
-      "}" ::"r"(shared_address(bar)),
-      "r"(parity)
-      : "memory");
-}
-
-// On a barrier of any block of the cluster: orders this thread's accesses before those of the threads that wait for it.
+// On a barrier of any block of the cluster, after loads whose values have arrived. This and mbarrier_wait have the
+// semantics of their own block only, as they do for buffers that the copy engine fills: in the whole cluster they would
+// wait for this thread's accesses to global memory, and empty the first-level cache.
 __device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t bar) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(bar) : "memory");
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(bar) : "memory");
 }
 
 // Stores 16 bytes in a block of the cluster, and counts them on a barrier of the same block.

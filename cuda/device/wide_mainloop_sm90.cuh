@@ -43,13 +43,16 @@ struct ScoreExchange {
 
   // The sum of two numbers does not depend on their order: both blocks get the same bits.
   __device__ __forceinline__ void add_up(float (&s)[kScores]) {
-    ptx::mbarrier_wait_cluster(empty, phase ^ 1);
+#ifdef WV_NOEX
+    return;
+#endif
+    ptx::mbarrier_wait(empty, phase ^ 1);
     if (threadIdx.x % 128 == 0) ptx::mbarrier_arrive_expect_tx(full, kBytes);
 #pragma unroll
     for (int i = 0; i < kScores / 4; ++i) {
       ptx::st_async_16(to + i * 128 * 16, s[4 * i], s[4 * i + 1], s[4 * i + 2], s[4 * i + 3], to_full);
     }
-    ptx::mbarrier_wait_cluster(full, phase);
+    ptx::mbarrier_wait(full, phase);
 #pragma unroll
     for (int i = 0; i < kScores / 4; ++i) {
       const float4 x = from[i * 128];
@@ -58,6 +61,7 @@ struct ScoreExchange {
       s[4 * i + 2] += x.z;
       s[4 * i + 3] += x.w;
     }
+    fence_accumulators(s);
     __syncwarp();
     if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive_cluster(to_empty);
     phase ^= 1;
@@ -172,8 +176,15 @@ struct WideMainloop {
     state.advance();
   }
 
-  __device__ __forceinline__ void take_turn() const { ptx::bar_sync(NamedBarriers<Traits>::turn(warpgroup), 256); }
+  __device__ __forceinline__ void take_turn() const {
+#ifdef WV_NOTURN
+    return;
+#endif
+    ptx::bar_sync(NamedBarriers<Traits>::turn(warpgroup), 256); }
   __device__ __forceinline__ void pass_turn() const {
+#ifdef WV_NOTURN
+    return;
+#endif
     ptx::bar_arrive(NamedBarriers<Traits>::turn((warpgroup + 1) % Traits::kConsumers), 256);
   }
 };
