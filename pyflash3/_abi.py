@@ -6,7 +6,7 @@ import ctypes
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 
 VERSION = "0.1.0"
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 BACKEND_HOST = 0
 BACKEND_CUDA = 1

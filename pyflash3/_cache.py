@@ -67,7 +67,7 @@ class RestOfCall(NamedTuple):
     """What the cache is checked against."""
 
     k: Spec
-    v: Spec
+    v: Spec | None
     seqused_k: Spec | None
     dtype: np.dtype[Any]
     batch: int
@@ -123,8 +123,14 @@ def _check_entries(r: CacheRequest, name: str, shape: tuple[int, ...], entries: 
 def _new_rows(r: CacheRequest, call: RestOfCall) -> tuple[int, ...]:
     """Strides of k_new, strides of v_new, seqlen_k_new, total_k_new"""
     k_name, v_name = argument_name(r.kvcache, "k_new"), argument_name(r.kvcache, "v_new")
-    _check_pair((k_name, r.k_new), (v_name, r.v_new))
-    if r.k_new is None or r.v_new is None:
+    if call.v is not None:
+        _check_pair((k_name, r.k_new), (v_name, r.v_new))
+    elif r.v_new is not None:
+        name = argument_name(r.kvcache, "v")
+        raise ValueError(
+            f"{v_name} is given, but {name} is None; it must be None too, as values are columns of {k_name}"
+        )
+    if r.k_new is None:
         if r.cu_seqlens_k_new is not None:
             raise ValueError(f"cu_seqlens_k_new is given, but {k_name} is None; both or neither must be given")
         return (0,) * 8
@@ -134,8 +140,9 @@ def _new_rows(r: CacheRequest, call: RestOfCall) -> tuple[int, ...]:
     packed = r.cu_seqlens_k_new is not None
     check_vector("cu_seqlens_k_new", r.cu_seqlens_k_new, call.batch + 1, "batch + 1", INT32)
     for name, field, x, cache in ((k_name, "k", r.k_new, call.k), (v_name, "v", r.v_new, call.v)):
-        _check_new_tensor(name, x, argument_name(r.kvcache, field), cache, call, packed)
-    if r.k_new[0][:-1] != r.v_new[0][:-1]:
+        if x is not None and cache is not None:
+            _check_new_tensor(name, x, argument_name(r.kvcache, field), cache, call, packed)
+    if r.v_new is not None and r.k_new[0][:-1] != r.v_new[0][:-1]:
         raise ValueError(
             f"{v_name} has shape {r.v_new[0]}, but {k_name} has {r.k_new[0]}; they must be equal up to the last "
             "dimension"
@@ -143,7 +150,8 @@ def _new_rows(r: CacheRequest, call: RestOfCall) -> tuple[int, ...]:
     rows = r.k_new[0][-3]
     if rows * (1 if packed else call.batch) > MAX_ROWS:
         raise ValueError(f"{k_name} has shape {r.k_new[0]}; at most {MAX_ROWS} rows in all are allowed")
-    return *tensor_strides(k_name, r.k_new), *tensor_strides(v_name, r.v_new), rows, rows
+    v_strides = (0, 0, 0) if r.v_new is None else tensor_strides(v_name, r.v_new)
+    return *tensor_strides(k_name, r.k_new), *v_strides, rows, rows
 
 
 def _check_pair(a: tuple[str, Spec | None], b: tuple[str, Spec | None]) -> None:

@@ -34,6 +34,7 @@ class Options(NamedTuple):
     num_splits: Any
     pack_gqa: Any
     sm_margin: Any
+    d_v: Any = None
 
 
 class Cache(NamedTuple):
@@ -86,7 +87,8 @@ def prepare(
 ) -> tuple[Prepared, list[Any | None]]:
     """The checked kind of a call, and its arrays as NumPy or CuPy arrays: those of Request, then of CacheRequest."""
     kvcache = cache is not None and cache.kvcache
-    arrays = [native("q", q), native(argument_name(kvcache, "k"), k), native(argument_name(kvcache, "v"), v)]
+    arrays = [native("q", q), native(argument_name(kvcache, "k"), k)]
+    arrays.append(_values_array(argument_name(kvcache, "v"), v, options.d_v))
     arrays.append(None if out is None else native("out", out))
     if lengths is None:
         lengths = _DENSE
@@ -139,6 +141,15 @@ def native(name: str, x: Any) -> Any:
     return device.from_dlpack(name, x)
 
 
+def _values_array(name: str, v: Any, d_v: Any) -> Any:
+    """v as an array, or None where d_v says that the values are columns of k."""
+    if v is None and d_v is None:
+        raise TypeError(f"{name} is None; it must be an array, or d_v the number of columns of k that are the values")
+    if v is not None and d_v is not None:
+        raise ValueError(f"d_v is {d_v!r}, but {name} is given; one of them must be None")
+    return None if v is None else native(name, v)
+
+
 def _is_cupy(x: Any) -> bool:
     try:
         return isinstance(x, device_module().Array)
@@ -175,6 +186,7 @@ def _request(arrays: list[Any], o: Options, lengths: Lengths, cache: CacheReques
         _values.window(o.causal, o.window_size),
         _values.integer("num_splits", o.num_splits),
         _values.integer("sm_margin", o.sm_margin),
+        None if o.d_v is None else _values.integer("d_v", o.d_v),
     )
     return Request._make([None if x is None else spec(x) for x in arrays] + [*numbers, cache])
 

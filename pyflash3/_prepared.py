@@ -84,7 +84,8 @@ def fill(kind: Prepared, addresses: list[int | None], lse: int | None, workspace
     if ((q or 0) | (k or 0) | (v or 0) | (out or 0)) & mask:
         raise _misaligned(zip(("q", "k", "v", "out"), addresses, strict=False), kind.problem)
     params = _abi.Params.from_buffer_copy(kind.template)
-    params.q, params.k, params.v, params.out, params.lse = q, k, v, out, lse
+    # CuPy's arrays without elements lie nowhere, but a v of NULL is one that is not given.
+    params.q, params.k, params.v, params.out, params.lse = q, k, _PLACEHOLDER if v == 0 else v, out, lse
     if cu_q is not None or used_k is not None:
         params.cu_seqlens_q, params.cu_seqlens_k, params.seqused_q, params.seqused_k = cu_q, cu_k, used_q, used_k
     if alibi is not None:

@@ -21,6 +21,8 @@ from ._specs import (
     FLOAT32,
     HOST,
     INT32,
+    MAX_HEAD_DIM,
+    MAX_HEAD_DIM_V,
     MAX_ROWS,
     MAX_SPLITS,
     Spec,
@@ -39,7 +41,7 @@ class Request(NamedTuple):
 
     q: Spec
     k: Spec
-    v: Spec
+    v: Spec | None  # None: the first d_v columns of k
     out: Spec | None
     cu_seqlens_q: Spec | None
     cu_seqlens_k: Spec | None
@@ -54,6 +56,7 @@ class Request(NamedTuple):
     window: tuple[int, int]
     num_splits: int
     sm_margin: int
+    d_v: int | None
     cache: CacheRequest | None
 
     @property
@@ -107,8 +110,9 @@ class AttnProblem:
         """Checks a request. Raises ValueError or TypeError."""
         packed, packed_k = r.cu_seqlens_q is not None, r.cu_seqlens_k is not None
         _check_tensors(r, packed, packed_k)
-        shape_q, shape_k, shape_v = r.q[0], r.k[0], r.v[0]
-        out_shape = (*shape_q[:-1], shape_v[-1])
+        shape_q, shape_k = r.q[0], r.k[0]
+        head_dim_v = _head_dim_v(r)
+        out_shape = (*shape_q[:-1], head_dim_v)
         batch = _check_batch(r)
         _check_heads(r, shape_q, shape_k)
         rows_q, rows_k = shape_q[-3], shape_k[-3]
@@ -126,7 +130,7 @@ class AttnProblem:
             nheads=nheads,
             nheads_k=shape_k[-2],
             head_dim=shape_q[-1],
-            head_dim_v=shape_v[-1],
+            head_dim_v=head_dim_v,
             packed=packed,
             rows_q=rows_q,
             rows_k=rows_k,
@@ -134,7 +138,7 @@ class AttnProblem:
             max_seqlen_k=r.max_seqlen_k or 0,
             q_strides=tensor_strides("q", r.q),
             k_strides=tensor_strides(k_name, r.k),
-            v_strides=tensor_strides(argument_name(r.kvcache, "v"), r.v),
+            v_strides=(0, 0, 0) if r.v is None else tensor_strides(argument_name(r.kvcache, "v"), r.v),
             out_strides=_out_strides(r.out, out_shape),
             out_shape=out_shape,
             lse_shape=(nheads, rows_q) if packed else (batch, nheads, rows_q),
@@ -174,7 +178,8 @@ def _check_tensors(r: Request, packed_q: bool, packed_k: bool) -> None:
     elif r.cache is not None:
         rows_k = "batch_cache, seqlen_cache" if r.cache.page_table is None else "num_pages, page_size"
     check_rank(k, r.k, ndim_k, f"({rows_k}, nheads_k, head_dim)")
-    check_rank(v, r.v, ndim_k, f"({rows_k}, nheads_k, head_dim_v)")
+    if r.v is not None:
+        check_rank(v, r.v, ndim_k, f"({rows_k}, nheads_k, head_dim_v)")
     device, dtype = r.q[3], r.q[2]
     allowed = (FLOAT16, BFLOAT16, FLOAT32) if device == HOST else (FLOAT16, BFLOAT16)
     if dtype not in allowed:
@@ -184,12 +189,26 @@ def _check_tensors(r: Request, packed_q: bool, packed_k: bool) -> None:
         if spec is not None and spec[2] != dtype:
             raise TypeError(f"{name} has dtype {spec[2]}, but q has {dtype}; q, {k}, {v} and out must have the same")
     _check_places(r, device)
-    check_head_dim("q", r.q)
-    check_head_dim(v, r.v)
+    check_head_dim("q", r.q, MAX_HEAD_DIM)
+    if r.v is not None:
+        check_head_dim(v, r.v, MAX_HEAD_DIM_V)
     if r.k[0][-1] != r.q[0][-1]:
         raise ValueError(f"{k} has head_dim {r.k[0][-1]}, but q has {r.q[0][-1]}; they must be equal")
-    if r.v[0][:-1] != r.k[0][:-1]:
+    if r.v is not None and r.v[0][:-1] != r.k[0][:-1]:
         raise ValueError(f"{v} has shape {r.v[0]}, but {k} has {r.k[0]}; they must be equal up to the last dimension")
+
+
+def _head_dim_v(r: Request) -> int:
+    if r.v is not None:
+        return r.v[0][-1]
+    d_v, head_dim = r.d_v or 0, r.k[0][-1]
+    most = min(head_dim, MAX_HEAD_DIM_V)
+    if d_v % 8 or not 8 <= d_v <= most:
+        raise ValueError(
+            f"d_v is {d_v}; with {argument_name(r.kvcache, 'k')} of head_dim {head_dim} it must be a multiple of 8 "
+            f"from 8 to {most}"
+        )
+    return d_v
 
 
 def _check_places(r: Request, device: int) -> None:

@@ -11,7 +11,8 @@ import ml_dtypes
 import numpy as np
 
 HOST = -1
-MAX_HEAD_DIM = 256
+MAX_HEAD_DIM = 576
+MAX_HEAD_DIM_V = 512
 MAX_ROWS = 2**31 - 1
 MAX_SPLITS = 256
 CUDA_ALIGNMENT = 16  # bytes; the tensor memory accelerator of the GPU needs it of addresses and strides
@@ -37,11 +38,11 @@ def check_rank(name: str, spec: Spec, ndim: int, layout: str) -> None:
         raise ValueError(f"{name} has shape {spec[0]}; it must have {ndim} dimensions {layout}")
 
 
-def check_head_dim(name: str, spec: Spec) -> None:
+def check_head_dim(name: str, spec: Spec, most: int) -> None:
     """ValueError for a last dimension that is no legal head dim."""
     head_dim = spec[0][-1]
-    if head_dim % 8 or not 8 <= head_dim <= MAX_HEAD_DIM:
-        raise ValueError(f"{name} has head_dim {head_dim}; it must be a multiple of 8 from 8 to {MAX_HEAD_DIM}")
+    if head_dim % 8 or not 8 <= head_dim <= most:
+        raise ValueError(f"{name} has head_dim {head_dim}; it must be a multiple of 8 from 8 to {most}")
 
 
 def check_vector(name: str, spec: Spec | None, length: int, meaning: str, dtype: np.dtype[Any]) -> None:

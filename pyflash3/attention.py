@@ -14,7 +14,7 @@ __all__ = ["flash_attn_func", "flash_attn_qkvpacked_func", "flash_attn_varlen_fu
 def flash_attn_func(
     q: Array,
     k: Array,
-    v: Array,
+    v: Array | None,
     softmax_scale: float | None = None,
     causal: bool = False,
     window_size: tuple[int, int] = (-1, -1),
@@ -26,6 +26,7 @@ def flash_attn_func(
     sm_margin: int = 0,
     out: Array | None = None,
     return_lse: bool = False,
+    d_v: int | None = None,
 ) -> Any:
     """Exact attention over sequences of equal length.
 
@@ -48,9 +49,10 @@ def flash_attn_func(
     Args:
         q: (batch, seqlen_q, nheads, head_dim), float16 or ml_dtypes.bfloat16; NumPy arrays may be float32 too. The
             last dimension must be contiguous, every other stride is free; on a GPU addresses and strides must be
-            multiples of 16 bytes. head_dim is a multiple of 8, at most 256.
+            multiples of 16 bytes. head_dim is a multiple of 8, at most 576.
         k: (batch, seqlen_k, nheads_k, head_dim), like q; nheads must be a multiple of nheads_k (GQA, MQA).
-        v: (batch, seqlen_k, nheads_k, head_dim_v), like q.
+        v: (batch, seqlen_k, nheads_k, head_dim_v), like q, with head_dim_v at most 512. None: the values are the first
+            d_v columns of k, which is then read once (multi-head latent attention: head_dim 576, d_v 512).
         softmax_scale: factor of the scores; None means 1 / sqrt(head_dim).
         causal: row i sees keys up to its diagonal: the same as a right window of 0, combined with the left window.
         window_size: keys visible to the (left, right) of the diagonal, inclusive; -1 is unlimited.
@@ -67,6 +69,7 @@ def flash_attn_func(
         out: (batch, seqlen_q, nheads, head_dim_v) of q's dtype to write to. It may be a CUDA object with __dlpack__,
             so that the result reaches another framework without a copy.
         return_lse: also return the log-sum-exp of each row.
+        d_v: with v=None, and only then: the head_dim_v of the values in k, a multiple of 8, at most head_dim and 512.
 
     Returns:
         out, or (out, lse). out is the array given as out=, otherwise a new NumPy or CuPy array (which, for example,
@@ -79,14 +82,16 @@ def flash_attn_func(
         RuntimeError: no CUDA driver, or CUDA refused a launch.
         ImportError: libflash3.so was not found or is of another version.
     """
-    options = Options(softmax_scale, causal, window_size, softcap, alibi_slopes, sinks, num_splits, pack_gqa, sm_margin)
+    options = Options(
+        softmax_scale, causal, window_size, softcap, alibi_slopes, sinks, num_splits, pack_gqa, sm_margin, d_v
+    )
     return attend(q, k, v, options, out, return_lse)
 
 
 def flash_attn_varlen_func(
     q: Array,
     k: Array,
-    v: Array,
+    v: Array | None,
     cu_seqlens_q: Array,
     cu_seqlens_k: Array | None,
     max_seqlen_q: int | None = None,
@@ -105,6 +110,7 @@ def flash_attn_varlen_func(
     out: Array | None = None,
     return_lse: bool = False,
     page_table: Array | None = None,
+    d_v: int | None = None,
 ) -> Any:
     """Exact attention over sequences of different lengths, packed one behind the other.
 
@@ -113,7 +119,7 @@ def flash_attn_varlen_func(
     Args:
         q: (total_q, nheads, head_dim).
         k: (total_k, nheads_k, head_dim).
-        v: (total_k, nheads_k, head_dim_v).
+        v: (total_k, nheads_k, head_dim_v), or None with d_v.
         cu_seqlens_q: (batch + 1,) int32, in the same place as q: sequence b has rows cu_seqlens_q[b] up to but not
             including cu_seqlens_q[b + 1], the last entry is total_q. Lengths of 0 are allowed.
         cu_seqlens_k: the same for k and v; None with page_table.
@@ -134,7 +140,9 @@ def flash_attn_varlen_func(
     be reported without waiting for the device: with the environment variable PYFLASH3_CHECK=1 they are checked and
     raise ValueError; without it a wrong one may give a wrong result for its sequence, and nothing else.
     """
-    options = Options(softmax_scale, causal, window_size, softcap, alibi_slopes, sinks, num_splits, pack_gqa, sm_margin)
+    options = Options(
+        softmax_scale, causal, window_size, softcap, alibi_slopes, sinks, num_splits, pack_gqa, sm_margin, d_v
+    )
     lengths = (cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, max_seqlen_q, max_seqlen_k)
     cache = None if page_table is None else Cache(page_table)
     return attend(q, k, v, options, out, return_lse, lengths, cache)

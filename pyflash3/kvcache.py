@@ -18,7 +18,7 @@ __all__ = ["flash_attn_with_kvcache"]
 def flash_attn_with_kvcache(
     q: Array,
     k_cache: Array,
-    v_cache: Array,
+    v_cache: Array | None,
     k: Array | None = None,
     v: Array | None = None,
     rotary_cos: Array | None = None,
@@ -43,6 +43,7 @@ def flash_attn_with_kvcache(
     sm_margin: int = 0,
     out: Array | None = None,
     return_lse: bool = False,
+    d_v: int | None = None,
 ) -> Any:
     """Exact attention of new queries over cached keys, after the keys of this step have been added to the cache.
 
@@ -63,10 +64,11 @@ def flash_attn_with_kvcache(
         k_cache: (batch_cache, seqlen_cache, nheads_k, head_dim), where batch_cache is batch unless cache_batch_idx is
             given; or with page_table (num_pages, page_size, nheads_k, head_dim), with pages of any size from 1. Written
             in place if k is given.
-        v_cache: like k_cache, with head_dim_v.
+        v_cache: like k_cache, with head_dim_v. None: the values are the first d_v columns of k_cache, a latent cache as
+            multi-head latent attention has it: (num_pages, page_size, 1, 576) with d_v 512.
         k: (batch, seqlen_new, nheads_k, head_dim), or with cu_seqlens_k_new (total_new, nheads_k, head_dim): new keys,
             also none. Needs cache_seqlens.
-        v: like k, with head_dim_v.
+        v: like k, with head_dim_v; None with v_cache=None, where each new row is written once.
         rotary_cos: (seqlen_rotary, rotary_dim / 2) of q's dtype, rows need not be contiguous: the cosine at each
             position, of which the first rotary_dim columns of q and k are turned: a multiple of 16, at most head_dim.
             Needs k. Row t of k has position cache_seqlens + t. Row i of q has position cache_seqlens + i with causal
@@ -101,7 +103,9 @@ def flash_attn_with_kvcache(
     """
     if isinstance(cache_seqlens, (int, np.integer)):
         cache_seqlens = _same_for_all(cache_seqlens, q, cu_seqlens_q)
-    options = Options(softmax_scale, causal, window_size, softcap, alibi_slopes, sinks, num_splits, pack_gqa, sm_margin)
+    options = Options(
+        softmax_scale, causal, window_size, softcap, alibi_slopes, sinks, num_splits, pack_gqa, sm_margin, d_v
+    )
     lengths = (cu_seqlens_q, None, None, cache_seqlens, max_seqlen_q, None)
     cache = Cache(
         page_table, cache_batch_idx, cache_leftpad, k, v, cu_seqlens_k_new, rotary_cos, rotary_sin, rotary_seqlens,

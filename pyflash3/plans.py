@@ -205,7 +205,8 @@ class Plan:
 
     def _replacement(self, name: str, x: Any) -> tuple[Any, int]:
         if name not in self._specs:
-            raise ValueError(f"{name} is given, but this plan has none; make it with return_lse=True")
+            made = "return_lse=True" if name == "lse" else "v instead of d_v"
+            raise ValueError(f"{name} is given, but this plan has none; make it with {made}")
         array = native(name, x)
         if spec(array) != self._specs[name]:
             raise _difference(name, spec(array), self._specs[name])
@@ -235,7 +236,7 @@ def _difference(name: str, given: Spec, planned: Spec) -> Exception:
 def plan(
     q: Array,
     k: Array,
-    v: Array,
+    v: Array | None,
     *,
     cu_seqlens_q: Array | None = None,
     cu_seqlens_k: Array | None = None,
@@ -255,6 +256,7 @@ def plan(
     out: Array | None = None,
     lse: Array | None = None,
     return_lse: bool = False,
+    d_v: int | None = None,
 ) -> Plan:
     """Prepares a call of flash_attn_func, or with cu_seqlens of flash_attn_varlen_func, to be issued many times.
 
@@ -275,7 +277,7 @@ def plan(
         q: (batch, seqlen_q, nheads, head_dim), or (total_q, nheads, head_dim) with cu_seqlens. It and all arguments
             not named here are as in flash_attn_func and flash_attn_varlen_func.
         k: (batch, seqlen_k, nheads_k, head_dim), or (total_k, nheads_k, head_dim).
-        v: (batch, seqlen_k, nheads_k, head_dim_v), or (total_k, nheads_k, head_dim_v).
+        v: (batch, seqlen_k, nheads_k, head_dim_v), or (total_k, nheads_k, head_dim_v); or None with d_v.
         out: q's shape with head_dim_v, in q's dtype: where calls write to; None: a new array of the plan's own.
         lse: (batch, nheads, seqlen_q), or (nheads, total_q), contiguous float32: where calls write the log-sum-exp.
         return_lse: without lse, calls write the log-sum-exp to a new array of the plan's own.
@@ -286,7 +288,9 @@ def plan(
     Raises:
         ValueError, TypeError, NotImplementedError, RuntimeError, ImportError: as the functions, and for lse.
     """
-    options = Options(softmax_scale, causal, window_size, softcap, alibi_slopes, sinks, num_splits, pack_gqa, sm_margin)
+    options = Options(
+        softmax_scale, causal, window_size, softcap, alibi_slopes, sinks, num_splits, pack_gqa, sm_margin, d_v
+    )
     lengths = (cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, max_seqlen_q, max_seqlen_k)
     packed = any(x is not None for x in lengths)
     kind, arrays = prepare(q, k, v, options, out, lengths if packed else None)

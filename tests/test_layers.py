@@ -37,7 +37,8 @@ PYTHON_LAYERS: dict[str, set[str]] = {
     "_lib": {"_abi", "_errors"},
     "_prepared": {"_abi", "_cache", "_lib", "_problem", "_specs"},
     "_cache_contents": {"_cache", "_problem", "_values"},
-    "reference": {"_values"},
+    "_reference_cache": set(),
+    "reference": {"_reference_cache", "_values"},
     "_call": {
         "_cache", "_cache_contents", "_device", "_errors", "_host", "_prepared", "_problem", "_specs", "_values",
     },

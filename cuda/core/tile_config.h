@@ -55,7 +55,6 @@ inline constexpr TileConfig kTileConfigs[] = {
 // clang-format on
 
 inline constexpr int32_t kNumTileConfigs = sizeof(kTileConfigs) / sizeof(kTileConfigs[0]);
-inline constexpr int32_t kMaxHeadDim = 512;
 
 // The smallest class of head dims that holds d_qk and d_v, by its first config; NULL when none does.
 constexpr const TileConfig *tile_config(int32_t head_dim, int32_t head_dim_v) {

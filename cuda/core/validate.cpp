@@ -5,7 +5,6 @@
 
 #include "core/checker.h"
 #include "core/constants.h"
-#include "core/tile_config.h"
 #include "core/validate_parts.h"
 #include "core/workspace.h"
 
@@ -25,12 +24,12 @@ void check_heads(const flash3_params &p, Checker &check) {
   check.require(p.nheads_k >= 1, "nheads_k", p.nheads_k, "at least 1");
   if (!check.ok()) return;
   check.require(p.nheads % p.nheads_k == 0, "nheads", p.nheads, "a multiple of nheads_k (", p.nheads_k, ")");
-  const auto check_dim = [&](const char *field, int32_t dim) {
-    check.require(dim >= 8 && dim % 8 == 0, field, dim, "a multiple of 8 from 8 to ", kMaxHeadDim);
-    check.require_or(FLASH3_UNSUPPORTED, dim <= kMaxHeadDim, field, dim, "a multiple of 8 from 8 to ", kMaxHeadDim);
+  const auto check_dim = [&](const char *field, int32_t dim, int32_t most) {
+    check.require(dim >= 8 && dim % 8 == 0, field, dim, "a multiple of 8 from 8 to ", most);
+    check.require_or(FLASH3_UNSUPPORTED, dim <= most, field, dim, "a multiple of 8 from 8 to ", most);
   };
-  check_dim("head_dim", p.head_dim);
-  check_dim("head_dim_v", p.head_dim_v);
+  check_dim("head_dim", p.head_dim, kMaxHeadDim);
+  check_dim("head_dim_v", p.head_dim_v, kMaxHeadDimV);
 }
 
 void check_sizes(const flash3_params &p, Checker &check) {

@@ -8,6 +8,9 @@
 namespace flash3::core {
 
 inline constexpr int32_t kMaxSplits = 256;  // as in FlashAttention-3
+// What the host engine computes; the CUDA kernels of a build may end before.
+inline constexpr int32_t kMaxHeadDim = 576;  // a latent of 512 columns and 64 with rotary embedding
+inline constexpr int32_t kMaxHeadDimV = 512;
 
 // The problem without its tensors: version, backend, dtype, sizes, options. All that flash3_workspace_size() needs.
 Status validate_problem(const flash3_params &params);

@@ -44,7 +44,8 @@ void check_pages(const flash3_params &p, Checker &check) {
 }
 
 void check_append(const flash3_params &p, Checker &check) {
-  check.require(p.k_new == nullptr || p.v_new != nullptr, "v_new", "NULL", "given, since k_new is");
+  check.require(p.k_new == nullptr || p.v_new != nullptr || p.v == nullptr, "v_new", "NULL", "given, since k_new is");
+  check.require(p.v_new == nullptr || p.v != nullptr, "v_new", "given", "NULL, since v is");
   check.require(p.v_new == nullptr || p.k_new != nullptr, "k_new", "NULL", "given, since v_new is");
   if (p.k_new == nullptr) return;
   check.require(p.seqused_k != nullptr, "seqused_k", "NULL", "given with k_new: it says where the new rows go");

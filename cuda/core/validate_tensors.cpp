@@ -39,18 +39,15 @@ void check_new_rows(const flash3_params &p, Checker &check) {
   const int64_t batch = packed ? (p.batch > 0) : p.batch;
   const int64_t rows = packed ? p.total_k_new : p.seqlen_k_new;
   // clang-format off
-  const Tensor tensors[] = {
-      {"k_new", p.k_new, false, {{"k_new_batch_stride", p.k_new_batch_stride, batch},
-                                 {"k_new_row_stride", p.k_new_row_stride, rows},
-                                 {"k_new_head_stride", p.k_new_head_stride, p.nheads_k}, {}}},
-      {"v_new", p.v_new, false, {{"v_new_batch_stride", p.v_new_batch_stride, batch},
-                                 {"v_new_row_stride", p.v_new_row_stride, rows},
-                                 {"v_new_head_stride", p.v_new_head_stride, p.nheads_k}, {}}},
-  };
+  const Tensor k_new = {"k_new", p.k_new, false, {{"k_new_batch_stride", p.k_new_batch_stride, batch},
+                                                  {"k_new_row_stride", p.k_new_row_stride, rows},
+                                                  {"k_new_head_stride", p.k_new_head_stride, p.nheads_k}, {}}};
+  const Tensor v_new = {"v_new", p.v_new, false, {{"v_new_batch_stride", p.v_new_batch_stride, batch},
+                                                  {"v_new_row_stride", p.v_new_row_stride, rows},
+                                                  {"v_new_head_stride", p.v_new_head_stride, p.nheads_k}, {}}};
   // clang-format on
-  for (const Tensor &tensor : tensors) {
-    check_tensor(check, tensor, element_bytes(p.dtype), p.backend == FLASH3_BACKEND_CUDA);
-  }
+  check_tensor(check, k_new, element_bytes(p.dtype), p.backend == FLASH3_BACKEND_CUDA);
+  if (p.v_new != nullptr) check_tensor(check, v_new, element_bytes(p.dtype), p.backend == FLASH3_BACKEND_CUDA);
 }
 
 void check_arrays(const flash3_params &p, Checker &check) {
@@ -121,25 +118,30 @@ Status validate_tensors(const flash3_params &p) {
   const int64_t rows_k = p.cu_seqlens_k != nullptr ? p.total_k : p.page_table != nullptr ? p.page_size : p.seqlen_k;
   const bool append = p.k_new != nullptr;
   // clang-format off
-  const Tensor tensors[] = {
-      {"q", p.q, false, {{"q_batch_stride", p.q_batch_stride, batch_q},
-                         {"q_row_stride", p.q_row_stride, rows_q},
-                         {"q_head_stride", p.q_head_stride, p.nheads}, {}}},
-      {"k", p.k, append, {{"k_batch_stride", p.k_batch_stride, batch_k},
-                          {"k_row_stride", p.k_row_stride, rows_k},
-                          {"k_head_stride", p.k_head_stride, p.nheads_k}, {}}},
-      {"v", p.v, append, {{"v_batch_stride", p.v_batch_stride, batch_k},
-                          {"v_row_stride", p.v_row_stride, rows_k},
-                          {"v_head_stride", p.v_head_stride, p.nheads_k}, {}}},
-      {"out", p.out, true, {{"out_batch_stride", p.out_batch_stride, batch_q},
-                            {"out_row_stride", p.out_row_stride, rows_q},
-                            {"out_head_stride", p.out_head_stride, p.nheads}, {}}},
-  };
+  const Tensor q = {"q", p.q, false, {{"q_batch_stride", p.q_batch_stride, batch_q},
+                                      {"q_row_stride", p.q_row_stride, rows_q},
+                                      {"q_head_stride", p.q_head_stride, p.nheads}, {}}};
+  const Tensor k = {"k", p.k, append, {{"k_batch_stride", p.k_batch_stride, batch_k},
+                                       {"k_row_stride", p.k_row_stride, rows_k},
+                                       {"k_head_stride", p.k_head_stride, p.nheads_k}, {}}};
+  const Tensor v = {"v", p.v, append, {{"v_batch_stride", p.v_batch_stride, batch_k},
+                                       {"v_row_stride", p.v_row_stride, rows_k},
+                                       {"v_head_stride", p.v_head_stride, p.nheads_k}, {}}};
+  const Tensor out = {"out", p.out, true, {{"out_batch_stride", p.out_batch_stride, batch_q},
+                                           {"out_row_stride", p.out_row_stride, rows_q},
+                                           {"out_head_stride", p.out_head_stride, p.nheads}, {}}};
   // clang-format on
   Checker check;
-  for (const Tensor &tensor : tensors) {
-    check_tensor(check, tensor, element_bytes(p.dtype), p.backend == FLASH3_BACKEND_CUDA);
+  const bool cuda = p.backend == FLASH3_BACKEND_CUDA;
+  check_tensor(check, q, element_bytes(p.dtype), cuda);
+  check_tensor(check, k, element_bytes(p.dtype), cuda);
+  if (p.v != nullptr) {
+    check_tensor(check, v, element_bytes(p.dtype), cuda);
+  } else if (!k.empty()) {
+    check.require(p.head_dim_v <= p.head_dim, "head_dim_v", p.head_dim_v, "at most head_dim (", p.head_dim,
+                  "), since v is NULL and its values are columns of k");
   }
+  check_tensor(check, out, element_bytes(p.dtype), cuda);
   check_lse(check, p, batch_q, rows_q);
   check_new_rows(p, check);
   check_rotary_tables(p, check);

@@ -61,15 +61,16 @@ class Appender {
     for (int64_t h = 0; h < p.nheads_k; ++h) {
       const char *k_from =
           at(p.k_new, batch * p.k_new_batch_stride + row * p.k_new_row_stride + h * p.k_new_head_stride);
-      const char *v_from =
-          at(p.v_new, batch * p.v_new_batch_stride + row * p.v_new_row_stride + h * p.v_new_head_stride);
       char *k_to = at(p.k, place.entry * p.k_batch_stride + place.row * p.k_row_stride + h * p.k_head_stride);
-      char *v_to = at(p.v, place.entry * p.v_batch_stride + place.row * p.v_row_stride + h * p.v_head_stride);
-      std::memcpy(v_to, v_from, p.head_dim_v * element_bytes_);
       const int64_t turned = rotary_.on() ? p.rotary_dim : 0;
       if (turned > 0) rotary_.turn(k_from, rotary_.positions().of_new_row(b, t), k_to);
       std::memcpy(k_to + turned * element_bytes_, k_from + turned * element_bytes_,
                   (p.head_dim - turned) * element_bytes_);
+      if (p.v_new == nullptr) continue;
+      const char *v_from =
+          at(p.v_new, batch * p.v_new_batch_stride + row * p.v_new_row_stride + h * p.v_new_head_stride);
+      char *v_to = at(p.v, place.entry * p.v_batch_stride + place.row * p.v_row_stride + h * p.v_head_stride);
+      std::memcpy(v_to, v_from, p.head_dim_v * element_bytes_);
     }
   }
 

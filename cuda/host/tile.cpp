@@ -151,9 +151,14 @@ void TileWorker::visit_block(int32_t n_block) {
   const int32_t first_key = n_block * kBlockN;
   const int32_t keys = std::min(kBlockN, mask_.seqlen_k - first_key);
   const flash3_params &p = params_;
-  load_keys({p.k, p.k_batch_stride, p.k_row_stride, p.k_head_stride, p.head_dim}, first_key, keys, k_);
-  const bool finite =
-      load_keys({p.v, p.v_batch_stride, p.v_row_stride, p.v_head_stride, p.head_dim_v}, first_key, keys, v_);
+  const KeyTensor k{p.k, p.k_batch_stride, p.k_row_stride, p.k_head_stride, p.head_dim};
+  KeyTensor v{p.v, p.v_batch_stride, p.v_row_stride, p.v_head_stride, p.head_dim_v};
+  if (p.v == nullptr) {
+    v = k;
+    v.columns = p.head_dim_v;
+  }
+  load_keys(k, first_key, keys, k_);
+  const bool finite = load_keys(v, first_key, keys, v_);
   special_keys_.clear();
   if (!finite) take_out_special_values(keys);
   for (GroupState &group : groups_) {

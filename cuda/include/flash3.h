@@ -34,7 +34,7 @@ extern "C" {
 #define FLASH3_VERSION_MINOR 1
 #define FLASH3_VERSION_PATCH 0
 /* Grows whenever the meaning or the place of a field of a struct below changes. */
-#define FLASH3_ABI_VERSION 2u
+#define FLASH3_ABI_VERSION 3u
 
 typedef enum flash3_status {
   FLASH3_OK = 0,
@@ -74,6 +74,13 @@ typedef enum flash3_dtype {
  * seqused_k[b] plus the new rows, less cache_leftpad[b]. Nothing else of the cache is written; what rows hold that are
  * no keys of a sequence never matters to it.
  *
+ * Without v (v == NULL) the values are the first head_dim_v columns of k: a latent cache, as multi-head latent
+ * attention (MLA) decodes with it, where head_dim is 576, head_dim_v is 512, and one KV head serves all query heads.
+ * New rows are then those of k_new alone.
+ *
+ * The host backend computes all that is valid. On the CUDA backend a call that this build has no kernel for is
+ * FLASH3_UNSUPPORTED; nothing is launched then.
+ *
  * A page id or batch index that names nothing, or a length beyond the capacity, gives that sequence a wrong result:
  * reads are clamped to the tensors, and new rows that have no place are dropped.
  */
@@ -86,8 +93,8 @@ typedef struct flash3_params {
   int32_t dtype;   /* flash3_dtype of q, k, v and out */
   int32_t nheads;  /* query heads, a multiple of nheads_k */
   int32_t nheads_k;
-  int32_t head_dim;   /* of q and k: a multiple of 8 */
-  int32_t head_dim_v; /* of v and out: a multiple of 8 */
+  int32_t head_dim;   /* of q and k: a multiple of 8 from 8 to 576 */
+  int32_t head_dim_v; /* of v and out: a multiple of 8 from 8 to 512; without v at most head_dim */
   int32_t batch;      /* number of sequences; 0 returns at once */
 
   int64_t seqlen_q; /* dense q: rows of each batch entry; packed q: ignored */
@@ -101,7 +108,7 @@ typedef struct flash3_params {
    * head_dim), of dtype. With cache_batch_idx the first of these has batch_cache entries. NULL only if it has no
    * element. Written only if k_new is given. */
   const void *k;
-  /* As k, with head_dim_v. */
+  /* As k, with head_dim_v. NULL: the first head_dim_v columns of k; the strides of v are then ignored. */
   const void *v;
   /* (batch, seqlen_q, nheads, head_dim_v) or (total_q, nheads, head_dim_v), of dtype. As q. */
   void *out;
@@ -140,7 +147,7 @@ typedef struct flash3_params {
    * head_dim), of dtype; NULL: none. Sequences that append to the same rows of the cache leave one of their values
    * there. */
   const void *k_new;
-  /* As k_new, with head_dim_v. NULL if and only if k_new is. */
+  /* As k_new, with head_dim_v. NULL if k_new or v is, and only then. */
   const void *v_new;
   int64_t k_new_batch_stride, k_new_row_stride, k_new_head_stride;
   int64_t v_new_batch_stride, v_new_row_stride, v_new_head_stride;

@@ -76,6 +76,7 @@ void set_new_rows(const flash3_params &p, const Rotation &rotation, device::Appe
   const device::TensorRows k{p.k, p.k_batch_stride, p.k_row_stride, p.k_head_stride};
   const device::TensorRows v{p.v, p.v_batch_stride, p.v_row_stride, p.v_head_stride};
   args->new_keys = make_move(k_new, k, side, p.batch, p.nheads_k, p.head_dim, rotation);
+  if (p.v_new == nullptr) return;  // the values are columns of the keys
   args->new_values = make_move(v_new, v, side, p.batch, p.nheads_k, p.head_dim_v, {0, false});
 }
 

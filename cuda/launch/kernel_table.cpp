@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/tile_config.h"
+#include "core/validate.h"
 #include "launch/fwd.h"
 
 namespace flash3::launch {
@@ -144,7 +145,13 @@ int32_t narrowest_class(flash3_dtype dtype, int32_t at_least) {
   return best;
 }
 
+bool takes_values_from_keys(const flash3_params &p) { return p.v == nullptr && p.k != nullptr; }
+
 core::Status no_kernel(const flash3_params &params) {
+  if (takes_values_from_keys(params)) {
+    return core::error(FLASH3_UNSUPPORTED, "v is NULL with head_dim ", params.head_dim, " and head_dim_v ",
+                       params.head_dim_v, "; no kernel of this build takes the values from k");
+  }
   return core::error(FLASH3_UNSUPPORTED, "dtype ", params.dtype == FLASH3_FLOAT16 ? "float16" : "bfloat16",
                      " with head_dim ", params.head_dim, " and head_dim_v ", params.head_dim_v,
                      " has no kernel in this build, which has: ", built_kernels());
@@ -152,6 +159,7 @@ core::Status no_kernel(const flash3_params &params) {
 
 // The class of head dims whose kernels compute a call.
 core::Status find_class(const flash3_params &params, int32_t *head_dim) {
+  if (takes_values_from_keys(params)) return no_kernel(params);
   const core::TileConfig *config = core::tile_config(params.head_dim, params.head_dim_v);
   *head_dim = narrowest_class(static_cast<flash3_dtype>(params.dtype),
                               config != nullptr ? config->head_dim : INT32_MAX);
@@ -179,11 +187,11 @@ core::Status find_split_kernel(const flash3_params &params, const SplitKernel **
   const int32_t wider = std::max(params.head_dim, params.head_dim_v);
   const SplitEntry *best = nullptr;
   for (const SplitEntry &e : table().split) {
-    if (e.dtype != params.dtype || e.kernel.head_dim < wider) continue;
+    if (e.dtype != params.dtype || e.kernel.head_dim < wider || takes_values_from_keys(params)) continue;
     if (best == nullptr || e.kernel.head_dim < best->kernel.head_dim) best = &e;
   }
   if (best == nullptr) {
-    if (wider > core::kMostSplitDim) {
+    if (wider > core::kMostSplitDim && !takes_values_from_keys(params)) {
       return core::error(FLASH3_UNSUPPORTED, "head_dim ", params.head_dim, " and head_dim_v ", params.head_dim_v,
                          " with a KV cache or num_splits > 1: the CUDA backend takes at most ", core::kMostSplitDim);
     }

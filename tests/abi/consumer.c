@@ -135,7 +135,7 @@ static void check_wrong_calls(void) {
   check_refused(p, FLASH3_ABI_MISMATCH, "struct_size is");
   p = dense_params();
   p.abi_version += 1;
-  check_refused(p, FLASH3_ABI_MISMATCH, "abi_version is 3; it must be 2");
+  check_refused(p, FLASH3_ABI_MISMATCH, "abi_version is 4; it must be 3");
   p = dense_params();
   p.head_dim = 20;
   check_refused(p, FLASH3_INVALID_ARGUMENT, "head_dim is 20; it must be a multiple of 8");

@@ -24,7 +24,7 @@ DIMS = ("batch", "row", "head")
 DENSE: list[Row] = [
     ({"struct_size": SIZE - 8}, ABI_MISMATCH, ["struct_size", str(SIZE - 8), str(SIZE)]),
     ({"struct_size": 0}, ABI_MISMATCH, ["struct_size is 0", str(SIZE)]),
-    ({"abi_version": 1}, ABI_MISMATCH, ["abi_version is 1", "must be 2"]),
+    ({"abi_version": 1}, ABI_MISMATCH, ["abi_version is 1", "must be 3"]),
     ({"backend": 2}, INVALID, ["backend is 2", "0 (host) or 1 (CUDA)"]),
     ({"backend": -1}, INVALID, ["backend is -1"]),
     ({"device": -2}, INVALID, ["device is -2", "-1"]),
@@ -36,11 +36,12 @@ DENSE: list[Row] = [
     ({"nheads_k": 0}, INVALID, ["nheads_k is 0", "at least 1"]),
     ({"nheads_k": 3}, INVALID, ["nheads is 8", "multiple of nheads_k (3)"]),
     ({"nheads_k": 16}, INVALID, ["nheads is 8", "multiple of nheads_k (16)"]),
-    ({"head_dim": 60}, INVALID, ["head_dim is 60", "multiple of 8 from 8 to 256"]),
+    ({"head_dim": 60}, INVALID, ["head_dim is 60", "multiple of 8 from 8 to 576"]),
     ({"head_dim": 0}, INVALID, ["head_dim is 0", "multiple of 8"]),
-    ({"head_dim": 264}, UNSUPPORTED, ["head_dim is 264", "256"]),
-    ({"head_dim_v": 4}, INVALID, ["head_dim_v is 4", "multiple of 8"]),
-    ({"head_dim_v": 512}, UNSUPPORTED, ["head_dim_v is 512", "256"]),
+    ({"head_dim": 584}, UNSUPPORTED, ["head_dim is 584", "8 to 576"]),
+    ({"head_dim_v": 4}, INVALID, ["head_dim_v is 4", "multiple of 8 from 8 to 512"]),
+    ({"head_dim_v": 520}, UNSUPPORTED, ["head_dim_v is 520", "8 to 512"]),
+    ({"v": None, "head_dim_v": 72}, INVALID, ["head_dim_v is 72", "at most head_dim (64)", "v is NULL"]),
     ({"batch": -1}, INVALID, ["batch is -1", "at least 0"]),
     ({"seqlen_q": -1}, INVALID, ["seqlen_q is -1", "from 0"]),
     ({"seqlen_q": 2**31}, INVALID, ["seqlen_q is 2147483648", "2147483647"]),
@@ -72,7 +73,7 @@ DENSE: list[Row] = [
     ({"workspace_bytes": 255}, BAD_WORKSPACE, ["workspace_bytes is 255", "at least 256"]),
 ]  # fmt: skip
 
-NULLS: list[Row] = [({name: None}, INVALID, [f"{name} is NULL", "has elements"]) for name in TENSORS]
+NULLS: list[Row] = [({name: None}, INVALID, [f"{name} is NULL", "has elements"]) for name in ("q", "k", "out")]
 
 ADDRESSES: list[Row] = [
     ({name: ADDRESS + alignment // 2}, INVALID, [f"{name} is {ADDRESS + alignment // 2}", f"multiple of {alignment}"])
@@ -106,7 +107,7 @@ PACKED: list[Row] = [
 HOST: list[Row] = [
     ({"q": ADDRESS + 1}, INVALID, ["q is", "multiple of 2"]),
     ({"dtype": FLOAT32, "k": ADDRESS + 2}, INVALID, ["k is", "multiple of 4"]),
-    ({"v": None}, INVALID, ["v is NULL"]),
+    ({"v": None, "head_dim_v": 72}, INVALID, ["head_dim_v is 72", "v is NULL"]),
     ({"out_row_stride": 0}, INVALID, ["out_row_stride is 0", "other than 0"]),
     ({"k_row_stride": -TEBI}, INVALID, ["k_row_stride is"]),
 ]
@@ -152,6 +153,10 @@ ALLOWED = [
     packed(batch=0, total_q=0, total_k=0, workspace=None, workspace_bytes=0, q=None, k=None, v=None, out=None),
     params(seqlen_q=0, q=None, out=None),
     params(seqlen_k=0, k=None, v=None),
+    params(seqlen_k=0, k=None, v=None, head_dim_v=256),
+    params(v=None, v_row_stride=-3, v_head_stride=TEBI),  # the strides of a v that is not given
+    params(v=None, head_dim=576, head_dim_v=512),
+    packed(v=None, head_dim_v=64, v_batch_stride=1),
     params(batch=1, q_batch_stride=-1, k_batch_stride=3, out_batch_stride=0, lse_batch_stride=0),  # extent 1
     params(nheads=1, nheads_k=1, q_head_stride=5, k_head_stride=-1, out_head_stride=0),
     params(batch=1, seqlen_k=2**31 - 1),

@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyflash3 import flash_attn_with_kvcache, reference
+from pyflash3 import flash_attn_with_kvcache
+from pyflash3._reference_cache import through_cache
 from tests.gpu.formula import Result
 from tests.gpu.machine import get, poison_free_memory, poisoned, put, wait
 from tests.gpu.problem import Inputs, Problem, expected, judge
 from tests.host.kvcache_cases import CacheCase, check_written, copied, turned_scores
 
 Arguments = dict[str, Any]
-_OF_THE_CACHE = [name for name in inspect.signature(reference._through_cache).parameters if name != "window"]
+_OF_THE_CACHE = [name for name in inspect.signature(through_cache).parameters if name != "window"]
 
 
 def on_device(arguments: Arguments) -> Arguments:
@@ -43,11 +44,11 @@ def want(arguments: Arguments) -> Want:
     """The formula's answer to NumPy arguments."""
     window = (arguments["window_size"][0], 0) if arguments["causal"] else arguments["window_size"]
     parts: Arguments = {name: arguments.get(name, name == "rotary_interleaved" or None) for name in _OF_THE_CACHE}
-    cached = reference._through_cache(**parts, window=window)
+    cached = through_cache(**parts, window=window)
     lengths = tuple((len(q), len(k)) for q, k in zip(cached.q, cached.k, strict=True))
     problem = Problem(
         arguments["q"].dtype.name, lengths, arguments["q"].shape[-2], cached.k_cache.shape[-2],
-        arguments["q"].shape[-1], cached.v_cache.shape[-1], packed=True, window=window,
+        arguments["q"].shape[-1], cached.values.shape[-1], packed=True, window=window,
         softcap=arguments.get("softcap", 0.0),
     )  # fmt: skip
     q, k, v = (put(np.concatenate(rows)) for rows in (cached.q, cached.k, cached.v))
@@ -58,7 +59,7 @@ def want(arguments: Arguments) -> Want:
 def call(arguments: Arguments, **more: Any) -> tuple[Any, Any]:
     """(out, lse) of device arguments, with NaN in out before."""
     q = arguments["q"]
-    shape = (*q.shape[:-1], arguments["v_cache"].shape[-1])
+    shape = (*q.shape[:-1], arguments["d_v"] if arguments["v_cache"] is None else arguments["v_cache"].shape[-1])
     poison_free_memory((q.shape[-2], *q.shape[:-2]))
     out = poisoned(shape, q.dtype.name)
     result, lse = flash_attn_with_kvcache(**{**arguments, "out": out, **more}, return_lse=True)

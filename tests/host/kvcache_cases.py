@@ -29,6 +29,7 @@ class CacheCase:
     nheads_k: int = 2
     head_dim: int = 64
     head_dim_v: int | None = None
+    latent: bool = False  # the values are the first head_dim_v columns of the keys
     new: str = "none"  # "equal": as many as query rows at most, all the same; "ragged": packed, 0 and more
     leftpad: bool = False
     batch_idx: bool = False
@@ -43,6 +44,11 @@ class CacheCase:
     sinks: bool = False
     full: bool = False  # sequence 0 fills all rows of its cache
     seed: int = 0
+
+    @property
+    def caches(self) -> tuple[str, ...]:
+        """The names of those that are arrays."""
+        return ("k_cache",) if self.latent else ("k_cache", "v_cache")
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of flash_attn_with_kvcache; the caches hold NaN wherever no key is."""
@@ -67,6 +73,7 @@ class CacheCase:
         arguments: dict[str, Any] = {
             "causal": self.causal, "window_size": self.window, "softcap": self.softcap,
             "cache_seqlens": filled.astype(np.int32),
+            **({"v_cache": None, "d_v": self.head_dim_v} if self.latent else {}),
         }  # fmt: skip
         lengths_q = rng.integers(0, self.seqlen_q + 1, self.batch) if self.packed_q else None
         if lengths_q is None:
@@ -74,17 +81,18 @@ class CacheCase:
         else:
             arguments["q"] = normal(int(lengths_q.sum()), self.nheads, self.head_dim)
             arguments["cu_seqlens_q"] = starts(lengths_q)
-        for name, dim in (("k", self.head_dim), ("v", self.head_dim_v or self.head_dim)):
+        for name in self.caches:
+            dim = self.head_dim if name == "k_cache" else self.head_dim_v or self.head_dim
             filled_rows = normal(batch_cache, self.seqlen_k, self.nheads_k, dim)
             unused = np.ones((batch_cache, self.seqlen_k), bool)
             for b, entry in enumerate(entries if self.batch_idx else range(self.batch)):
                 unused[entry, leftpad[b] : filled[b]] = False
             filled_rows[unused] = np.nan
-            arguments[f"{name}_cache"] = filled_rows
+            arguments[name] = filled_rows
             if self.new == "equal":
-                arguments[name] = normal(self.batch, most_new, self.nheads_k, dim)
+                arguments[name[0]] = normal(self.batch, most_new, self.nheads_k, dim)
             elif self.new == "ragged":
-                arguments[name] = normal(int(new.sum()), self.nheads_k, dim)
+                arguments[name[0]] = normal(int(new.sum()), self.nheads_k, dim)
                 arguments["cu_seqlens_k_new"] = starts(new)
         self._add_options(arguments, rng, entries, leftpad)
         if self.page_size is not None:
@@ -114,7 +122,7 @@ class CacheCase:
         size, entries = self.page_size, arguments["k_cache"].shape[0]
         columns = -(-self.seqlen_k // size)
         table = rng.permutation(2 * entries * columns)[: entries * columns].reshape(entries, columns).astype(np.int32)
-        for name in ("k_cache", "v_cache"):
+        for name in self.caches:
             dense = arguments[name]
             padded = np.full((entries, columns * size, *dense.shape[2:]), np.nan, dense.dtype)
             padded[:, : self.seqlen_k] = dense
@@ -168,7 +176,10 @@ def check(case: CacheCase) -> None:
 
 def check_written(case: CacheCase, arguments: dict[str, Any], before: dict[str, Any], want_k: Any, want_v: Any) -> None:
     """The bytes of all arguments after a call: nothing but the new rows of the caches may differ from before."""
-    assert (bits(arguments["v_cache"]) == bits(want_v)).all(), "v_cache"
+    if case.latent:
+        assert want_v is arguments["v_cache"] is None
+    else:
+        assert (bits(arguments["v_cache"]) == bits(want_v)).all(), "v_cache"
     check_k_cache(arguments["k_cache"], before["k_cache"], want_k, case)
     for name, x in before.items():
         if name not in ("k_cache", "v_cache") and isinstance(x, np.ndarray):

@@ -64,6 +64,12 @@ def test_an_lse_for_a_plan_without_one() -> None:
         step(lse=np.zeros(LSE, F32))
 
 
+def test_a_v_for_a_plan_without_one() -> None:
+    step = pyflash3.plan(**(dense() | {"v": None, "d_v": 8}))
+    with pytest.raises(ValueError, match="v is given, but this plan has none; make it with v instead of d_v"):
+        step(v=normal(V))
+
+
 MADE: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "lse dtype": ({"lse": np.zeros(LSE)}, TypeError, "lse has dtype float64; it must be float32"),
     "lse shape": ({"lse": np.zeros((2, 37, 4), F32)}, ValueError, "lse has shape (2, 37, 4); it must be (2, 4, 37)"),
@@ -74,6 +80,8 @@ MADE: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "out": ({"out": np.zeros(Q, F32)}, ValueError, "out has shape (2, 37, 4, 16); it must be (2, 37, 4, 24)"),
     "out read-only": ({"out": read_only(OUT)}, ValueError, "out is a read-only array; it must be writable"),
     "q": ({"q": misaligned(Q)}, ValueError, "q starts at address"),
+    "no v": ({"v": None}, TypeError, "v is None; it must be an array, or d_v the number of columns of k that are the values"),
+    "v and d_v": ({"d_v": 16}, ValueError, "d_v is 16, but v is given; one of them must be None"),
     "softcap": ({"softcap": -1.0}, ValueError, "softcap is -1.0; it must be finite and at least 0 (0 is off)"),
     "one cu_seqlens": ({"cu_seqlens_q": np.zeros(3, I32)}, TypeError, "cu_seqlens_k is None; it must be a (batch + 1,) int32 array"),
     "seqused alone": ({"seqused_k": np.zeros(2, I32)}, TypeError, "cu_seqlens_q is None; it must be a (batch + 1,) int32 array"),

@@ -80,6 +80,13 @@ def peak_kib(call: str) -> int:
     return int(done.stdout)
 
 
+def test_memory_of_wide_heads_is_linear() -> None:
+    """The same arrays as one head of 512 columns: the result, and scratch that the lengths have no part in."""
+    peak = peak_kib("lambda q, k, v: flash_attn_func(*(x.reshape(1, -1, 1, 512) for x in (q, k, v)))")
+    result, score_matrix = 4 * 2048 * 512 // 1024, 4 * 2048 * 2048 // 1024
+    assert peak < result + score_matrix // 4
+
+
 def test_under_a_tenth_of_numpys_memory() -> None:
     ours, numpys = peak_kib("flash_attn_func"), peak_kib("formula")
     assert numpys > 8 * 2048 * 2048 * 4 / 1024, "the formula holds the whole score matrix"
