@@ -172,7 +172,7 @@ FLASH3_API int64_t flash3_test_estimated_clocks(int32_t index, int64_t left, int
 FLASH3_API int32_t flash3_test_cheapest_config(int32_t class_head_dim, int64_t left, int64_t right, int32_t seqlen_q,
                                                int32_t seqlen_k, int32_t vary, int64_t longest_q, int64_t columns) {
   const Workload work = {make_mask(left, right, seqlen_q, seqlen_k), vary != 0, vary != 0, longest_q, columns, 132};
-  return cheapest_config(class_head_dim, work);
+  return cheapest_config(*tile_config(class_head_dim, class_head_dim), work);
 }
 
 // layout: the fields of WorkspaceLayout in order

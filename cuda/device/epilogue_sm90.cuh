@@ -16,7 +16,7 @@ namespace flash3::device {
 template <class Traits>
 struct Epilogue {
   using Element = typename Traits::Element;
-  static constexpr int kOutputs = Traits::kHeadDim / 2;
+  static constexpr int kOutputs = Traits::kHeadDimV / 2;
 
   const FwdArgs &args;
   const int warpgroup;
@@ -93,7 +93,7 @@ struct Epilogue {
     const int lane = threadIdx.x % 32;
     char *const rows = reinterpret_cast<char *>(to + threadIdx.x % 128 / 32 * 16 * Traits::kBoxCols);
 #pragma unroll
-    for (int j = 0; j < Traits::kHeadDim / 16; ++j) {
+    for (int j = 0; j < Traits::kHeadDimV / 16; ++j) {
       uint32_t at = lane % 16 * Traits::kSwizzleBytes + (j % kStepsPerBox) * 32 + lane / 16 * 16;
       at ^= (at >> 3) & (kXorMask << 4);  // the swizzle of the tensor map, which repeats every 8 rows of 128 bytes
       at += (j / kStepsPerBox) * (Traits::kStagedRows * Traits::kSwizzleBytes);
@@ -108,10 +108,10 @@ struct Epilogue {
     if (row0 >= tile.seqlen_q) return;
     const int warp = ptx::uniform(threadIdx.x % 128 / 32);
 #pragma unroll
-    for (int pass = 0; pass < Traits::kColBlocks; pass += 4) {
+    for (int pass = 0; pass < Traits::kColBlocksV; pass += 4) {
       const int c = pass + warp;
       const int32_t col = Traits::first_column() + c * Traits::kBoxCols;
-      if (c >= Traits::kColBlocks || col >= args.head_dim_v || !ptx::elect_one()) continue;
+      if (c >= Traits::kColBlocksV || col >= args.head_dim_v || !ptx::elect_one()) continue;
       ptx::TmaCoord at;
       at.col = col;
       at.row = static_cast<int32_t>(args.q_side.rows - tile.seqlen_q + row0);

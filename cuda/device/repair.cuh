@@ -30,7 +30,7 @@ __device__ __forceinline__ float quad_dot(const Element *q, const Element *k, in
 template <class Traits>
 struct Repair {
   using Element = typename Traits::Element;
-  static constexpr int kOutputs = Traits::kHeadDim / 2;
+  static constexpr int kOutputs = Traits::kHeadDimV / 2;
 
   const FwdArgs &args;
   const WorkTile &tile;

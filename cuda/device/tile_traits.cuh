@@ -28,7 +28,8 @@ struct TileTraits {
   static constexpr bool kScoreMod = kScoreMod_;
   static constexpr bool kVarlen = kVarlen_;
   static constexpr core::TileConfig kConfig = core::kTileConfigs[kConfigIndex];
-  static constexpr int kHeadDim = kConfig.head_dim;
+  static constexpr int kHeadDim = kConfig.head_dim;     // columns of Q and K
+  static constexpr int kHeadDimV = kConfig.head_dim_v;  // columns of V and the output
   static_assert(sizeof(Element) == 2, "16-bit inputs");
 
   static constexpr int kBlockM = kConfig.block_m;
@@ -67,11 +68,13 @@ struct TileTraits {
   static constexpr int kSwizzleBytes = kHeadDim % 64 == 0 ? 128 : 64;
   static constexpr int kBoxCols = kSwizzleBytes / 2;
   static constexpr int kColBlocks = kHeadDim / kBoxCols;
-  static_assert(kHeadDim % kBoxCols == 0, "whole column blocks");
+  static constexpr int kColBlocksV = kHeadDimV / kBoxCols;
+  static_assert(kHeadDim % kBoxCols == 0 && kHeadDimV % kBoxCols == 0, "whole column blocks");
+  static_assert(!kIsShort || kHeadDim == kHeadDimV, "that kernel has one way to load");
 
   static constexpr uint32_t kQBytes = kBlockM * kHeadDim * 2;
   static constexpr uint32_t kKBytes = kBlockN * kHeadDim * 2;
-  static constexpr uint32_t kVBytes = kBlockN * kHeadDim * 2;
+  static constexpr uint32_t kVBytes = kBlockN * kHeadDimV * 2;
 
   // One thread block has all columns of a tile.
   static constexpr int kCtas = 1;
@@ -102,8 +105,8 @@ struct TileTraits {
   struct SharedStorage {
     alignas(1024) Element q[kQStages][kBlockM * kHeadDim];
     alignas(1024) Element k[kStages][kBlockN * kHeadDim];
-    alignas(1024) Element v[kStages][kBlockN * kHeadDim];
-    alignas(1024) Element own_out[kStagesInV ? 1 : kBlockM * kHeadDim];
+    alignas(1024) Element v[kStages][kBlockN * kHeadDimV];
+    alignas(1024) Element own_out[kStagesInV ? 1 : kBlockM * kHeadDimV];
     Barriers barriers;
     WorkTile tile[kTileSlots];
     Job job[kIsShort ? kTileSlots : 1];

@@ -49,15 +49,15 @@ __device__ __forceinline__ void produce_wide(const FwdArgs &args, typename Trait
   State k_state = State::producer();
   State v_state = State::producer();
   const auto load_k = [&](int32_t n) {
-    load_boxes<Traits>(loads.load_of_k(job, n, k_state));
+    loads.load(loads.load_of_k(job, n, k_state));
     k_state.advance();
   };
   const auto load_v = [&](int32_t n) {
-    load_boxes<Traits>(loads.load_of_v(job, n, v_state));
+    loads.load_values(loads.load_of_v(job, n, v_state));
     v_state.advance();
   };
   load_k(job.range.end - 1);
-  load_boxes<Traits>(loads.load_of_q(job, RingState<1>::producer()));
+  loads.load(loads.load_of_q(job, RingState<1>::producer()));
 #pragma unroll 1
   for (int32_t n = job.range.end - 2; n >= job.range.begin; --n) {
     load_k(n);

@@ -90,9 +90,9 @@ struct WideMainloop {
       : args(a),
         smem(s),
         warpgroup(wg),
-        q_low(ptx::uniform(Descriptor::k_major(ptx::shared_address(s.q[0] + wg * 64 * Traits::kBoxCols)))),
-        k_low(ptx::uniform(Descriptor::k_major(ptx::shared_address(s.k)))),
-        v_low(ptx::uniform(Descriptor::template mn_major<kBlockN>(ptx::shared_address(s.v)))),
+        q_low(ptx::uniform(Descriptor::k_major(place(s.q[0] + wg * 64 * Traits::kBoxCols)))),
+        k_low(ptx::uniform(Descriptor::k_major(place(s.k)))),
+        v_low(ptx::uniform(Descriptor::template mn_major<kBlockN>(place(s.v)))),
         exchange(s, wg) {}
 
   // Leaves the last product in flight, which completes `o`. The tile must have a key block.
@@ -159,6 +159,10 @@ struct WideMainloop {
   __device__ __forceinline__ Element *output_place() const { return smem.q[0] + warpgroup * 64 * Traits::kBoxCols; }
 
  private:
+  // An address inside of the own block: in a cluster the number of the block is part of shared addresses, and a matrix
+  // descriptor has no room for it.
+  static __device__ __forceinline__ uint32_t place(const void *smem) { return ptx::shared_address(smem) & 0x3ffff; }
+
   __device__ __forceinline__ void issue_qk(float (&s)[kScores]) const {
     gemm_ss<Element, kBlockN, Traits::kHeadDim, Traits::kSwizzleBytes, Traits::kBlockM, kBlockN>(
         q_low, ptx::uniform(k_low + k_state.index() * (Traits::kKBytes / 16)), s);

@@ -24,6 +24,7 @@ struct WideTraits {
 
   static constexpr int kCtas = 2;  // thread blocks of a cluster, each with its share of the columns
   static constexpr int kHeadDim = kConfig.head_dim / kCtas;
+  static constexpr int kHeadDimV = kConfig.head_dim_v / kCtas;
   static __device__ __forceinline__ int32_t first_column() {
     return static_cast<int32_t>(ptx::cluster_rank()) * kHeadDim;
   }
@@ -45,7 +46,8 @@ struct WideTraits {
   static constexpr int kSwizzleBytes = 128;
   static constexpr int kBoxCols = kSwizzleBytes / 2;
   static constexpr int kColBlocks = kHeadDim / kBoxCols;
-  static_assert(kHeadDim % kBoxCols == 0 && kHeadDim <= 256, "whole column blocks, one product for P * V");
+  static constexpr int kColBlocksV = kColBlocks;
+  static_assert(kHeadDimV == kHeadDim && kHeadDim % kBoxCols == 0 && kHeadDim <= 256, "whole column blocks, one product for P * V");
 
   static constexpr uint32_t kKBytes = kBlockN * kHeadDim * 2;
   static constexpr uint32_t kVBytes = kBlockN * kHeadDim * 2;

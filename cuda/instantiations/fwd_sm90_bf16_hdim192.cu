@@ -3,5 +3,6 @@
 namespace flash3::launch {
 
 FLASH3_INSTANTIATE(FLASH3_BFLOAT16, 10);
+FLASH3_INSTANTIATE(FLASH3_BFLOAT16, 11);
 
 }  // namespace flash3::launch

@@ -2,6 +2,6 @@
 
 namespace flash3::launch {
 
-FLASH3_INSTANTIATE(FLASH3_BFLOAT16, 13);
+FLASH3_INSTANTIATE(FLASH3_BFLOAT16, 14);
 
 }  // namespace flash3::launch

@@ -2,7 +2,7 @@
 
 namespace flash3::launch {
 
-FLASH3_INSTANTIATE(FLASH3_FLOAT16, 11);
 FLASH3_INSTANTIATE(FLASH3_FLOAT16, 12);
+FLASH3_INSTANTIATE(FLASH3_FLOAT16, 13);
 
 }  // namespace flash3::launch

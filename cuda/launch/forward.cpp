@@ -51,7 +51,7 @@ core::Status encode_maps(const flash3_params &p, const FwdKernel &kernel, device
   }
   if (status.ok()) status = encode_tensor_map(k, bf16, kv_box, &args->k_map);
   if (status.ok()) status = encode_tensor_map(v, bf16, kv_box, &args->v_map);
-  if (std::min(p.head_dim, p.head_dim_v) <= kernel.head_dim - kernel.box_cols) {
+  if (p.head_dim <= kernel.head_dim - kernel.box_cols || p.head_dim_v <= kernel.head_dim_v - kernel.box_cols) {
     if (status.ok()) status = encode_zero_map(p.q, bf16, q_box, &args->q_zero_map);
     if (status.ok()) status = encode_zero_map(p.q, bf16, kv_box, &args->kv_zero_map);
   }

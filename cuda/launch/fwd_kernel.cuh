@@ -22,6 +22,7 @@ FwdKernel describe_kernel(void (*function)(device::FwdArgs)) {
   kernel.cluster_blocks = Traits::kCtas;
   kernel.threads = Traits::kThreads;
   kernel.head_dim = Traits::kConfig.head_dim;
+  kernel.head_dim_v = Traits::kConfig.head_dim_v;
   kernel.block_m = Traits::kBlockM;
   kernel.block_n = Traits::kBlockN;
   kernel.box_cols = Traits::kBoxCols;

@@ -1,7 +1,6 @@
 #include "launch/kernel_table.h"
 
 #include <algorithm>
-#include <cstdint>
 #include <utility>
 #include <vector>
 
@@ -134,13 +133,14 @@ core::Workload workload(const flash3_params &p, int32_t multiprocessors) {
   return work;
 }
 
-// Among the kernels of a dtype the narrowest class of at least that head dim, which is 0 where there is none: a wider
+// Among the kernels of a dtype one of the narrowest class that holds the head dims, NULL where there is none: a wider
 // kernel computes narrower heads just as well, if the right one was left out of the build.
-int32_t narrowest_class(flash3_dtype dtype, int32_t at_least) {
-  int32_t best = 0;
+const core::TileConfig *narrowest_class(const flash3_params &p) {
+  const core::TileConfig *best = nullptr;
   for (const Entry &e : table().entries) {
-    const int32_t head_dim = core::kTileConfigs[e.config].head_dim;
-    if (e.dtype == dtype && head_dim >= at_least && (best == 0 || head_dim < best)) best = head_dim;
+    const core::TileConfig &config = core::kTileConfigs[e.config];
+    if (e.dtype != p.dtype || config.head_dim < p.head_dim || config.head_dim_v < p.head_dim_v) continue;
+    if (best == nullptr || &config < best) best = &config;  // classes come in this order
   }
   return best;
 }
@@ -157,22 +157,12 @@ core::Status no_kernel(const flash3_params &params) {
                      " has no kernel in this build, which has: ", built_kernels());
 }
 
-// The class of head dims whose kernels compute a call.
-core::Status find_class(const flash3_params &params, int32_t *head_dim) {
-  if (takes_values_from_keys(params)) return no_kernel(params);
-  const core::TileConfig *config = core::tile_config(params.head_dim, params.head_dim_v);
-  *head_dim = narrowest_class(static_cast<flash3_dtype>(params.dtype),
-                              config != nullptr ? config->head_dim : INT32_MAX);
-  return *head_dim != 0 ? core::Status{} : no_kernel(params);
-}
-
 }  // namespace
 
 core::Status find_kernel(const flash3_params &params, int32_t multiprocessors, const FwdKernel **kernel) {
-  int32_t head_dim = 0;
-  const core::Status status = find_class(params, &head_dim);
-  if (!status.ok()) return status;
-  const int32_t chosen = core::cheapest_config(head_dim, workload(params, multiprocessors));
+  const core::TileConfig *const member = narrowest_class(params);
+  if (member == nullptr || takes_values_from_keys(params)) return no_kernel(params);
+  const int32_t chosen = core::cheapest_config(*member, workload(params, multiprocessors));
   // The softmax of the plain kernels relies on scores that grow with the product.
   const bool score_mod = params.softcap > 0.f || params.alibi_slopes != nullptr || !(params.softmax_scale > 0.f);
   const bool varlen = params.cu_seqlens_q != nullptr || params.cu_seqlens_k != nullptr || params.seqused_q != nullptr ||
