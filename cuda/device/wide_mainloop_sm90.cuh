@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "device/fwd_args.h"
 #include "device/gmma.cuh"
@@ -20,39 +21,37 @@
 namespace flash3::device {
 
 // Between a consumer warpgroup and the one with the same rows in the other block. A thread there has the same places
-// of the scores.
+// of the scores. Both send their scores of a block after they have received those of the block before.
 template <class Traits>
 struct ScoreExchange {
   static constexpr int kScores = Traits::kBlockN / 2;
   static constexpr uint32_t kBytes = kScores * 4 * 128;
 
-  const float4 *from;  // what the other thread has sent
-  uint64_t *full, *empty;
-  uint32_t to, to_full, to_empty;  // the same in the other block
-  uint32_t phase = 0;
+  typename Traits::SharedStorage &smem;
+  const int warpgroup;
+  uint32_t sent = 0;  // blocks so far, the low bit
 
-  __device__ __forceinline__ ScoreExchange(typename Traits::SharedStorage &smem, int warpgroup)
-      : from(&smem.scores[warpgroup][0][threadIdx.x % 128]),
-        full(&smem.barriers.scores_full[warpgroup]),
-        empty(&smem.barriers.scores_empty[warpgroup]) {
-    const uint32_t other = ptx::cluster_rank() ^ 1;
-    to = ptx::mapa(ptx::shared_address(from), other);
-    to_full = ptx::mapa(ptx::shared_address(full), other);
-    to_empty = ptx::mapa(ptx::shared_address(empty), other);
-  }
+  __device__ __forceinline__ ScoreExchange(typename Traits::SharedStorage &s, int wg) : smem(s), warpgroup(wg) {}
 
-  // The sum of two numbers does not depend on their order: both blocks get the same bits.
-  __device__ __forceinline__ void add_up(float (&s)[kScores]) {
-#ifdef WV_NOEX
-    return;
-#endif
-    ptx::mbarrier_wait(empty, phase ^ 1);
+  __device__ __forceinline__ void send(const float (&s)[kScores]) {
+    uint64_t *const full = &smem.barriers.scores_full[warpgroup];
+    ptx::mbarrier_wait(&smem.barriers.scores_empty[warpgroup], sent ^ 1);
     if (threadIdx.x % 128 == 0) ptx::mbarrier_arrive_expect_tx(full, kBytes);
+    // Addresses are made here and not kept, since registers are short.
+    const uint32_t to = of_other(&smem.scores[warpgroup][0][threadIdx.x % 128]);
+    const uint32_t to_full = of_other(full);
 #pragma unroll
     for (int i = 0; i < kScores / 4; ++i) {
       ptx::st_async_16(to + i * 128 * 16, s[4 * i], s[4 * i + 1], s[4 * i + 2], s[4 * i + 3], to_full);
     }
-    ptx::mbarrier_wait(full, phase);
+    sent ^= 1;
+  }
+
+  // Adds what the other warpgroup has sent. The sum of two numbers does not depend on their order: both blocks get the
+  // same bits.
+  __device__ __forceinline__ void receive(float (&s)[kScores]) {
+    ptx::mbarrier_wait(&smem.barriers.scores_full[warpgroup], sent ^ 1);
+    const float4 *const from = &smem.scores[warpgroup][0][threadIdx.x % 128];
 #pragma unroll
     for (int i = 0; i < kScores / 4; ++i) {
       const float4 x = from[i * 128];
@@ -60,11 +59,16 @@ struct ScoreExchange {
       s[4 * i + 1] += x.y;
       s[4 * i + 2] += x.z;
       s[4 * i + 3] += x.w;
+      if (i % 2 == 1) ptx::compiler_fence();  // no more registers than for two at a time
     }
     fence_accumulators(s);
     __syncwarp();
-    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive_cluster(to_empty);
-    phase ^= 1;
+    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive_cluster(of_other(&smem.barriers.scores_empty[warpgroup]));
+  }
+
+ private:
+  static __device__ __forceinline__ uint32_t of_other(const void *own) {
+    return ptx::mapa(ptx::shared_address(own), ptx::cluster_rank() ^ 1);
   }
 };
 
@@ -99,13 +103,10 @@ struct WideMainloop {
   __device__ __forceinline__ void run(const WorkTile &tile, const core::BlockRange &range, float (&o)[kOutputs],
                                       OnlineSoftmax &softmax) {
     const float slope = Traits::kScoreMod ? alibi_slope(args, tile) : 0.f;
-    float s[kScores];
+    float s[kScores], next[kScores];
     uint32_t p[kScores / 2];
     float correction[2];
-    // From this block's share of the scores to probabilities.
     const auto to_probabilities = [&](int32_t n) {
-      release(smem.barriers.k_empty, k_state);
-      exchange.add_up(s);
       const int64_t first_row = Traits::warp_row(tile, warpgroup);
       if constexpr (Traits::kScoreMod) RowScores(args, tile, first_row, slope).modify(s, args, n * kBlockN);
       if (!range.is_full(n)) {
@@ -114,40 +115,73 @@ struct WideMainloop {
       }
       softmax.update(s, correction);
     };
+    // The next block's scores are sent as soon as they are there: they travel while this block's softmax is computed.
+    const auto send_next = [&] {
+      release(smem.barriers.k_empty, k_state);
+      exchange.send(next);
+    };
 #pragma unroll
     for (int i = 0; i < kOutputs; ++i) o[i] = 0.f;
 
     if (warpgroup == Traits::kConsumers - 1) pass_turn();  // the ring of turns starts with the first warpgroup
     ptx::mbarrier_wait(&smem.barriers.q_full[0], 0);
-    ptx::mbarrier_wait(&smem.barriers.k_full[0], 0);
+    wait_key_block();
     take_turn();
-    issue_qk(s);
+    issue_qk(next);
     pass_turn();
     wgmma_wait_group<0>();
-    fence_accumulators(s);
-    to_probabilities(range.end - 1);
-    pack_probabilities<Element>(s, p);
-#pragma unroll 1
-    for (int32_t n = range.end - 2; ptx::uniform(n >= range.begin); --n) {
-      ptx::mbarrier_wait(&smem.barriers.k_full[k_state.index()], k_state.parity());
+    fence_accumulators(next);
+    send_next();
+    int32_t n = range.end - 1;
+    const bool single = ptx::uniform(n == range.begin);
+    copy(next, s);
+    if (single) {
+      exchange.receive(s);
+    } else {
+      wait_key_block();
       take_turn();
-      issue_qk(s);
+      issue_qk(next);
+      pass_turn();
+      exchange.receive(s);
+      wgmma_wait_group<0>();
+      fence_accumulators(next);
+      send_next();
+    }
+    to_probabilities(n);
+    pack_probabilities<Element>(s, p);
+    // p: probabilities of the block behind block n, whose scores are in `s`.
+#pragma unroll 1
+    for (--n; ptx::uniform(n > range.begin); --n) {
+      copy(next, s);
+      wait_key_block();
       ptx::mbarrier_wait(&smem.barriers.v_full[v_state.index()], v_state.parity());
+      take_turn();
       issue_pv(p, o);
+      issue_qk(next);
       pass_turn();
       wgmma_wait_group<1>();
-      fence_accumulators(s);
+      fence_accumulators(o);
+      release(smem.barriers.v_empty, v_state);
+      exchange.receive(s);
       to_probabilities(n);
+      pack_probabilities<Element>(s, p);
+      softmax.rescale(o, correction);
+      wgmma_wait_group<0>();
+      fence_accumulators(next);
+      send_next();
+    }
+    if (!single) {
+      copy(next, s);
+      multiply_values(p, o);
       wgmma_wait_group<0>();
       fence_accumulators(o);
       release(smem.barriers.v_empty, v_state);
+      exchange.receive(s);
+      to_probabilities(n);
       pack_probabilities<Element>(s, p);
       softmax.rescale(o, correction);
     }
-    ptx::mbarrier_wait(&smem.barriers.v_full[v_state.index()], v_state.parity());
-    take_turn();
-    issue_pv(p, o);
-    pass_turn();
+    multiply_values(p, o);
   }
 
   // After run(): the first warpgroup takes the turn that is left over.
@@ -162,6 +196,23 @@ struct WideMainloop {
   // An address inside of the own block: in a cluster the number of the block is part of shared addresses, and a matrix
   // descriptor has no room for it.
   static __device__ __forceinline__ uint32_t place(const void *smem) { return ptx::shared_address(smem) & 0x3ffff; }
+
+  static __device__ __forceinline__ void copy(const float (&from)[kScores], float (&to)[kScores]) {
+#pragma unroll
+    for (int i = 0; i < kScores; ++i) to[i] = from[i];
+  }
+
+  __device__ __forceinline__ void wait_key_block() const {
+    ptx::mbarrier_wait(&smem.barriers.k_full[k_state.index()], k_state.parity());
+  }
+
+  // P * V of a block without a product Q * K^T beside it.
+  __device__ __forceinline__ void multiply_values(uint32_t (&p)[kScores / 2], float (&o)[kOutputs]) const {
+    ptx::mbarrier_wait(&smem.barriers.v_full[v_state.index()], v_state.parity());
+    take_turn();
+    issue_pv(p, o);
+    pass_turn();
+  }
 
   __device__ __forceinline__ void issue_qk(float (&s)[kScores]) const {
     gemm_ss<Element, kBlockN, Traits::kHeadDim, Traits::kSwizzleBytes, Traits::kBlockM, kBlockN>(

@@ -39,8 +39,8 @@ struct WideTraits {
   static constexpr int kConsumers = kBlockM / 64;
   static constexpr int kWarpgroups = kConsumers;
   static constexpr int kThreads = 128 * (kConsumers + 1);
-  static constexpr int kProducerRegisters = 40;
-  static constexpr int kConsumerRegisters = 232;
+  static constexpr int kProducerRegisters = 24;
+  static constexpr int kConsumerRegisters = 240;
   static_assert(kConsumers == 2, "register budget: two consumer warpgroups");
 
   static constexpr int kSwizzleBytes = 128;
