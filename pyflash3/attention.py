@@ -49,7 +49,7 @@ def flash_attn_func(
     Args:
         q: (batch, seqlen_q, nheads, head_dim), float16 or ml_dtypes.bfloat16; NumPy arrays may be float32 too. The
             last dimension must be contiguous, every other stride is free; on a GPU addresses and strides must be
-            multiples of 16 bytes. head_dim is a multiple of 8, at most 576.
+            multiples of 16 bytes. head_dim is a multiple of 8, at most 576; on a GPU at most 512, with splits 256.
         k: (batch, seqlen_k, nheads_k, head_dim), like q; nheads must be a multiple of nheads_k (GQA, MQA).
         v: (batch, seqlen_k, nheads_k, head_dim_v), like q, with head_dim_v at most 512. None: the values are the first
             d_v columns of k, which is then read once (multi-head latent attention: head_dim 576, d_v 512).
@@ -69,7 +69,8 @@ def flash_attn_func(
         out: (batch, seqlen_q, nheads, head_dim_v) of q's dtype to write to. It may be a CUDA object with __dlpack__,
             so that the result reaches another framework without a copy.
         return_lse: also return the log-sum-exp of each row.
-        d_v: with v=None, and only then: the head_dim_v of the values in k, a multiple of 8, at most head_dim and 512.
+        d_v: with v=None, and only then: the head_dim_v of the values in k, a multiple of 8, at most head_dim and 512. A
+            GPU has a kernel for head_dim 576 with d_v 512.
 
     Returns:
         out, or (out, lse). out is the array given as out=, otherwise a new NumPy or CuPy array (which, for example,

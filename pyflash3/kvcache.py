@@ -57,7 +57,8 @@ def flash_attn_with_kvcache(
     cache grows; a cache_seqlens that is an int is a constant of the graph.
 
     On a GPU this is the split-KV kernel, made for few queries: with hundreds to a sequence it takes about twice as long
-    as flash_attn_func on the same keys.
+    as flash_attn_func on the same keys. It has head dims up to 256, and for latent caches head_dim 576 with d_v 512 in
+    pages of a multiple of 8 rows.
 
     Args:
         q: (batch, seqlen_q, nheads, head_dim), or with cu_seqlens_q (total_q, nheads, head_dim).

@@ -1,7 +1,8 @@
-"""The problems with a KV cache that are timed: the grid `decode`."""
+"""The problems with a KV cache that are timed: the grids `decode` and `mla`."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,6 +26,12 @@ class CacheShape:
     page_size: int | None = None
     append: bool = False  # one row per sequence is new, and rotated like q; timed beside the call without it
     label: str = field(default="", compare=False)  # instead of the lengths
+    latent_dim_v: int | None = None  # the values are so many columns of the keys; None: an array of their own
+
+    @property
+    def dim_v(self) -> int:
+        """Head dim of v and out."""
+        return self.latent_dim_v or self.head_dim
 
     @property
     def causal(self) -> bool:
@@ -42,22 +49,24 @@ class CacheShape:
         heads = f"h{self.nheads}" if self.nheads == self.nheads_k else f"h{self.nheads}/{self.nheads_k}"
         cache = "dense" if self.page_size is None else f"pages of {self.page_size}"
         queries = [] if self.seqlen_q == 1 else [f"q{self.seqlen_q}"]
-        return " ".join([f"cache {length}", *queries, heads, f"d{self.head_dim}", cache, *["append"] * self.append])
+        dim = f"d{self.head_dim}" if self.latent_dim_v is None else f"latent d{self.head_dim}/{self.latent_dim_v}"
+        return " ".join([f"cache {length}", *queries, heads, dim, cache, *["append"] * self.append])
 
     def flops(self) -> float:
-        """4 * heads * head_dim for every pair of a query and a key that it sees."""
+        """2 * heads * (head_dim + head_dim_v) for every pair of a query and a key that it sees."""
         hidden = self.seqlen_q * (self.seqlen_q - 1) // 2
         pairs = sum(self.seqlen_q * n - hidden for n in self.lengths)
-        return 4.0 * self.nheads * self.head_dim * pairs
+        return 2.0 * self.nheads * (self.head_dim + self.dim_v) * pairs
 
     def kv_bytes(self) -> int:
-        """K and V, each key once."""
-        return 4 * sum(self.lengths) * self.nheads_k * self.head_dim
+        """K and V, each key once; of a latent cache K alone."""
+        columns = self.head_dim if self.latent_dim_v is not None else self.head_dim + self.dim_v
+        return 2 * sum(self.lengths) * self.nheads_k * columns
 
     def bytes(self) -> int:
         """That, and q, out and lse."""
         rows = len(self.lengths) * self.seqlen_q
-        return self.kv_bytes() + rows * self.nheads * (4 * self.head_dim + 4)
+        return self.kv_bytes() + rows * self.nheads * (2 * (self.head_dim + self.dim_v) + 4)
 
     def as_record(self) -> dict[str, Any]:
         """For JSON, with the fields that charts ask of every shape."""
@@ -69,8 +78,16 @@ class CacheShape:
         }  # fmt: skip
 
 
+def mla() -> list[CacheShape]:
+    """Multi-head latent attention: 128 query heads, and the 16 of each of 8 GPUs that share them."""
+    return [
+        CacheShape((n,) * 128, seqlen_q, nheads, 1, 576, page_size, latent_dim_v=512)
+        for nheads, seqlen_q, n, page_size in itertools.product((128, 16), (1, 2), (4096, 8192), (None, 64))
+    ]
+
+
 def decode() -> list[CacheShape]:
-    """All of the grid."""
+    """The caches of the other models."""
     ragged = tuple(int(n) for n in np.random.default_rng(0).integers(1, 16_385, 128))
     lengths = [((n,) * batch, "") for batch, n in CONTEXTS] + [(ragged, "128 of 1 to 16384")]
     plain = [CacheShape(x, page_size=size, label=label) for x, label in lengths for size in PAGE_SIZES]

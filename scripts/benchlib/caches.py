@@ -11,6 +11,7 @@ import numpy as np
 import pyflash3
 from pyflash3.tools.bench.records import OURS
 
+from . import latent
 from .cache_shapes import CacheShape
 from .contenders import Problem, cupy_normal, first
 from .peers import Peers
@@ -24,7 +25,8 @@ _VIEWS = (None, 256)
 def prepare(shape: CacheShape, dtype: str, peers: Peers) -> Problem:
     """Random normal inputs, and each contender called once."""
     batch, capacity, d = len(shape.lengths), shape.capacity, shape.head_dim
-    shapes = [(batch, shape.seqlen_q, shape.nheads, d), *[(batch, capacity, shape.nheads_k, d)] * 2]
+    caches = 1 if shape.latent_dim_v else 2
+    shapes = [(batch, shape.seqlen_q, shape.nheads, d), *[(batch, capacity, shape.nheads_k, d)] * caches]
     torch = peers.torch
     tensors: list[Any] = []
     if torch is None:
@@ -36,7 +38,7 @@ def prepare(shape: CacheShape, dtype: str, peers: Peers) -> Problem:
     calls = _ours(shape, arrays, table)
     outs = {name: first(call()) for name, call in calls.items()}
     problem = Problem(arrays, calls, outs, {})
-    if shape.append or peers.serving is None or torch is None:
+    if shape.append or shape.latent_dim_v or peers.serving is None or torch is None:
         return problem
     views = [(f"pages of {shape.page_size}", shape.page_size)] if shape.page_size else [
         ("one page per sequence" if size is None else f"in pages of {size}", size or capacity) for size in _VIEWS
@@ -56,6 +58,14 @@ def prepare(shape: CacheShape, dtype: str, peers: Peers) -> Problem:
     return problem
 
 
+def formula_difference(shape: CacheShape, problem: Problem) -> dict[str, float]:
+    """Of a latent cache, for which there is no peer: how far our result is from the formula."""
+    q, cache = problem.arrays
+    table = _table(shape, shape.page_size)
+    found = latent.difference(cupy, shape, q, _paged(cache, shape.page_size), table, problem.outs[OURS])
+    return {"the formula in float32, relative to its largest value": found}
+
+
 def _table(shape: CacheShape, size: int | None) -> Any:
     """Pages in random order, NumPy; None for a dense cache."""
     if size is None:
@@ -70,10 +80,11 @@ def _paged(x: Any, size: int | None) -> Any:
 
 
 def _ours(shape: CacheShape, arrays: list[Any], table: Any) -> Calls:
-    q, k, v = arrays[0], *(_paged(x, shape.page_size) for x in arrays[1:])
+    q, k = arrays[0], _paged(arrays[1], shape.page_size)
+    v = None if shape.latent_dim_v else _paged(arrays[2], shape.page_size)
     options: dict[str, Any] = {
         "cache_seqlens": cupy.asarray(np.array(shape.lengths, np.int32)), "causal": shape.causal, "return_lse": True,
-        "page_table": None if table is None else cupy.asarray(table),
+        "page_table": None if table is None else cupy.asarray(table), "d_v": shape.latent_dim_v,
     }  # fmt: skip
 
     def plain() -> Any:

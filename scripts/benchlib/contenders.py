@@ -6,6 +6,7 @@ is called through its public functions.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,17 @@ import pyflash3
 from pyflash3.tools.bench.records import OURS as OURS
 
 from .peers import Peers as Peers
+from .peers import reason
 from .shapes import Shape
 from .timing import Calls
 
 SOFTCAP = 30.0
+# PyTorch's other backends, which take part where FlashAttention-3 and cuDNN end; those without a kernel say so.
+REPEATED = "PyTorch efficient, KV heads repeated"
+WIDE_BACKENDS = {
+    "PyTorch flash": "FLASH_ATTENTION", "PyTorch efficient": "EFFICIENT_ATTENTION", REPEATED: "EFFICIENT_ATTENTION",
+    "PyTorch math": "MATH",
+}  # fmt: skip
 
 
 @dataclass
@@ -36,7 +44,7 @@ def prepare(shape: Shape, dtype: str, peers: Peers) -> Problem:
     """Random normal inputs, and each contender called once."""
     total, nheads, nheads_k, d = sum(shape.lengths), shape.nheads, shape.nheads_k, shape.head_dim
     lead = (total,) if shape.packed else (len(shape.lengths), shape.lengths[0])
-    shapes = [(*lead, heads, d) for heads in (nheads, nheads_k, nheads_k)]
+    shapes = [(*lead, nheads, d), (*lead, nheads_k, d), (*lead, nheads_k, shape.dim_v)]
     if peers.torch is None:
         arrays = [cupy_normal(s, dtype) for s in shapes]
         tensors = None
@@ -50,12 +58,14 @@ def prepare(shape: Shape, dtype: str, peers: Peers) -> Problem:
     unavailable: dict[str, str] = {}
     others = {} if tensors is None else _torch_calls(shape, tensors, cu_seqlens, peers)
     for name, call in others.items():
-        try:
-            outs[name] = cupy.from_dlpack(first(call()))
-        except RuntimeError as error:  # how torch says that a peer has no kernel for a shape
-            unavailable[name] = str(error)[:300]
-        else:
-            calls[name] = call
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            try:
+                outs[name] = cupy.from_dlpack(first(call()))
+            except RuntimeError as error:  # how torch says that a peer has no kernel for a shape
+                unavailable[name] = reason(error, [str(warning.message) for warning in said])
+            else:
+                calls[name] = call
     return Problem(arrays, calls, outs, unavailable)
 
 
@@ -107,17 +117,25 @@ def _torch_calls(shape: Shape, tensors: list[Any], cu_seqlens: Any, peers: Peers
             options |= {"max_seqlen_q": max(shape.lengths), "max_seqlen_k": max(shape.lengths)}
         calls["FlashAttention-3"] = lambda: peers.flash3(q, k, v, **options)
     if not shape.packed and not shape.options and shape.window == (-1, -1):
-        calls["cuDNN"] = _cudnn(peers.torch, q, k, v, shape.causal)
+        backends = {"cuDNN": "CUDNN_ATTENTION"} | (WIDE_BACKENDS if shape.head_dim > 256 else {})
+        for name, backend in backends.items():
+            times = shape.nheads // shape.nheads_k if name == REPEATED else 1
+            calls[name] = _sdpa(peers.torch, backend, q, _repeated(k, times), _repeated(v, times), shape.causal)
     return calls
 
 
-def _cudnn(torch: Any, q: Any, k: Any, v: Any, causal: bool) -> Any:
+def _repeated(x: Any, times: int) -> Any:
+    """Each KV head several times, for a backend that has no GQA: not timed, and so in its favour."""
+    return x if times == 1 else x.repeat_interleave(times, dim=2)
+
+
+def _sdpa(torch: Any, backend: str, q: Any, k: Any, v: Any, causal: bool) -> Any:
     attention = torch.nn.functional.scaled_dot_product_attention
     heads_first = [x.transpose(1, 2) for x in (q, k, v)]
     gqa = q.shape[2] != k.shape[2]
 
     def call() -> Any:
-        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.CUDNN_ATTENTION):
+        with torch.nn.attention.sdpa_kernel(getattr(torch.nn.attention.SDPBackend, backend)):
             return attention(*heads_first, is_causal=causal, enable_gqa=gqa).transpose(1, 2)
 
     return call

@@ -105,7 +105,10 @@ def measure(
     """The row of one shape, whose memory is given back."""
     if isinstance(shape, CacheShape):
         problem = caches.prepare(shape, options.dtype, peers)
-        differences = {} if shape.append else largest_difference(problem)  # new rows make another problem
+        if shape.latent_dim_v:
+            differences = caches.formula_difference(shape, problem)
+        else:
+            differences = {} if shape.append else largest_difference(problem)  # new rows make another problem
     else:
         problem = prepare(shape, options.dtype, peers)
         differences = largest_difference(problem)
@@ -118,5 +121,5 @@ def measure(
 
 
 def agrees(row: dict[str, Any]) -> bool:
-    """Whether our result is every peer's, up to rounding; a NaN is not."""
+    """Whether our result is every peer's, or the formula's, up to rounding; a NaN is not."""
     return all(value <= MOST_DIFFERENCE for value in row["largest_difference"].values())

@@ -58,6 +58,13 @@ def load_peers(path: str | None, alone: bool) -> Peers:
     return Peers(torch, torch.ops.flash_attn_3.fwd, served)
 
 
+def reason(error: Exception, warned: list[str]) -> str:
+    """Why a peer does not compute a call: torch puts it into warnings, beside what concerns its other backends."""
+    said = [text.partition(" (Triggered internally")[0] for text in warned]
+    own = [text for text in said if not text.endswith(("not used because:", "has been runtime disabled."))]
+    return " ".join([str(error), *dict.fromkeys(own)])[:600]
+
+
 def has_library(path: Path) -> bool:
     """Whether the path leads to FlashAttention-3's own library."""
     return any((path / name).is_file() for name in LIBRARIES)

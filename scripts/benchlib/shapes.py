@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .cache_shapes import decode
+from .cache_shapes import decode, mla
 
 TOKENS = 16_384
 WIDTH = 2048  # heads * head_dim of the paper's grid
@@ -27,6 +27,12 @@ class Shape:
     window: tuple[int, int] = (-1, -1)
     options: tuple[str, ...] = ()  # of softcap, alibi, sinks
     label: str = field(default="", compare=False)  # instead of the lengths
+    head_dim_v: int | None = None  # None: head_dim
+
+    @property
+    def dim_v(self) -> int:
+        """Head dim of v and out."""
+        return self.head_dim_v or self.head_dim
 
     def __str__(self) -> str:
         """One line that tells it from every other shape of all grids."""
@@ -36,12 +42,16 @@ class Shape:
             masks.append(f"window {self.window[0]},{self.window[1]}")
         length = self.label or (f"{len(self.lengths)}x{self.lengths[0]}")
         layout = "varlen " if self.packed else ""
-        return " ".join([f"{layout}{length}", heads, f"d{self.head_dim}", *(masks or ["full"]), *self.options])
+        dim = f"d{self.head_dim}" if self.dim_v == self.head_dim else f"d{self.head_dim}/{self.dim_v}"
+        return " ".join([f"{layout}{length}", heads, dim, *(masks or ["full"]), *self.options])
 
     def flops(self) -> float:
-        """4 * heads * head_dim for every pair of query and key; of a causal square half counts, as in the papers."""
+        """4 * heads * head_dim for every pair of query and key; of a causal square half counts, as in the papers.
+
+        Where v has a head dim of its own, the mean of both.
+        """
         pairs = sum(self._pairs(n) for n in self.lengths)
-        return 4.0 * self.nheads * self.head_dim * pairs
+        return 2.0 * self.nheads * (self.head_dim + self.dim_v) * pairs
 
     def _pairs(self, n: int) -> float:
         left, right = self.window
@@ -55,7 +65,7 @@ class Shape:
     def bytes(self) -> int:
         """q, k, v, out and lse, each once."""
         rows = sum(self.lengths)
-        return rows * (2 * self.head_dim * (2 * self.nheads + 2 * self.nheads_k) + 4 * self.nheads)
+        return rows * (2 * (self.head_dim + self.dim_v) * (self.nheads + self.nheads_k) + 4 * self.nheads)
 
     def as_record(self) -> dict[str, Any]:
         """For JSON; long lists of lengths shortened to what they sum up to."""
@@ -112,8 +122,13 @@ def _options() -> list[Shape]:
     ]
 
 
+def _wide() -> list[Shape]:
+    d_512 = [Shape((n,) * (TOKENS // n), 8, 4, 512, True) for n in (4096, 16_384)]
+    return [*d_512, Shape((8192,) * 2, 16, 16, 192, True, head_dim_v=128)]
+
+
 def grids() -> dict[str, list[Any]]:
-    """All grids by name: lists of Shape, or of CacheShape for decode."""
+    """All grids by name: lists of Shape, or of CacheShape for decode and mla."""
     dims = (64, 128, 256)
     return {
         "paper": _paper(dims, (512, 1024, 2048, 4096, 8192, 16_384)),
@@ -124,4 +139,6 @@ def grids() -> dict[str, list[Any]]:
         "options": _options(),
         "small": [Shape((n,), 8, 8, 128, causal) for causal in (False, True) for n in (512, 1024, 2048, 4096)],
         "decode": decode(),
+        "wide": _wide(),
+        "mla": mla(),
     }

@@ -54,7 +54,19 @@ want = reference.attention_with_kvcache(
 )
 assert abs(out - want[0]).max() < 1e-5 and (v_cache == want[3]).all()
 """
-    run_python(example("python", "flash_attn_with_kvcache(") + check)
+    run_python(example("python", "out = flash_attn_with_kvcache(q, k_cache") + check)
+
+
+def test_latent_example() -> None:
+    check = """
+from pyflash3 import reference
+want = reference.attention_with_kvcache(
+    q, cache, None, cache_seqlens=cache_seqlens + 1, page_table=page_table, softmax_scale=192**-0.5, d_v=512
+)
+assert out.shape == (2, 1, 128, 512) and abs(out - want[0]).max() < 1e-5
+assert (cache[page_table[1, 3], 8] == new[1, 0]).all()
+"""
+    run_python(example("python", "d_v=512") + check)
 
 
 @pytest.mark.gpu

@@ -31,14 +31,23 @@ def test_of_the_demo(lengths: Any, window: tuple[int, int], causal: bool, nheads
     assert case.flops() == visible * nheads * (2 * d + 2 * d_v)
 
 
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=4).map(tuple), windows, st.booleans(), heads, dims)
-def test_of_the_benchmark(lengths: tuple[int, ...], window: tuple[int, int], causal: bool, nheads: int, d: int) -> None:
-    shape = Shape(lengths, nheads, 1, d, causal, packed=True, window=window)
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=4).map(tuple),
+    windows,
+    st.booleans(),
+    heads,
+    dims,
+    st.none() | dims,
+)
+def test_of_the_benchmark(
+    lengths: tuple[int, ...], window: tuple[int, int], causal: bool, nheads: int, d: int, d_v: int | None
+) -> None:
+    shape = Shape(lengths, nheads, 1, d, causal, packed=True, window=window, head_dim_v=d_v)
     if window == (-1, -1):  # the papers count half of the square for causal, diagonal or not
         visible = sum(n * n * (0.5 if causal else 1.0) for n in lengths)
     else:
         visible = sum(pairs(n, n, causal, window) for n in lengths)
-    assert shape.flops() == visible * nheads * 4 * d
+    assert shape.flops() == visible * nheads * (2 * d + 2 * (d_v or d))
 
 
 def test_the_papers_grid() -> None:

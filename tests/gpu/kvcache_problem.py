@@ -13,7 +13,7 @@ import numpy as np
 from pyflash3 import flash_attn_with_kvcache
 from pyflash3._reference_cache import through_cache
 from tests.gpu.formula import Result
-from tests.gpu.machine import get, poison_free_memory, poisoned, put, wait
+from tests.gpu.machine import HOST, get, poison_free_memory, poisoned, put, same_bits, wait
 from tests.gpu.problem import Inputs, Problem, expected, judge
 from tests.host.kvcache_cases import CacheCase, check_written, copied, turned_scores
 
@@ -86,3 +86,26 @@ def check(case: CacheCase, **more: Any) -> dict[str, float]:
     figures = judge(right.problem, *packed(*result), right.result, lse_more=turned)
     check_written(case, on_host(device), arguments, right.k_cache, right.v_cache)
     return figures
+
+
+def right_or_refused(case: CacheCase, **more: Any) -> bool:
+    """Whether a case is computed, which must be right then. Otherwise one sentence says why, and nothing is written."""
+    arguments = case.arguments()
+    device = on_device(arguments)
+    dim_v = arguments["d_v"] if case.latent else arguments["v_cache"].shape[-1]
+    out = poisoned((*device["q"].shape[:-1], dim_v), case.dtype)
+    refusal = None
+    try:
+        flash_attn_with_kvcache(**device, **more, out=out)
+    except NotImplementedError as error:
+        refusal = str(error)
+    wait()
+    if refusal is None:
+        check(case, **more)
+        return True
+    assert not HOST, "the host engine computes everything"
+    assert any(word in refusal for word in ("head_dim", "page_size", "cache_leftpad")), refusal
+    assert same_bits(out, poisoned(out.shape, case.dtype)), "a refused call wrote into out"
+    for name in case.caches:
+        assert same_bits(device[name], put(arguments[name])), f"a refused call wrote into {name}"
+    return False

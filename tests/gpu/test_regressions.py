@@ -1,7 +1,7 @@
 """The rows R1 to R13 of the contract: known defects of this library's closest relative, each a named test.
 
-R8 (head dim 512) waits for its kernel; R14 (the build) is not a matter of the GPU. R1, R5 and R12 stand in
-test_memory.py and test_streams.py, beside what else belongs to them.
+R14 (the build) is not a matter of the GPU. R1, R5, R8 and R12 stand in test_memory.py, test_streams.py and
+test_wide_heads.py, beside what else belongs to them.
 """
 
 from __future__ import annotations

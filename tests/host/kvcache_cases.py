@@ -43,6 +43,7 @@ class CacheCase:
     alibi: bool = False
     sinks: bool = False
     full: bool = False  # sequence 0 fills all rows of its cache
+    filled: tuple[int, ...] = ()  # rows of each sequence before the call; empty: drawn
     seed: int = 0
 
     @property
@@ -66,7 +67,7 @@ class CacheCase:
         new = np.full(self.batch, most_new)
         if self.new == "ragged":
             new = rng.integers(0, most_new + 1, self.batch)
-        filled = rng.integers(0, self.seqlen_k - most_new + 1, self.batch)
+        filled = self._filled(rng, most_new)
         if self.full:
             filled[0] = self.seqlen_k - new[0]
         leftpad = np.array([rng.integers(0, max(1, n)) for n in filled]) if self.leftpad else np.zeros_like(filled)
@@ -98,6 +99,10 @@ class CacheCase:
         if self.page_size is not None:
             self._make_pages(arguments, rng, filled + new, leftpad)
         return arguments
+
+    def _filled(self, rng: Any, most_new: int) -> Any:
+        drawn = rng.integers(0, self.seqlen_k - most_new + 1, self.batch)
+        return np.array(self.filled, drawn.dtype) if self.filled else drawn
 
     def _add_options(self, arguments: dict[str, Any], rng: Any, entries: Any, leftpad: Any) -> None:
         if self.batch_idx:

@@ -49,12 +49,13 @@ def test_a_row_and_its_table() -> None:
     assert row["ratio"] == pytest.approx(1.1)
     assert "append_us" not in row
     line = screen.cache_table([row]).splitlines()[1]
-    assert line.split()[-7:] == [
+    assert line.split()[-8:] == [
         f"{seconds * 1e6:.1f}",
         f"{1.1 * seconds * 1e6:.1f}",
         "1.100",
         "2.00",
         "0.50",
+        f"{shape.flops() / seconds * 1e-12:.0f}",
         "-",
         "peer",
     ]

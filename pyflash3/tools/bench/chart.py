@@ -76,7 +76,9 @@ def _title(shape: dict[str, Any]) -> str:
     if tuple(shape["window"]) != (-1, -1):
         masks.append("window {}, {}".format(*shape["window"]))
     extras = ["varlen"] if shape["packed"] else []
-    return ", ".join([f"d {shape['head_dim']}", *(masks or ["full"]), *shape["options"], *extras])
+    dim_v = shape.get("head_dim_v") or shape.get("latent_dim_v")
+    dim = f"d {shape['head_dim']}" + (f"/{dim_v}" if dim_v else "")
+    return ", ".join([dim, *(masks or ["full"]), *shape["options"], *extras])
 
 
 def _tick(shape: dict[str, Any]) -> str:
