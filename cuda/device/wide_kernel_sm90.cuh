@@ -96,28 +96,26 @@ __global__ void __cluster_dims__(Traits::kCtas, 1, 1) __launch_bounds__(Traits::
   auto &smem = *reinterpret_cast<typename Traits::SharedStorage *>(shared_memory);
   const int warpgroup = ptx::uniform(threadIdx.x / 128);
   const int warp = ptx::uniform(threadIdx.x / 32);
-  if (warp == 0) find_wide_tile<Traits>(args, smem);
   if (warp == 1) init_wide_barriers<Traits>(smem);
+  __syncwarp();
+  ptx::cluster_arrive_relaxed();
+  if (warp == 0) find_wide_tile<Traits>(args, smem);
   if (warp == 4 && ptx::elect_one()) {
     ptx::prefetch_tensormap(&args.q_map);
     ptx::prefetch_tensormap(&args.k_map);
     ptx::prefetch_tensormap(&args.v_map);
     ptx::prefetch_tensormap(&args.out_map);
   }
-  __syncwarp();
-  ptx::cluster_sync();  // from here on the other block may use this one's barriers
-  const bool has_keys = ptx::uniform(smem.tile.range.begin < smem.tile.range.end);
+  __syncthreads();
+  ptx::cluster_wait();  // from here on the other block may use this one's barriers
   if (warpgroup == 0) {
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
-    if (warp == 0 && has_keys) produce_wide<Traits>(args, smem);
-    __syncwarp();
-    ptx::cluster_sync();
+    if (warp == 0 && ptx::uniform(smem.tile.range.count() > 0)) produce_wide<Traits>(args, smem);
   } else {
     ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
     if (ptx::uniform(smem.tile.valid != 0)) consume_wide<Traits>(args, smem, warpgroup - 1);
-    __syncwarp();
-    ptx::cluster_sync();  // the other block stores nothing here any more
   }
+  // Either block may end before the other one: what is sent to a block is waited for there.
 }
 
 }  // namespace flash3::device

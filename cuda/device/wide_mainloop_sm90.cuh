@@ -48,8 +48,9 @@ struct ScoreExchange {
   }
 
   // Adds what the other warpgroup has sent. The sum of two numbers does not depend on their order: both blocks get the
-  // same bits.
-  __device__ __forceinline__ void receive(float (&s)[kScores]) {
+  // same bits. After the last block of keys nobody waits for the place to be free: told so, the other block might have
+  // ended.
+  __device__ __forceinline__ void receive(float (&s)[kScores], bool last) {
     ptx::mbarrier_wait(&smem.barriers.scores_full[warpgroup], sent ^ 1);
     const float4 *const from = &smem.scores[warpgroup][0][threadIdx.x % 128];
 #pragma unroll
@@ -61,6 +62,7 @@ struct ScoreExchange {
       s[4 * i + 3] += x.w;
       if (i % 2 == 1) ptx::compiler_fence();  // no more registers than for two at a time
     }
+    if (last) return;
     fence_accumulators(s);
     __syncwarp();
     if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive_cluster(of_other(&smem.barriers.scores_empty[warpgroup]));
@@ -136,13 +138,13 @@ struct WideMainloop {
     const bool single = ptx::uniform(n == range.begin);
     copy(next, s);
     if (single) {
-      exchange.receive(s);
+      exchange.receive(s, true);
     } else {
       wait_key_block();
       take_turn();
       issue_qk(next);
       pass_turn();
-      exchange.receive(s);
+      exchange.receive(s, false);
       wgmma_wait_group<0>();
       fence_accumulators(next);
       send_next();
@@ -162,7 +164,7 @@ struct WideMainloop {
       wgmma_wait_group<1>();
       fence_accumulators(o);
       release(smem.barriers.v_empty, v_state);
-      exchange.receive(s);
+      exchange.receive(s, false);
       to_probabilities(n);
       pack_probabilities<Element>(s, p);
       softmax.rescale(o, correction);
@@ -176,7 +178,7 @@ struct WideMainloop {
       wgmma_wait_group<0>();
       fence_accumulators(o);
       release(smem.barriers.v_empty, v_state);
-      exchange.receive(s);
+      exchange.receive(s, true);
       to_probabilities(n);
       pack_probabilities<Element>(s, p);
       softmax.rescale(o, correction);
