@@ -103,8 +103,8 @@ __device__ __forceinline__ uint32_t cluster_rank() { return cute::block_rank_in_
 __device__ __forceinline__ uint32_t mapa(uint32_t shared, uint32_t rank) { return cute::set_block_rank(shared, rank); }
 
 // By all threads of the cluster, warps converged: behind cluster_wait() the mbarriers are there that any of them has
-// initialised, with fence_mbarrier_init(), before cluster_arrive_relaxed(). Nothing else is ordered, and nobody waits for
-// stores to global memory.
+// initialised, with fence_mbarrier_init(), before cluster_arrive_relaxed(). Nothing else is ordered, and nobody waits
+// for stores to global memory.
 __device__ __forceinline__ void cluster_arrive_relaxed() {
   compiler_fence();
   cute::cluster_arrive_relaxed();

@@ -233,15 +233,8 @@ struct WideMainloop {
     state.advance();
   }
 
-  __device__ __forceinline__ void take_turn() const {
-#ifdef WV_NOTURN
-    return;
-#endif
-    ptx::bar_sync(NamedBarriers<Traits>::turn(warpgroup), 256); }
+  __device__ __forceinline__ void take_turn() const { ptx::bar_sync(NamedBarriers<Traits>::turn(warpgroup), 256); }
   __device__ __forceinline__ void pass_turn() const {
-#ifdef WV_NOTURN
-    return;
-#endif
     ptx::bar_arrive(NamedBarriers<Traits>::turn((warpgroup + 1) % Traits::kConsumers), 256);
   }
 };

@@ -47,7 +47,8 @@ struct WideTraits {
   static constexpr int kBoxCols = kSwizzleBytes / 2;
   static constexpr int kColBlocks = kHeadDim / kBoxCols;
   static constexpr int kColBlocksV = kColBlocks;
-  static_assert(kHeadDimV == kHeadDim && kHeadDim % kBoxCols == 0 && kHeadDim <= 256, "whole column blocks, one product for P * V");
+  static_assert(kHeadDimV == kHeadDim && kHeadDim % kBoxCols == 0 && kHeadDim <= 256,
+                "whole column blocks, one product for P * V");
 
   static constexpr uint32_t kKBytes = kBlockN * kHeadDim * 2;
   static constexpr uint32_t kVBytes = kBlockN * kHeadDim * 2;
@@ -63,8 +64,8 @@ struct WideTraits {
   struct Barriers {
     uint64_t q_full[kQStages], k_full[kStages], v_full[kStages];
     uint64_t q_empty[kQStages], k_empty[kStages], v_empty[kStages];  // an arrival a warp
-    uint64_t scores_full[kConsumers];             // by the stores of the other block
-    uint64_t scores_empty[kConsumers];            // there, an arrival a warp: what this block stored has been read
+    uint64_t scores_full[kConsumers];                                // by the stores of the other block
+    uint64_t scores_empty[kConsumers];  // there, an arrival a warp: what this block stored has been read
   };
   static constexpr int kFirstEmpty = kQStages + 2 * kStages;
   static constexpr int kScoresFull = kFirstEmpty + kQStages + 2 * kStages;

@@ -177,9 +177,10 @@ core::Status forward(const flash3_params &params, void *stream) {
   status = find_kernel(params, device.multiprocessors, &kernel);
   if (!status.ok()) return status;
   const int64_t tiles = most_tiles(params, *kernel);
-  if (tiles > kMostTiles) {
+  const int64_t most = kMostTiles / kernel->cluster_blocks;
+  if (tiles > most) {
     return core::error(FLASH3_UNSUPPORTED, "batch ", params.batch, " with nheads ", params.nheads, " makes ", tiles,
-                       " tiles; at most ", kMostTiles, " fit one call");
+                       " tiles; at most ", most, " fit one call");
   }
   const int64_t most_blocks = int64_t{std::max(device.multiprocessors - params.sm_margin, 1)} * kernel->blocks_per_sm;
   // A cluster has one tile, and the hardware hands them out.
@@ -191,8 +192,8 @@ core::Status forward(const flash3_params &params, void *stream) {
   device::FwdArgs args;
   status = make_args(params, *kernel, state, &args);
   if (!status.ok()) return status;
-  error = enqueue_forward(*kernel, &args, static_cast<unsigned>(blocks), device.ordinal,
-                          static_cast<cudaStream_t>(stream));
+  error =
+      enqueue_forward(*kernel, &args, static_cast<unsigned>(blocks), device.ordinal, static_cast<cudaStream_t>(stream));
   if (error != cudaSuccess) return cuda_error("launching the forward kernel", error);
   return {};
 }

@@ -230,7 +230,10 @@ def cheapest_config(
     longest_q: int | None = None,
     columns: int = 100_000,
 ) -> int:
-    """Of the class of the config `member`. vary: the lengths are means. columns: heads of all sequences, by default enough to fill any GPU."""
+    """Of the class of the config `member`.
+
+    vary: the lengths are means. columns: heads of all sequences, by default enough to fill any GPU.
+    """
     longest = seqlen_q if longest_q is None else longest_q
     index: int = _function("cheapest_config")(member, left, right, seqlen_q, seqlen_k, vary, longest, columns)
     return index

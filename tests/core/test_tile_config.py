@@ -48,7 +48,9 @@ def test_estimate_counts_every_tile_and_block(index: int, left: int, right: int,
 
 
 @given(st.sampled_from(CLASSES), sides, sides, st.integers(1, 2**31 - 1), st.integers(0, 2**31 - 1))
-def test_the_cheapest_of_the_class(head_dims: tuple[int, int], left: int, right: int, seqlen_q: int, seqlen_k: int) -> None:
+def test_the_cheapest_of_the_class(
+    head_dims: tuple[int, int], left: int, right: int, seqlen_q: int, seqlen_k: int
+) -> None:
     of_class = [
         i
         for i, config in enumerate(CONFIGS)
