@@ -64,8 +64,8 @@ def flash_attn_func(
             bits every time, and so does 0, for which the lengths of all sequences decide where keys are cut; two
             numbers differ by rounding. The host engine makes one pass in any case.
         pack_gqa: a tuning hint of FlashAttention-3 that never changes a result; the library chooses.
-        sm_margin: multiprocessors to leave to other work, on a GPU. With num_splits 0 it may change where keys are
-            split, and so the rounding.
+        sm_margin: multiprocessors to leave to other work, on a GPU, unless a head dim is above 256. With num_splits 0
+            it may change where keys are split, and so the rounding.
         out: (batch, seqlen_q, nheads, head_dim_v) of q's dtype to write to. It may be a CUDA object with __dlpack__,
             so that the result reaches another framework without a copy.
         return_lse: also return the log-sum-exp of each row.

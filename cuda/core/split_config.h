@@ -21,6 +21,7 @@ inline constexpr SplitConfig kSplitConfigs[] = {
     {64, 128, 2, 2}, {96, 64, 4, 2}, {128, 64, 2, 2}, {192, 64, 4, 1}, {256, 64, 3, 1},
 };
 inline constexpr int32_t kNumSplitConfigs = sizeof(kSplitConfigs) / sizeof(kSplitConfigs[0]);
+inline constexpr int32_t kMostSplitDim = kSplitConfigs[kNumSplitConfigs - 1].head_dim;
 
 // Latent attention (MLA): the first columns of k are v, too, so that a key is loaded once for both.
 inline constexpr int32_t kLatentHeadDim = 576;
@@ -53,7 +54,7 @@ inline bool has_kv_cache(const flash3_params &p) {
 // one tile holds them and the keys are what takes time.
 inline bool takes_split_kernel(const flash3_params &p) {
   if (p.num_splits > 1 || has_kv_cache(p) || is_latent(p)) return true;
-  if (p.num_splits == 1) return false;
+  if (p.num_splits == 1 || p.head_dim > kMostSplitDim || p.head_dim_v > kMostSplitDim) return false;
   constexpr int64_t kFewKeys = 256;
   const int64_t group = p.nheads / p.nheads_k;
   const bool packed_q = p.cu_seqlens_q != nullptr;

@@ -12,7 +12,9 @@
 namespace flash3::core {
 
 struct TileConfig {
-  int32_t head_dim;  // columns the kernel is instantiated for; smaller head dims run in it with zero-filled columns
+  // Columns of Q and K, and of V, that the kernel is instantiated for; smaller head dims run in it with zero-filled
+  // columns.
+  int32_t head_dim, head_dim_v;
   int32_t block_m;   // query rows of a tile, 64 per consumer warpgroup
   int32_t block_n;   // keys of a block
   int32_t stages;    // K and V blocks in flight, each
@@ -27,28 +29,35 @@ struct TileConfig {
   int32_t tile_clocks, block_clocks;
   int32_t most_rows;  // longest query sequence that it is made for; 0: any
 
+  constexpr bool is_of_class(const TileConfig &other) const {
+    return head_dim == other.head_dim && head_dim_v == other.head_dim_v;
+  }
   constexpr bool is_short() const { return blocks_per_sm > 1; }
+  // The kernel for wide heads, in which two multiprocessors share the columns of a tile.
+  constexpr bool is_wide() const { return head_dim > 256; }
 };
 
 // Wide heads are bound by the tensor cores: looking for the maximum costs them no time, and the way around it
 // registers.
 // clang-format off
 inline constexpr TileConfig kTileConfigs[] = {
-    // head_dim, block_m, block_n, stages, q_stages, streams, blocks_per_sm, exact_max, tile_clocks, block_clocks, most_rows
-    {64, 192, 128, 4, 2, 1, 1, false, 5600, 2330, 0},
-    {64, 256, 64, 4, 2, 1, 1, false, 5640, 1740, 0},
-    {64, 128, 64, 4, 2, 2, 1, false, 2850, 890, 0},
-    {64, 64, 128, 4, 2, 1, 1, false, 3500, 1100, 0},
-    {64, 64, 64, 1, 1, 1, 4, true, 1400, 640, 256},
-    {96, 128, 128, 2, 2, 1, 1, false, 2800, 2300, 0},
-    {96, 192, 96, 2, 2, 1, 1, false, 5000, 2340, 0},
-    {96, 64, 64, 1, 1, 1, 3, true, 1500, 850, 256},
-    {128, 128, 128, 2, 2, 1, 1, false, 2800, 2600, 0},
-    {128, 64, 128, 2, 2, 1, 1, false, 2800, 1500, 0},
-    {128, 64, 64, 1, 1, 1, 3, true, 1500, 1000, 256},
-    {192, 128, 96, 2, 1, 1, 1, true, 0, 0, 0},
-    {256, 128, 80, 2, 1, 1, 1, true, 9000, 3050, 0},
-    {256, 64, 80, 2, 1, 1, 1, true, 8000, 1750, 0},
+    // head_dim, head_dim_v, block_m, block_n, stages, q_stages, streams, blocks_per_sm, exact_max, tile_clocks, block_clocks, most_rows
+    {64, 64, 192, 128, 4, 2, 1, 1, false, 5600, 2330, 0},
+    {64, 64, 256, 64, 4, 2, 1, 1, false, 5640, 1740, 0},
+    {64, 64, 128, 64, 4, 2, 2, 1, false, 2850, 890, 0},
+    {64, 64, 64, 128, 4, 2, 1, 1, false, 3500, 1100, 0},
+    {64, 64, 64, 64, 1, 1, 1, 4, true, 1400, 640, 256},
+    {96, 96, 128, 128, 2, 2, 1, 1, false, 2800, 2300, 0},
+    {96, 96, 192, 96, 2, 2, 1, 1, false, 5000, 2340, 0},
+    {96, 96, 64, 64, 1, 1, 1, 3, true, 1500, 850, 256},
+    {128, 128, 128, 128, 2, 2, 1, 1, false, 2800, 2600, 0},
+    {128, 128, 64, 128, 2, 2, 1, 1, false, 2800, 1500, 0},
+    {128, 128, 64, 64, 1, 1, 1, 3, true, 1500, 1000, 256},
+    {192, 128, 128, 128, 2, 1, 1, 1, false, 0, 0, 0},
+    {192, 192, 128, 96, 2, 1, 1, 1, true, 0, 0, 0},
+    {256, 256, 128, 80, 2, 1, 1, 1, true, 9000, 3050, 0},
+    {256, 256, 64, 80, 2, 1, 1, 1, true, 8000, 1750, 0},
+    {512, 512, 128, 64, 2, 1, 1, 1, true, 0, 0, 0},
 };
 // clang-format on
 
@@ -56,9 +65,8 @@ inline constexpr int32_t kNumTileConfigs = sizeof(kTileConfigs) / sizeof(kTileCo
 
 // The smallest class of head dims that holds d_qk and d_v, by its first config; NULL when none does.
 constexpr const TileConfig *tile_config(int32_t head_dim, int32_t head_dim_v) {
-  const int32_t wider = head_dim > head_dim_v ? head_dim : head_dim_v;
   for (const TileConfig &config : kTileConfigs) {
-    if (wider <= config.head_dim) return &config;
+    if (head_dim <= config.head_dim && head_dim_v <= config.head_dim_v) return &config;
   }
   return nullptr;
 }
@@ -137,13 +145,13 @@ inline int64_t prepare_clocks(const Workload &work) {
   return work.packed_q && tiles <= int64_t{kTilesAtOnce} * work.multiprocessors ? kClocks : 0;
 }
 
-// Among the configs of a class of head dims, the index of the one that costs least.
-inline int32_t cheapest_config(int32_t class_head_dim, const Workload &work) {
+// Among the configs of a class of head dims, that of `member`, the index of the one that costs least.
+inline int32_t cheapest_config(const TileConfig &member, const Workload &work) {
   int32_t best = -1;
   double least = 0;
   for (int32_t i = 0; i < kNumTileConfigs; ++i) {
     const TileConfig &config = kTileConfigs[i];
-    if (config.head_dim != class_head_dim) continue;
+    if (!config.is_of_class(member)) continue;
     if (config.most_rows > 0 && work.longest_q > config.most_rows) continue;
     const double clocks =
         estimated_clocks(config, work) + static_cast<double>(config.is_short() ? 0 : prepare_clocks(work));

@@ -16,7 +16,7 @@ namespace flash3::device {
 template <class Traits>
 struct Epilogue {
   using Element = typename Traits::Element;
-  static constexpr int kOutputs = Traits::kHeadDim / 2;
+  static constexpr int kOutputs = Traits::kHeadDimV / 2;
 
   const FwdArgs &args;
   const int warpgroup;
@@ -80,7 +80,7 @@ struct Epilogue {
 
   __device__ __forceinline__ void store_lse(const WorkTile &tile, const float (&lse)[2]) const {
     const int lane = threadIdx.x % 32;
-    if (args.lse == nullptr || lane % 4 != 0) return;
+    if (args.lse == nullptr || lane % 4 != 0 || Traits::first_column() != 0) return;
     const int64_t row0 = Traits::warp_row(tile, warpgroup) + lane / 4;
     float *const at = lse_row(tile) + row0;
 #pragma unroll
@@ -98,10 +98,10 @@ struct Epilogue {
     const int lane = threadIdx.x % 32;
     char *const rows = reinterpret_cast<char *>(to + threadIdx.x % 128 / 32 * 16 * Traits::kBoxCols);
 #pragma unroll
-    for (int j = 0; j < Traits::kHeadDim / 16; ++j) {
+    for (int j = 0; j < Traits::kHeadDimV / 16; ++j) {
       uint32_t at = lane % 16 * Traits::kSwizzleBytes + (j % kStepsPerBox) * 32 + lane / 16 * 16;
       at ^= (at >> 3) & (kXorMask << 4);  // the swizzle of the tensor map, which repeats every 8 rows of 128 bytes
-      at += (j / kStepsPerBox) * (64 * Traits::kSwizzleBytes);
+      at += (j / kStepsPerBox) * (Traits::kStagedRows * Traits::kSwizzleBytes);
       ptx::stmatrix_x4(rows + at, pack2<Element>(o[8 * j], o[8 * j + 1]), pack2<Element>(o[8 * j + 2], o[8 * j + 3]),
                        pack2<Element>(o[8 * j + 4], o[8 * j + 5]), pack2<Element>(o[8 * j + 6], o[8 * j + 7]));
     }
@@ -113,17 +113,17 @@ struct Epilogue {
     if (row0 >= tile.seqlen_q) return;
     const int warp = ptx::uniform(threadIdx.x % 128 / 32);
 #pragma unroll
-    for (int pass = 0; pass < Traits::kColBlocks; pass += 4) {
+    for (int pass = 0; pass < Traits::kColBlocksV; pass += 4) {
       const int c = pass + warp;
-      const int32_t col = c * Traits::kBoxCols;
-      if (c >= Traits::kColBlocks || col >= args.head_dim_v || !ptx::elect_one()) continue;
+      const int32_t col = Traits::first_column() + c * Traits::kBoxCols;
+      if (c >= Traits::kColBlocksV || col >= args.head_dim_v || !ptx::elect_one()) continue;
       ptx::TmaCoord at;
       at.col = col;
       at.row = static_cast<int32_t>(args.q_side.rows - tile.seqlen_q + row0);
       at.end = tile.q_end;
       at.head = tile.head;
       at.batch = Traits::packed(args.q_side) ? 0 : tile.batch;
-      ptx::tma_store(&args.out_map, to + c * 64 * Traits::kBoxCols, at);
+      ptx::tma_store(&args.out_map, to + c * Traits::kStagedRows * Traits::kBoxCols, at);
       ptx::tma_store_commit_group();
     }
   }

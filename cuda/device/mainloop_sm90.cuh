@@ -38,8 +38,8 @@ struct Mainloop {
   using SharedStorage = typename Traits::SharedStorage;
   using Descriptor = SmemDescriptor<Traits::kSwizzleBytes>;
   static constexpr int kBlockN = Traits::kBlockN;
-  static constexpr int kScores = kBlockN / 2;            // scores a thread holds
-  static constexpr int kOutputs = Traits::kHeadDim / 2;  // outputs a thread holds
+  static constexpr int kScores = kBlockN / 2;             // scores a thread holds
+  static constexpr int kOutputs = Traits::kHeadDimV / 2;  // outputs a thread holds
 
   const FwdArgs &args;
   SharedStorage &smem;
@@ -205,7 +205,7 @@ struct Mainloop {
   // one that of the last block, which the first one multiplies before it. The producer loads V again when both outputs
   // have left.
   __device__ __forceinline__ Element *output_place() const {
-    if constexpr (!Traits::kStagesInV) return smem.own_out + warpgroup * 64 * Traits::kHeadDim;
+    if constexpr (!Traits::kStagesInV) return smem.own_out + warpgroup * 64 * Traits::kHeadDimV;
     const uint32_t back = 2 - warpgroup;
     if (v_state.step < back) return smem.v[v_state.step % Traits::kStages];  // no block has been there
     const RingState<Traits::kStages> block = {v_state.step - back};
@@ -252,7 +252,7 @@ struct Mainloop {
   }
 
   __device__ __forceinline__ void issue_pv(uint32_t (&p)[kScores / 2], float (&o)[kOutputs]) const {
-    gemm_rs<Element, Traits::kHeadDim, kBlockN, Traits::kSwizzleBytes>(
+    gemm_rs<Element, Traits::kHeadDimV, kBlockN, Traits::kSwizzleBytes>(
         p, v_low + v_state.index() * (Traits::kVBytes / 16), o);
   }
 

@@ -118,7 +118,7 @@ struct Producer : TileLoads<Traits> {
                          out_state.parity());  // where the output of the tile before has been staged
       out_state.advance();
     }
-    Loads::load(next_v(job, n));
+    Loads::load_values(next_v(job, n));
   }
 
   // One of two. Field by field, or the compiler keeps both in local memory.

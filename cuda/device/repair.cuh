@@ -30,7 +30,7 @@ __device__ __forceinline__ float quad_dot(const Element *q, const Element *k, in
 template <class Traits>
 struct Repair {
   using Element = typename Traits::Element;
-  static constexpr int kOutputs = Traits::kHeadDim / 2;
+  static constexpr int kOutputs = Traits::kHeadDimV / 2;
 
   const FwdArgs &args;
   const WorkTile &tile;
@@ -71,7 +71,7 @@ struct Repair {
   }
 
  private:
-  // Columns of this thread: 8 * j + 2 * (lane % 4) and the one behind it, for every j.
+  // Columns of this thread: first_column() + 8 * j + 2 * (lane % 4) and the one behind it, for every j.
   __device__ __forceinline__ void recompute(float (&o)[kOutputs], int r, int64_t row, float lse) const {
     const RowScores rows(args, tile, first_row, alibi_slope(args, tile));
     const int lane = rows.lane;
@@ -97,7 +97,7 @@ struct Repair {
       bool all_nan = true;
 #pragma unroll
       for (int j = 0; j < kOutputs / 4; ++j) {
-        const int col = 8 * j + 2 * (lane % 4);
+        const int col = Traits::first_column() + 8 * j + 2 * (lane % 4);
         if (col < args.head_dim_v) {
 #pragma unroll
           for (int c = 0; c < 2; ++c) {

@@ -57,21 +57,21 @@ struct BoxLoad {
   uint64_t *full, *empty;
   uint32_t parity, rows;
   ptx::L2Hint hint;
-  ptx::TmaCoord at;  // without the column
+  ptx::TmaCoord at;  // of the first column block
 };
 
 // Waits until the buffer is free, then loads all column blocks: those that hold columns of the head dim from `map`, the
 // others from `zero_map`.
-template <class Traits>
+template <class Traits, int kColBlocks = Traits::kColBlocks>
 __device__ __forceinline__ void load_boxes(const BoxLoad<Traits> &l) {
   if (!ptx::elect_one()) return;
   ptx::mbarrier_wait(l.empty, l.parity);
-  ptx::mbarrier_arrive_expect_tx(l.full, l.rows * (Traits::kHeadDim * 2));
+  ptx::mbarrier_arrive_expect_tx(l.full, l.rows * (kColBlocks * Traits::kBoxCols * 2));
 #pragma unroll
-  for (int c = 0; c < Traits::kColBlocks; ++c) {
+  for (int c = 0; c < kColBlocks; ++c) {
     // Selected and not branched to: the boxes of a block are issued one right after the other.
-    const int32_t col = c * Traits::kBoxCols;
-    const bool inside = c == 0 || col < l.head_dim;
+    const int32_t col = l.at.col + c * Traits::kBoxCols;
+    const bool inside = (c == 0 && l.at.col == 0) || col < l.head_dim;
     const ptx::TmaCoord box = {col, inside ? l.at.row : 0, inside ? l.at.end : 0, inside ? l.at.head : 0,
                                inside ? l.at.batch : 0};
     ptx::tma_load(l.to + c * l.rows * Traits::kBoxCols, inside ? l.map : l.zero_map, l.full, l.hint, box);
@@ -155,7 +155,7 @@ struct TileLoads {
             state.parity(),
             Traits::kBlockM,
             ptx::L2Hint::kEvictFirst,
-            {0, job.q_row, job.q_end, job.head, job.batch_q}};
+            {Traits::first_column(), job.q_row, job.q_end, job.head, job.batch_q}};
   }
 
   __device__ __forceinline__ Load load_of_k(const Job &job, int32_t n, RingState<Traits::kStages> state) const {
@@ -169,7 +169,7 @@ struct TileLoads {
             state.parity(),
             Traits::kBlockN,
             ptx::L2Hint::kEvictLast,
-            {0, job.k_row + n * Traits::kBlockN, job.k_end, job.kv_head, job.batch_k}};
+            {Traits::first_column(), job.k_row + n * Traits::kBlockN, job.k_end, job.kv_head, job.batch_k}};
   }
 
   __device__ __forceinline__ Load load_of_v(const Job &job, int32_t n, RingState<Traits::kStages> state) const {
@@ -183,10 +183,12 @@ struct TileLoads {
             state.parity(),
             Traits::kBlockN,
             ptx::L2Hint::kEvictLast,
-            {0, job.k_row + n * Traits::kBlockN, job.k_end, job.kv_head, job.batch_k}};
+            {Traits::first_column(), job.k_row + n * Traits::kBlockN, job.k_end, job.kv_head, job.batch_k}};
   }
 
-  static __device__ __forceinline__ void load(const Load &l) { load_boxes(l); }
+  // Of Q and K, and of V.
+  static __device__ __forceinline__ void load(const Load &l) { load_boxes<Traits, Traits::kColBlocks>(l); }
+  static __device__ __forceinline__ void load_values(const Load &l) { load_boxes<Traits, Traits::kColBlocksV>(l); }
 };
 
 }  // namespace flash3::device

@@ -28,7 +28,8 @@ struct TileTraits {
   static constexpr bool kScoreMod = kScoreMod_;
   static constexpr bool kVarlen = kVarlen_;
   static constexpr core::TileConfig kConfig = core::kTileConfigs[kConfigIndex];
-  static constexpr int kHeadDim = kConfig.head_dim;
+  static constexpr int kHeadDim = kConfig.head_dim;     // columns of Q and K
+  static constexpr int kHeadDimV = kConfig.head_dim_v;  // columns of V and the output
   static_assert(sizeof(Element) == 2, "16-bit inputs");
 
   static constexpr int kBlockM = kConfig.block_m;
@@ -71,11 +72,18 @@ struct TileTraits {
   static constexpr int kSwizzleBytes = kHeadDim % 64 == 0 ? 128 : 64;
   static constexpr int kBoxCols = kSwizzleBytes / 2;
   static constexpr int kColBlocks = kHeadDim / kBoxCols;
-  static_assert(kHeadDim % kBoxCols == 0, "whole column blocks");
+  static constexpr int kColBlocksV = kHeadDimV / kBoxCols;
+  static_assert(kHeadDim % kBoxCols == 0 && kHeadDimV % kBoxCols == 0, "whole column blocks");
+  static_assert(!kIsShort || kHeadDim == kHeadDimV, "that kernel has one way to load");
 
   static constexpr uint32_t kQBytes = kBlockM * kHeadDim * 2;
   static constexpr uint32_t kKBytes = kBlockN * kHeadDim * 2;
-  static constexpr uint32_t kVBytes = kBlockN * kHeadDim * 2;
+  static constexpr uint32_t kVBytes = kBlockN * kHeadDimV * 2;
+
+  // One thread block has all columns of a tile.
+  static constexpr int kCtas = 1;
+  static __device__ __forceinline__ int32_t first_column() { return 0; }
+  static constexpr int kStagedRows = 64;  // of a column block where the output of a warpgroup is staged
 
   // What the loads of a tile need to know, as TMA coordinates.
   struct Job {
@@ -101,8 +109,8 @@ struct TileTraits {
   struct SharedStorage {
     alignas(1024) Element q[kQStages][kBlockM * kHeadDim];
     alignas(1024) Element k[kStages][kBlockN * kHeadDim];
-    alignas(1024) Element v[kStages][kBlockN * kHeadDim];
-    alignas(1024) Element own_out[kStagesInV ? 1 : kBlockM * kHeadDim];
+    alignas(1024) Element v[kStages][kBlockN * kHeadDimV];
+    alignas(1024) Element own_out[kStagesInV ? 1 : kBlockM * kHeadDimV];
     Barriers barriers;
     WorkTile tile[kTileSlots];
     Job job[kIsShort ? kTileSlots : 1];

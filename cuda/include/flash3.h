@@ -179,7 +179,9 @@ typedef struct flash3_params {
   /* Pieces that the keys of a tile of queries are shared out in: 0: the library chooses, else 1 to 256. The host
    * backend makes one pass in any case. */
   int32_t num_splits;
-  int32_t sm_margin; /* CUDA: multiprocessors to leave to others, >= 0. With num_splits 0 it may change the rounding */
+  /* CUDA: multiprocessors to leave to others, >= 0; no effect where a head dim is above 256. With num_splits 0 it may
+   * change the rounding. */
+  int32_t sm_margin;
   int32_t num_threads; /* host: threads to use; 0: all cores. CUDA: ignored */
   int32_t reserved;    /* 0 */
 

@@ -3,5 +3,6 @@
 namespace flash3::launch {
 
 FLASH3_INSTANTIATE(FLASH3_FLOAT16, 11);
+FLASH3_INSTANTIATE(FLASH3_FLOAT16, 12);
 
 }  // namespace flash3::launch

@@ -2,7 +2,7 @@
 
 namespace flash3::launch {
 
-FLASH3_INSTANTIATE(FLASH3_FLOAT16, 12);
 FLASH3_INSTANTIATE(FLASH3_FLOAT16, 13);
+FLASH3_INSTANTIATE(FLASH3_FLOAT16, 14);
 
 }  // namespace flash3::launch

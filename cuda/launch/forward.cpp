@@ -51,7 +51,7 @@ core::Status encode_maps(const flash3_params &p, const FwdKernel &kernel, device
   }
   if (status.ok()) status = encode_tensor_map(k, bf16, kv_box, &args->k_map);
   if (status.ok()) status = encode_tensor_map(v, bf16, kv_box, &args->v_map);
-  if (std::min(p.head_dim, p.head_dim_v) <= kernel.head_dim - kernel.box_cols) {
+  if (p.head_dim <= kernel.head_dim - kernel.box_cols || p.head_dim_v <= kernel.head_dim_v - kernel.box_cols) {
     if (status.ok()) status = encode_zero_map(p.q, bf16, q_box, &args->q_zero_map);
     if (status.ok()) status = encode_zero_map(p.q, bf16, kv_box, &args->kv_zero_map);
   }
@@ -177,19 +177,23 @@ core::Status forward(const flash3_params &params, void *stream) {
   status = find_kernel(params, device.multiprocessors, &kernel);
   if (!status.ok()) return status;
   const int64_t tiles = most_tiles(params, *kernel);
-  if (tiles > kMostTiles) {
+  const int64_t most = kMostTiles / kernel->cluster_blocks;
+  if (tiles > most) {
     return core::error(FLASH3_UNSUPPORTED, "batch ", params.batch, " with nheads ", params.nheads, " makes ", tiles,
-                       " tiles; at most ", kMostTiles, " fit one call");
+                       " tiles; at most ", most, " fit one call");
   }
   const int64_t most_blocks = int64_t{std::max(device.multiprocessors - params.sm_margin, 1)} * kernel->blocks_per_sm;
-  const SchedulerState state = scheduler_state(params, *kernel, tiles <= most_blocks * kernel->streams);
+  // A cluster has one tile, and the hardware hands them out.
+  const bool clusters = kernel->cluster_blocks > 1;
+  const int64_t blocks = clusters ? tiles * kernel->cluster_blocks : std::min(tiles, most_blocks);
+  const SchedulerState state = scheduler_state(params, *kernel, clusters || tiles <= most_blocks * kernel->streams);
   cudaError_t error = enqueue_scheduler(params, *kernel, state, static_cast<cudaStream_t>(stream));
   if (error != cudaSuccess) return cuda_error("preparing the tile scheduler", error);
   device::FwdArgs args;
   status = make_args(params, *kernel, state, &args);
   if (!status.ok()) return status;
-  error = enqueue_forward(*kernel, &args, static_cast<unsigned>(std::min(tiles, most_blocks)), device.ordinal,
-                          static_cast<cudaStream_t>(stream));
+  error =
+      enqueue_forward(*kernel, &args, static_cast<unsigned>(blocks), device.ordinal, static_cast<cudaStream_t>(stream));
   if (error != cudaSuccess) return cuda_error("launching the forward kernel", error);
   return {};
 }

@@ -5,32 +5,47 @@
 
 #include "device/fwd_kernel_sm90.cuh"
 #include "device/short_kernel_sm90.cuh"
+#include "device/wide_kernel_sm90.cuh"
 #include "launch/fwd_kernel.h"
 
 namespace flash3::launch {
 
-template <flash3_dtype kDtype, int kConfigIndex, bool kScoreMod, bool kVarlen>
-FwdKernel fwd_kernel() {
-  static_assert(kDtype == FLASH3_FLOAT16 || kDtype == FLASH3_BFLOAT16, "16-bit inputs");
-  using Element = std::conditional_t<kDtype == FLASH3_FLOAT16, cutlass::half_t, cutlass::bfloat16_t>;
-  using Traits = device::TileTraits<Element, kConfigIndex, kScoreMod, kVarlen>;
+// What the host code has to know of a kernel.
+template <class Traits>
+FwdKernel describe_kernel(void (*function)(device::FwdArgs)) {
   FwdKernel kernel;
-  if constexpr (Traits::kIsShort) {
-    kernel.function = reinterpret_cast<const void *>(&device::short_fwd_kernel_sm90<Traits>);
-  } else {
-    kernel.function = reinterpret_cast<const void *>(&device::fwd_kernel_sm90<Traits>);
-  }
+  kernel.function = reinterpret_cast<const void *>(function);
   kernel.shared_bytes = sizeof(typename Traits::SharedStorage) * Traits::kStreams;
-  kernel.is_short = Traits::kIsShort;
+  kernel.is_short = Traits::kConfig.is_short();
   kernel.streams = Traits::kStreams;
-  kernel.blocks_per_sm = Traits::kBlocksPerSm;
+  kernel.blocks_per_sm = Traits::kConfig.blocks_per_sm;
+  kernel.cluster_blocks = Traits::kCtas;
   kernel.threads = Traits::kThreads;
-  kernel.head_dim = Traits::kHeadDim;
+  kernel.head_dim = Traits::kConfig.head_dim;
+  kernel.head_dim_v = Traits::kConfig.head_dim_v;
   kernel.block_m = Traits::kBlockM;
   kernel.block_n = Traits::kBlockN;
   kernel.box_cols = Traits::kBoxCols;
   kernel.swizzle_bytes = Traits::kSwizzleBytes;
   return kernel;
+}
+
+template <flash3_dtype kDtype, int kConfigIndex, bool kScoreMod, bool kVarlen>
+FwdKernel fwd_kernel() {
+  static_assert(kDtype == FLASH3_FLOAT16 || kDtype == FLASH3_BFLOAT16, "16-bit inputs");
+  using Element = std::conditional_t<kDtype == FLASH3_FLOAT16, cutlass::half_t, cutlass::bfloat16_t>;
+  constexpr core::TileConfig kConfig = core::kTileConfigs[kConfigIndex];
+  if constexpr (kConfig.is_wide()) {
+    using Traits = device::WideTraits<Element, kConfigIndex, kScoreMod, kVarlen>;
+    return describe_kernel<Traits>(&device::wide_fwd_kernel_sm90<Traits>);
+  } else {
+    using Traits = device::TileTraits<Element, kConfigIndex, kScoreMod, kVarlen>;
+    if constexpr (kConfig.is_short()) {
+      return describe_kernel<Traits>(&device::short_fwd_kernel_sm90<Traits>);
+    } else {
+      return describe_kernel<Traits>(&device::fwd_kernel_sm90<Traits>);
+    }
+  }
 }
 
 }  // namespace flash3::launch

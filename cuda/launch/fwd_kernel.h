@@ -13,7 +13,8 @@ struct FwdKernel {
   int32_t threads;
   bool is_short;  // the kernel for short sequences, which needs no tile counter and nothing prepared
   int32_t streams, blocks_per_sm;
-  int32_t head_dim, block_m, block_n;
+  int32_t cluster_blocks;  // thread blocks that work on a tile together; more than one: each cluster has one tile
+  int32_t head_dim, head_dim_v, block_m, block_n;
   int32_t box_cols, swizzle_bytes;
 };
 

@@ -1,5 +1,6 @@
 #include "launch/kernel_table.h"
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -37,6 +38,9 @@ constexpr bool is_built(flash3_dtype dtype, int32_t head_dim) {
 #ifdef FLASH3_HAS_FP16_HDIM256
       {FLASH3_FLOAT16, 256},
 #endif
+#ifdef FLASH3_HAS_FP16_HDIM512
+      {FLASH3_FLOAT16, 512},
+#endif
 #ifdef FLASH3_HAS_BF16_HDIM64
       {FLASH3_BFLOAT16, 64},
 #endif
@@ -51,6 +55,9 @@ constexpr bool is_built(flash3_dtype dtype, int32_t head_dim) {
 #endif
 #ifdef FLASH3_HAS_BF16_HDIM256
       {FLASH3_BFLOAT16, 256},
+#endif
+#ifdef FLASH3_HAS_BF16_HDIM512
+      {FLASH3_BFLOAT16, 512},
 #endif
 #ifdef FLASH3_HAS_FP16_HDIM576
       {FLASH3_FLOAT16, 576},
@@ -142,43 +149,36 @@ core::Workload workload(const flash3_params &p, int32_t multiprocessors) {
   return work;
 }
 
-// Among the kernels of a dtype the narrowest class of at least that head dim, which is 0 where there is none: a wider
+// Among the kernels of a dtype one of the narrowest class that holds the head dims, NULL where there is none: a wider
 // kernel computes narrower heads just as well, if the right one was left out of the build.
-int32_t narrowest_class(flash3_dtype dtype, int32_t at_least) {
-  int32_t best = 0;
+const core::TileConfig *narrowest_class(const flash3_params &p) {
+  const core::TileConfig *best = nullptr;
   for (const Entry &e : table().entries) {
-    const int32_t head_dim = core::kTileConfigs[e.config].head_dim;
-    if (e.dtype == dtype && head_dim >= at_least && (best == 0 || head_dim < best)) best = head_dim;
+    const core::TileConfig &config = core::kTileConfigs[e.config];
+    if (e.dtype != p.dtype || config.head_dim < p.head_dim || config.head_dim_v < p.head_dim_v) continue;
+    if (best == nullptr || &config < best) best = &config;  // classes come in this order
   }
   return best;
 }
 
-core::Status not_built(const flash3_params &params) {
+bool takes_values_from_keys(const flash3_params &p) { return p.v == nullptr && p.k != nullptr; }
+
+core::Status no_kernel(const flash3_params &params) {
+  if (takes_values_from_keys(params)) {
+    return core::error(FLASH3_UNSUPPORTED, "v is NULL with head_dim ", params.head_dim, " and head_dim_v ",
+                       params.head_dim_v, "; no kernel of this build takes the values from k");
+  }
   return core::error(FLASH3_UNSUPPORTED, "dtype ", params.dtype == FLASH3_FLOAT16 ? "float16" : "bfloat16",
                      " with head_dim ", params.head_dim, " and head_dim_v ", params.head_dim_v,
                      " has no kernel in this build, which has: ", built_kernels());
 }
 
-// The class of head dims whose kernels compute a call.
-core::Status find_class(const flash3_params &params, int32_t *head_dim) {
-  if (params.v == nullptr && params.k != nullptr) {
-    return core::error(FLASH3_UNSUPPORTED, "v is NULL with head_dim ", params.head_dim, " and head_dim_v ",
-                       params.head_dim_v, "; no kernel of this build takes the values from k");
-  }
-  const core::TileConfig *config = core::tile_config(params.head_dim, params.head_dim_v);
-  *head_dim = narrowest_class(static_cast<flash3_dtype>(params.dtype),
-                              config != nullptr ? config->head_dim : core::kMaxHeadDim + 1);
-  if (*head_dim != 0) return {};
-  return not_built(params);
-}
-
 }  // namespace
 
 core::Status find_kernel(const flash3_params &params, int32_t multiprocessors, const FwdKernel **kernel) {
-  int32_t head_dim = 0;
-  const core::Status status = find_class(params, &head_dim);
-  if (!status.ok()) return status;
-  const int32_t chosen = core::cheapest_config(head_dim, workload(params, multiprocessors));
+  const core::TileConfig *const member = narrowest_class(params);
+  if (member == nullptr || takes_values_from_keys(params)) return no_kernel(params);
+  const int32_t chosen = core::cheapest_config(*member, workload(params, multiprocessors));
   // The softmax of the plain kernels relies on scores that grow with the product.
   const bool score_mod = params.softcap > 0.f || params.alibi_slopes != nullptr || !(params.softmax_scale > 0.f);
   const bool varlen = params.cu_seqlens_q != nullptr || params.cu_seqlens_k != nullptr || params.seqused_q != nullptr ||
@@ -192,14 +192,22 @@ core::Status find_kernel(const flash3_params &params, int32_t multiprocessors, c
 core::Status find_split_kernel(const flash3_params &params, const SplitKernel **kernel) {
   if (core::is_latent(params)) {
     *kernel = params.dtype == FLASH3_FLOAT16 ? latent_kernel<FLASH3_FLOAT16>() : latent_kernel<FLASH3_BFLOAT16>();
-    return *kernel != nullptr ? core::Status{} : not_built(params);
+    return *kernel != nullptr ? core::Status{} : no_kernel(params);
   }
-  int32_t head_dim = 0;
-  const core::Status status = find_class(params, &head_dim);
-  if (!status.ok()) return status;
+  const int32_t wider = std::max(params.head_dim, params.head_dim_v);
+  const SplitEntry *best = nullptr;
   for (const SplitEntry &e : table().split) {
-    if (e.dtype == params.dtype && e.kernel.head_dim == head_dim) *kernel = &e.kernel;
+    if (e.dtype != params.dtype || e.kernel.head_dim < wider || takes_values_from_keys(params)) continue;
+    if (best == nullptr || e.kernel.head_dim < best->kernel.head_dim) best = &e;
   }
+  if (best == nullptr) {
+    if (wider > core::kMostSplitDim && !takes_values_from_keys(params)) {
+      return core::error(FLASH3_UNSUPPORTED, "head_dim ", params.head_dim, " and head_dim_v ", params.head_dim_v,
+                         " with a KV cache or num_splits > 1: the CUDA backend takes at most ", core::kMostSplitDim);
+    }
+    return no_kernel(params);
+  }
+  *kernel = &best->kernel;
   return {};
 }
 

@@ -189,6 +189,7 @@ def quotient(n: int, divisor: int) -> int:
 
 class TileConfig(NamedTuple):
     head_dim: int
+    head_dim_v: int
     block_m: int
     block_n: int
     stages: int
@@ -201,7 +202,7 @@ class TileConfig(NamedTuple):
 def tile_configs() -> list[TileConfig]:
     """Every tile shape that kernels are instantiated for."""
     found: list[TileConfig] = []
-    values = (c_int32 * 8)()
+    values = (c_int32 * 9)()
     while _function("tile_config")(len(found), values):
         found.append(TileConfig(*values))
     return found
@@ -219,7 +220,7 @@ def estimated_clocks(index: int, left: int, right: int, seqlen_q: int, seqlen_k:
 
 
 def cheapest_config(
-    class_head_dim: int,
+    member: int,
     left: int,
     right: int,
     seqlen_q: int,
@@ -230,11 +231,12 @@ def cheapest_config(
     columns: int = 100_000,
     packed: bool = False,
 ) -> int:
-    """vary: the lengths are means. columns: heads of all sequences, by default enough to fill any GPU. packed: q is."""
+    """Of the class of the config `member`.
+
+    vary: the lengths are means. columns: heads of all sequences, by default enough to fill any GPU. packed: q is.
+    """
     longest = seqlen_q if longest_q is None else longest_q
-    index: int = _function("cheapest_config")(
-        class_head_dim, left, right, seqlen_q, seqlen_k, vary, longest, columns, packed
-    )
+    index: int = _function("cheapest_config")(member, left, right, seqlen_q, seqlen_k, vary, longest, columns, packed)
     return index
 
 

@@ -8,18 +8,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.core.surface import MaskCase, cheapest_config, estimated_clocks, tile_class, tile_configs
+from tests.core.surface import MaskCase, TileConfig, cheapest_config, estimated_clocks, tile_class, tile_configs
 
 CONFIGS = tile_configs()
-CLASSES = sorted({config.head_dim for config in CONFIGS})
+CLASSES = sorted({(config.head_dim, config.head_dim_v) for config in CONFIGS})
 sides = st.just(-1) | st.integers(0, 3000)
 
 
-@pytest.mark.parametrize("head_dim", range(8, 265, 8))
-@pytest.mark.parametrize("head_dim_v", [8, 64, 72, 136, 256])
+def class_of(config: TileConfig) -> tuple[int, int]:
+    return config.head_dim, config.head_dim_v
+
+
+def member_of(head_dims: tuple[int, int]) -> int:
+    """Index of a config of the class."""
+    return next(i for i, config in enumerate(CONFIGS) if class_of(config) == head_dims)
+
+
+@pytest.mark.parametrize("head_dim", range(8, 529, 8))
+@pytest.mark.parametrize("head_dim_v", [8, 64, 72, 128, 136, 256, 264, 512, 520])
 def test_smallest_class_that_holds_both(head_dim: int, head_dim_v: int) -> None:
-    fitting = [i for i, config in enumerate(CONFIGS) if config.head_dim >= max(head_dim, head_dim_v)]
+    fitting = [i for i, config in enumerate(CONFIGS) if config.head_dim >= head_dim and config.head_dim_v >= head_dim_v]
     assert tile_class(head_dim, head_dim_v) == (fitting[0] if fitting else None)
+
+
+def test_classes_come_from_the_narrowest_on() -> None:
+    first = [class_of(config) for config in CONFIGS]
+    assert first == sorted(first)
 
 
 @given(st.sampled_from(range(len(CONFIGS))), sides, sides, st.integers(1, 4000), st.integers(0, 4000))
@@ -36,13 +50,15 @@ def test_estimate_counts_every_tile_and_block(index: int, left: int, right: int,
 
 
 @given(st.sampled_from(CLASSES), sides, sides, st.integers(1, 2**31 - 1), st.integers(0, 2**31 - 1))
-def test_the_cheapest_of_the_class(head_dim: int, left: int, right: int, seqlen_q: int, seqlen_k: int) -> None:
+def test_the_cheapest_of_the_class(
+    head_dims: tuple[int, int], left: int, right: int, seqlen_q: int, seqlen_k: int
+) -> None:
     of_class = [
         i
         for i, config in enumerate(CONFIGS)
-        if config.head_dim == head_dim and (config.most_rows == 0 or seqlen_q <= config.most_rows)
+        if class_of(config) == head_dims and (config.most_rows == 0 or seqlen_q <= config.most_rows)
     ]
-    chosen = cheapest_config(head_dim, left, right, seqlen_q, seqlen_k)
+    chosen = cheapest_config(member_of(head_dims), left, right, seqlen_q, seqlen_k)
     assert chosen in of_class
     least = min(estimated_clocks(i, left, right, seqlen_q, seqlen_k) for i in of_class)
     assert estimated_clocks(chosen, left, right, seqlen_q, seqlen_k) == least
@@ -50,16 +66,16 @@ def test_the_cheapest_of_the_class(head_dim: int, left: int, right: int, seqlen_
 
 @given(st.sampled_from(CLASSES), sides, sides, st.integers(1, 2**31 - 1), st.integers(0, 2**31 - 1))
 def test_lengths_that_vary_never_get_a_config_made_for_shorter_ones(
-    head_dim: int, left: int, right: int, mean: int, longest: int
+    head_dims: tuple[int, int], left: int, right: int, mean: int, longest: int
 ) -> None:
-    config = CONFIGS[cheapest_config(head_dim, left, right, mean, mean, vary=True, longest_q=longest)]
-    assert config.head_dim == head_dim
+    config = CONFIGS[cheapest_config(member_of(head_dims), left, right, mean, mean, vary=True, longest_q=longest)]
+    assert class_of(config) == head_dims
     assert config.most_rows == 0 or longest <= config.most_rows
 
 
-@pytest.mark.parametrize("head_dim", CLASSES)
-def test_every_class_has_a_config_for_any_length(head_dim: int) -> None:
-    assert any(config.most_rows == 0 for config in CONFIGS if config.head_dim == head_dim)
+@pytest.mark.parametrize("head_dims", CLASSES)
+def test_every_class_has_a_config_for_any_length(head_dims: tuple[int, int]) -> None:
+    assert any(config.most_rows == 0 for config in CONFIGS if class_of(config) == head_dims)
 
 
 @pytest.mark.parametrize(
@@ -79,14 +95,14 @@ def test_every_class_has_a_config_for_any_length(head_dim: int) -> None:
     ],
 )
 def test_head_dim_64_as_measured(right: int, seqlen: int, block_m: int) -> None:
-    assert CONFIGS[cheapest_config(64, -1, right, seqlen, seqlen)].block_m == block_m
+    assert CONFIGS[cheapest_config(member_of((64, 64)), -1, right, seqlen, seqlen)].block_m == block_m
 
 
 @pytest.mark.parametrize(
     ("mean", "longest", "is_short"), [(34, 34, True), (70, 128, True), (197, 256, False), (49, 16384, False)]
 )
 def test_packed_head_dim_128_as_measured(mean: int, longest: int, is_short: bool) -> None:
-    index = cheapest_config(128, -1, 0, mean, mean, vary=True, longest_q=longest, packed=True)
+    index = cheapest_config(member_of((128, 128)), -1, 0, mean, mean, vary=True, longest_q=longest, packed=True)
     assert bool(CONFIGS[index].is_short) is is_short
 
 
@@ -109,7 +125,7 @@ def test_small_packed_calls_do_without_preparing_as_measured(
 ) -> None:
     work: dict[str, Any] = {"vary": batch > 1, "longest_q": seqlen, "columns": batch * nheads}
     for packed in (False, True):
-        index = cheapest_config(head_dim, -1, 0, seqlen, seqlen, **work, packed=packed)
+        index = cheapest_config(member_of((head_dim, head_dim)), -1, 0, seqlen, seqlen, **work, packed=packed)
         assert bool(CONFIGS[index].is_short) is (packed and is_short)
 
 
@@ -126,4 +142,5 @@ def test_small_packed_calls_do_without_preparing_as_measured(
     ],
 )
 def test_few_tiles_are_made_small(head_dim: int, seqlen: int, columns: int, block_m: int) -> None:
-    assert CONFIGS[cheapest_config(head_dim, -1, -1, seqlen, seqlen, columns=columns)].block_m == block_m
+    member = member_of((head_dim, head_dim))
+    assert CONFIGS[cheapest_config(member, -1, -1, seqlen, seqlen, columns=columns)].block_m == block_m

@@ -1,0 +1,7 @@
+#include "launch/fwd_kernel.cuh"
+
+namespace flash3::launch {
+
+FLASH3_INSTANTIATE(FLASH3_BFLOAT16, 15);
+
+}  // namespace flash3::launch
