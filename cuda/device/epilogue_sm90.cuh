@@ -31,23 +31,18 @@ struct Epilogue {
     return results;
   }
 
-  // Turns what the products add up to into the output, and stages the warpgroup's rows of it at `to` in shared memory.
-  // All its warps must know that nobody reads there any more.
-  __device__ __forceinline__ void finish_output(const WorkTile &tile, const RowResults &results, float (&o)[kOutputs],
-                                                Element *to) const {
+  // Stages the warpgroup's output at `to` in shared memory and stores it through TMA, which still reads there when this
+  // returns. All its warps must know that nobody reads there any more.
+  __device__ __forceinline__ void store(const WorkTile &tile, const RowResults &results, float (&o)[kOutputs],
+                                        Element *to) const {
     const Repair<Traits> repair{args, tile, Traits::warp_row(tile, warpgroup)};
     const bool suspect = repair.suspect(o);
     normalise(results, o);
     if (suspect) repair.run(o, results.lse);
     stage(o, to);
-  }
-
-  // Stores the warpgroup's output, which its warps have staged at `from`, through TMA, which still reads there when
-  // this returns.
-  __device__ __forceinline__ void store(const WorkTile &tile, const Element *from) const {
     ptx::fence_proxy_async_shared();
     ptx::bar_sync(NamedBarriers<Traits>::epilogue(warpgroup), 128);
-    store_boxes(tile, from);
+    store_boxes(tile, to);
   }
 
   // A tile whose rows see no key: zeros and LSE, without touching shared memory that the producer may be filling.

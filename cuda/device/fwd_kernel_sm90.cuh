@@ -33,42 +33,22 @@ struct TileReader {
   }
 };
 
-// A tile's output that is staged but not stored yet.
-template <class Traits>
-struct StagedOutput {
-  bool exists = false;
-  RingState<Traits::kTileSlots> tile;
-  const typename Traits::Element *place;
-
-  // Stores it, and gives back the tile's slot.
-  __device__ __forceinline__ void store(const Epilogue<Traits> &epilogue, typename Traits::SharedStorage &smem) {
-    epilogue.store(smem.tile[tile.index()], place);
-    ptx::mbarrier_arrive(&smem.barriers.tile_empty[tile.index()]);
-    exists = false;
-  }
-};
-
 template <class Traits>
 __device__ __forceinline__ void consume(const FwdArgs &args, typename Traits::SharedStorage &smem, int warpgroup) {
   using Loop = Mainloop<Traits>;
   Loop mainloop(args, smem, warpgroup);
   const Epilogue<Traits> epilogue(args, warpgroup);
   TileReader<Traits> reader(smem);
-  StagedOutput<Traits> staged;
   bool started = false;  // the scores of the tile's first block are in `s`
   float s[Loop::kScores];
   mainloop.begin_turns();
-  for (;;) {
-    const core::BlockRange range = reader.range();
-    // A single block has no products to store it under; nor has the end.
-    if (Traits::kDefersStore && ptx::uniform(staged.exists && range.count() <= 1)) staged.store(epilogue, smem);
-    if (!reader.valid()) break;
+  while (reader.valid()) {
     const WorkTile &tile = reader.tile();
+    const core::BlockRange range = reader.range();
     TileReader<Traits> next = reader;
     next.state.advance();
     if (ptx::uniform(range.begin == range.end)) {
       epilogue.store_empty(tile);
-      ptx::mbarrier_arrive(&smem.barriers.tile_empty[reader.state.index()]);
       next.wait();
       started = false;
     } else {
@@ -76,9 +56,7 @@ __device__ __forceinline__ void consume(const FwdArgs &args, typename Traits::Sh
       OnlineSoftmax softmax(Traits::kScoreMod ? 1.f : args.scale_log2);
       uint32_t p[Loop::kScores / 2];
       float o[Loop::kOutputs];
-      mainloop.run(tile, range, s, p, o, softmax, [&] {
-        if (Traits::kDefersStore && staged.exists) staged.store(epilogue, smem);
-      });
+      mainloop.run(tile, range, s, p, o, softmax);
       if constexpr (Traits::kOverlapsTiles) {
         next.wait();
         started = ptx::uniform(next.tile().valid != 0 && next.tile().range.begin < next.tile().range.end);
@@ -87,18 +65,15 @@ __device__ __forceinline__ void consume(const FwdArgs &args, typename Traits::Sh
         mainloop.finish(p, o);
       }
       const RowResults results = epilogue.finish_rows(tile, softmax);
-      staged.tile = reader.state;
       mainloop.wait_output(o);
-      staged.place = mainloop.output_place();
-      epilogue.finish_output(tile, results, o, mainloop.output_place());
-      staged.exists = true;
-      if (!Traits::kDefersStore || args.window.limited()) staged.store(epilogue, smem);
+      epilogue.store(tile, results, o, mainloop.output_place());
       if constexpr (Traits::kOverlapsTiles) {
         mainloop.join(s);
       } else {
         next.wait();
       }
     }
+    ptx::mbarrier_arrive(&smem.barriers.tile_empty[reader.state.index()]);
     reader.state = next.state;
   }
   mainloop.end_turns();

@@ -86,12 +86,8 @@ struct Mainloop {
 
   // From the first block's scores in `s` up to the last product: leaves the probabilities of the last block in `p`,
   // what all others add up to in `o`, and the row statistics in `softmax`. The tile must have a key block.
-  // `under_products` is called while products are on their way: in a call without mask for every tile of more than one
-  // block, in others where blocks are masked.
-  template <class UnderProducts>
   __device__ __forceinline__ void run(const WorkTile &tile, const core::BlockRange &range, float (&s)[kScores],
-                                      uint32_t (&p)[kScores / 2], float (&o)[kOutputs], OnlineSoftmax &softmax,
-                                      UnderProducts under_products) {
+                                      uint32_t (&p)[kScores / 2], float (&o)[kOutputs], OnlineSoftmax &softmax) {
     // What does not change in the loop is kept from changing: the descriptors of Q then stay in uniform registers.
     const uint32_t q = q_descriptor();
     uint64_t *const q_empty = &smem.barriers.q_empty[q_state.index()];
@@ -130,25 +126,21 @@ struct Mainloop {
       if ((!Traits::kScoreMod || Traits::kDirectScores) && (Traits::kExactMax || may_skip_max)) {
         for (; ptx::uniform(range.is_full(n) && (!Traits::kDirectScores || direct.good_for(n))); --n) {
           if constexpr (Traits::kExactMax) {
-            step(
-                q, s, p, o, [] {},
-                [&] {
-                  release_k(n == range.begin);
-                  softmax.update(s, correction);
-                });
+            step(q, s, p, o, [&] {
+              release_k(n == range.begin);
+              softmax.update(s, correction);
+            });
           } else {
             float sum[2];
-            step(
-                q, s, p, o, [] {},
-                [&] {
-                  release_k(n == range.begin);
-                  if constexpr (Traits::kDirectScores) {
-                    direct.exponentials(s, sum, args, tile, Traits::warp_row(tile, warpgroup), int64_t{n} * kBlockN,
-                                        softmax);
-                  } else {
-                    softmax.exponentials(s, sum);
-                  }
-                });
+            step(q, s, p, o, [&] {
+              release_k(n == range.begin);
+              if constexpr (Traits::kDirectScores) {
+                direct.exponentials(s, sum, args, tile, Traits::warp_row(tile, warpgroup), int64_t{n} * kBlockN,
+                                    softmax);
+              } else {
+                softmax.exponentials(s, sum);
+              }
+            });
             if (softmax.accept(sum)) continue;
             const int64_t first_row = Traits::warp_row(tile, warpgroup);
             recompute_scores<Element>(args, tile, first_row, n * kBlockN, s);
@@ -163,7 +155,7 @@ struct Mainloop {
         }
       }
       if (ptx::uniform(n >= range.begin)) {
-        step(q, s, p, o, under_products, [&] {
+        step(q, s, p, o, [&] {
           release_k(n == range.begin);
           prepare(n);
           softmax.update(s, correction);
@@ -220,18 +212,16 @@ struct Mainloop {
 
  private:
   // One key block: s = Q * K^T of this block while o += P * V of the block before; then p = what the functor makes of
-  // s, after it has given back the key block. `under_products` is called while both are in flight.
-  template <class UnderProducts, class ToProbabilities>
+  // s, after it has given back the key block.
+  template <class ToProbabilities>
   __device__ __forceinline__ void step(uint32_t q, float (&s)[kScores], uint32_t (&p)[kScores / 2],
-                                       float (&o)[kOutputs], UnderProducts under_products,
-                                       ToProbabilities to_probabilities) {
+                                       float (&o)[kOutputs], ToProbabilities to_probabilities) {
     ptx::mbarrier_wait(&smem.barriers.k_full[k_state.index()], k_state.parity());
     take_turn();
     issue_qk(q, s);
     ptx::mbarrier_wait(&smem.barriers.v_full[v_state.index()], v_state.parity());
     issue_pv(p, o);
     pass_turn();
-    under_products();
     wgmma_wait_group<1>();
     fence_accumulators(s);
     to_probabilities();

@@ -171,8 +171,7 @@ struct ShortKernel {
     }
     const RowResults results = epilogue.finish_rows(tile, softmax);
     ptx::bar_sync(NamedBarriers<Traits>::turn(0), 128);  // the output of the tile before has left its place
-    epilogue.finish_output(tile, results, o, smem.own_out);
-    epilogue.store(tile, smem.own_out);
+    epilogue.store(tile, results, o, smem.own_out);
   }
 };
 

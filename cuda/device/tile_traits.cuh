@@ -53,10 +53,6 @@ struct TileTraits {
   static constexpr int kConsumers = kBlockM / 64;
   static constexpr int kWarpgroups = kConsumers * kStreams;
   static constexpr int kBlocksPerSm = kConfig.blocks_per_sm;
-  // Whether a tile's output, once staged, is stored when the tensor cores have the first two products of the next tile,
-  // so that storing it takes nobody's time. In calls without mask alone: under a mask the second block would have to
-  // look for its maximum. Where registers are short it costs more than it gives.
-  static constexpr bool kDefersStore = kOverlapsTiles && !kScoreMod && kWarpgroups <= 2;
   static constexpr int kThreads = 128 * (kWarpgroups + (kIsShort ? 0 : 1));
   // 64 K registers, handed from the producer to the consumers in steps of 8.
   static constexpr int kProducerRegisters = kWarpgroups == 1 ? 128 : kWarpgroups == 2 ? 40 : 32;
