@@ -3,5 +3,6 @@
 namespace flash3::launch {
 
 FLASH3_INSTANTIATE(FLASH3_BFLOAT16, 10);
+FLASH3_INSTANTIATE_CACHE(FLASH3_BFLOAT16, 3);
 
 }  // namespace flash3::launch

@@ -9,11 +9,14 @@
 
 namespace flash3::launch {
 
-template <flash3_dtype kDtype, int kConfigIndex, bool kScoreMod, bool kVarlen>
-FwdKernel fwd_kernel() {
+template <flash3_dtype kDtype>
+struct ElementOf {
   static_assert(kDtype == FLASH3_FLOAT16 || kDtype == FLASH3_BFLOAT16, "16-bit inputs");
-  using Element = std::conditional_t<kDtype == FLASH3_FLOAT16, cutlass::half_t, cutlass::bfloat16_t>;
-  using Traits = device::TileTraits<Element, kConfigIndex, kScoreMod, kVarlen>;
+  using Type = std::conditional_t<kDtype == FLASH3_FLOAT16, cutlass::half_t, cutlass::bfloat16_t>;
+};
+
+template <class Traits>
+FwdKernel describe_kernel() {
   FwdKernel kernel;
   if constexpr (Traits::kIsShort) {
     kernel.function = reinterpret_cast<const void *>(&device::short_fwd_kernel_sm90<Traits>);
@@ -33,6 +36,18 @@ FwdKernel fwd_kernel() {
   return kernel;
 }
 
+template <flash3_dtype kDtype, int kConfigIndex, bool kScoreMod, bool kVarlen>
+FwdKernel fwd_kernel() {
+  using Element = typename ElementOf<kDtype>::Type;
+  return describe_kernel<device::TileTraits<Element, kConfigIndex, kScoreMod, kVarlen>>();
+}
+
+template <flash3_dtype kDtype, int kConfigIndex, bool kScoreMod>
+FwdKernel cache_kernel() {
+  using Element = typename ElementOf<kDtype>::Type;
+  return describe_kernel<device::TileTraits<Element, kConfigIndex, kScoreMod, true, true>>();
+}
+
 }  // namespace flash3::launch
 
 // Compiles every kernel of one tile config.
@@ -41,3 +56,7 @@ FwdKernel fwd_kernel() {
   template FwdKernel fwd_kernel<dtype, config, false, true>();  \
   template FwdKernel fwd_kernel<dtype, config, true, false>();  \
   template FwdKernel fwd_kernel<dtype, config, true, true>()
+
+#define FLASH3_INSTANTIATE_CACHE(dtype, config)            \
+  template FwdKernel cache_kernel<dtype, config, false>(); \
+  template FwdKernel cache_kernel<dtype, config, true>()

@@ -70,6 +70,20 @@ Entry entry_if_built() {
   return {kDtype, -1, {}};
 }
 
+struct CacheEntry {
+  flash3_dtype dtype;
+  int32_t config;        // of core::kCacheConfigs
+  FwdKernel kernels[2];  // [modified scores]
+};
+
+template <flash3_dtype kDtype, int kConfig>
+CacheEntry cache_entry_if_built() {
+  if constexpr (is_built(kDtype, core::kCacheConfigs[kConfig].head_dim)) {
+    return {kDtype, kConfig, {cache_kernel<kDtype, kConfig, false>(), cache_kernel<kDtype, kConfig, true>()}};
+  }
+  return {kDtype, -1, {}};
+}
+
 struct SplitEntry {
   flash3_dtype dtype;
   int32_t config;  // of core::kSplitConfigs
@@ -86,13 +100,19 @@ SplitEntry split_entry_if_built() {
 
 struct Table {
   std::vector<Entry> entries;
+  std::vector<CacheEntry> cache;
   std::vector<SplitEntry> split;
 
-  template <int... kConfigs, int... kSplitConfigs>
-  Table(std::integer_sequence<int, kConfigs...>, std::integer_sequence<int, kSplitConfigs...>) {
+  template <int... kConfigs, int... kCacheConfigs, int... kSplitConfigs>
+  Table(std::integer_sequence<int, kConfigs...>, std::integer_sequence<int, kCacheConfigs...>,
+        std::integer_sequence<int, kSplitConfigs...>) {
     for (const Entry &e :
          {entry_if_built<FLASH3_FLOAT16, kConfigs>()..., entry_if_built<FLASH3_BFLOAT16, kConfigs>()...}) {
       if (e.config >= 0) entries.push_back(e);
+    }
+    for (const CacheEntry &e : {cache_entry_if_built<FLASH3_FLOAT16, kCacheConfigs>()...,
+                                cache_entry_if_built<FLASH3_BFLOAT16, kCacheConfigs>()...}) {
+      if (e.config >= 0) cache.push_back(e);
     }
     for (const SplitEntry &e : {split_entry_if_built<FLASH3_FLOAT16, kSplitConfigs>()...,
                                 split_entry_if_built<FLASH3_BFLOAT16, kSplitConfigs>()...}) {
@@ -103,6 +123,7 @@ struct Table {
 
 const Table &table() {
   static const Table built(std::make_integer_sequence<int, core::kNumTileConfigs>{},
+                           std::make_integer_sequence<int, core::kNumCacheConfigs>{},
                            std::make_integer_sequence<int, core::kNumSplitConfigs>{});
   return built;
 }
@@ -153,9 +174,15 @@ core::Status find_kernel(const flash3_params &params, int32_t multiprocessors, c
   int32_t head_dim = 0;
   const core::Status status = find_class(params, &head_dim);
   if (!status.ok()) return status;
-  const int32_t chosen = core::cheapest_config(head_dim, workload(params, multiprocessors));
   // The softmax of the plain kernels relies on scores that grow with the product.
   const bool score_mod = params.softcap > 0.f || params.alibi_slopes != nullptr || !(params.softmax_scale > 0.f);
+  if (core::has_kv_cache(params)) {
+    for (const CacheEntry &e : table().cache) {
+      if (e.dtype == params.dtype && e.kernels[0].head_dim == head_dim) *kernel = &e.kernels[score_mod];
+    }
+    return {};
+  }
+  const int32_t chosen = core::cheapest_config(head_dim, workload(params, multiprocessors));
   const bool varlen = params.cu_seqlens_q != nullptr || params.cu_seqlens_k != nullptr || params.seqused_q != nullptr ||
                       params.seqused_k != nullptr;
   for (const Entry &e : table().entries) {
