@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "core/cache_choice.h"
 #include "core/split_schedule.h"
 #include "flash3.h"
 
@@ -50,10 +51,11 @@ inline bool has_kv_cache(const flash3_params &p) {
          p.rotary_cos != nullptr;
 }
 
-// Whether the split-KV kernel computes a call: those with a cache or with splits, and those with so few queries that
-// one tile holds them and the keys are what takes time.
+// Whether the split-KV kernel computes a call: those with splits, those with a cache that are not better off in the
+// forward kernel, and those with so few queries that one tile holds them and the keys are what takes time.
 inline bool takes_split_kernel(const flash3_params &p) {
-  if (p.num_splits > 1 || has_kv_cache(p) || is_latent(p)) return true;
+  if (p.num_splits > 1 || is_latent(p)) return true;
+  if (has_kv_cache(p)) return !forward_kernel_is_faster(p);
   if (p.num_splits == 1 || p.head_dim > kMostSplitDim || p.head_dim_v > kMostSplitDim) return false;
   constexpr int64_t kFewKeys = 256;
   const int64_t group = p.nheads / p.nheads_k;

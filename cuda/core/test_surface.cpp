@@ -201,6 +201,12 @@ FLASH3_API void flash3_test_workspace_layout(const flash3_params *params, uint64
   std::memcpy(layout, &w, sizeof(w));
 }
 
+// The head dim of the cache config that holds the head dims, 0 for none.
+FLASH3_API int32_t flash3_test_cache_class(int32_t head_dim, int32_t head_dim_v) {
+  const TileConfig *found = cache_config(head_dim, head_dim_v);
+  return found == nullptr ? 0 : found->head_dim;
+}
+
 // Whether the split-KV kernel computes the call.
 FLASH3_API int32_t flash3_test_takes_split_kernel(const flash3_params *params) { return takes_split_kernel(*params); }
 

@@ -61,12 +61,35 @@ inline constexpr TileConfig kTileConfigs[] = {
 };
 // clang-format on
 
+// The tiles of the kernels for caches, one for each class of head dims. Their producer needs more registers: two
+// consumer warpgroups leave enough of them, three would not.
+// clang-format off
+inline constexpr TileConfig kCacheConfigs[] = {
+    // as above
+    {64, 64, 128, 128, 4, 2, 1, 1, false, 2800, 1750, 0},
+    {96, 96, 128, 128, 2, 2, 1, 1, false, 2800, 2300, 0},
+    {128, 128, 128, 128, 2, 2, 1, 1, false, 2800, 2600, 0},
+    {192, 192, 128, 96, 2, 1, 1, 1, true, 6000, 2800, 0},
+    {256, 256, 128, 80, 2, 1, 1, 1, true, 9000, 3050, 0},
+};
+// clang-format on
+
+inline constexpr int32_t kNumCacheConfigs = sizeof(kCacheConfigs) / sizeof(kCacheConfigs[0]);
 inline constexpr int32_t kNumTileConfigs = sizeof(kTileConfigs) / sizeof(kTileConfigs[0]);
 
 // The smallest class of head dims that holds d_qk and d_v, by its first config; NULL when none does.
 constexpr const TileConfig *tile_config(int32_t head_dim, int32_t head_dim_v) {
   for (const TileConfig &config : kTileConfigs) {
     if (head_dim <= config.head_dim && head_dim_v <= config.head_dim_v) return &config;
+  }
+  return nullptr;
+}
+
+// The same for calls with a cache.
+constexpr const TileConfig *cache_config(int32_t head_dim, int32_t head_dim_v) {
+  const int32_t wider = head_dim > head_dim_v ? head_dim : head_dim_v;
+  for (const TileConfig &config : kCacheConfigs) {
+    if (wider <= config.head_dim) return &config;
   }
   return nullptr;
 }

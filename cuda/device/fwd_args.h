@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "core/divisor.h"
+#include "core/kv_cache.h"
 #include "core/macros.h"
 #include "core/mask.h"
 #include "core/seqlen.h"
@@ -43,6 +45,13 @@ struct SoftcapPolynomial {
   }
 };
 
+// How the keys of a cache come into shared memory.
+enum class CacheLoads : int32_t {
+  kBlocks,  // a key block is one box of the copy engine: dense
+  kPages,   // several boxes of FwdArgs::box_rows keys, none of which crosses a page
+  kRows     // row by row, by asynchronous copies: smaller pages, and left padding in pages
+};
+
 struct FwdArgs {
   // (col, row, end, head, batch); see launch/tensor_map.h for what the third coordinate does.
   CUtensorMap q_map, k_map, v_map, out_map;
@@ -75,6 +84,12 @@ struct FwdArgs {
 
   int32_t *tile_counter;         // zero at launch; NULL: no block has more than one tile
   const int32_t *first_m_block;  // packed q: (batch + 1)
+
+  // Of calls with a cache. Batch entries of k and v are then those of the cache, or pages; k_side: of cache.filled.
+  core::KvCache cache;
+  CacheLoads cache_loads;
+  int32_t box_rows, boxes_of_block;
+  int32_t loading_warps;  // that share a block of K, and one of V: 1 or 2
 };
 
 }  // namespace flash3::device

@@ -8,6 +8,7 @@
 #include "device/epilogue_sm90.cuh"
 #include "device/fwd_args.h"
 #include "device/mainloop_sm90.cuh"
+#include "device/producer_cache.cuh"
 #include "device/producer_sm90.cuh"
 #include "device/ptx.cuh"
 #include "device/tile_traits.cuh"
@@ -87,7 +88,14 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) fwd_kernel_sm90(const __g
   auto *const smem = reinterpret_cast<typename Traits::SharedStorage *>(shared_memory);
   const int warpgroup = ptx::uniform(threadIdx.x / 128);
   const int warp = ptx::uniform(threadIdx.x / 32);
-  if (warp < Traits::kStreams) init_barriers<Traits>(smem[warp]);
+  if constexpr (Traits::kCache) {
+    if (warp == 0) {
+      init_barriers<Traits>(*smem, args.loading_warps * (args.cache_loads == CacheLoads::kRows ? 32 : 1),
+                            32 * (2 * args.loading_warps - 1));
+    }
+  } else {
+    if (warp < Traits::kStreams) init_barriers<Traits>(smem[warp]);
+  }
   if (warp == 4 && ptx::elect_one()) {
     ptx::prefetch_tensormap(&args.q_map);
     ptx::prefetch_tensormap(&args.k_map);
@@ -97,7 +105,11 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) fwd_kernel_sm90(const __g
   __syncthreads();
   if (warpgroup == 0) {
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
-    if (warp < Traits::kStreams) Producer<Traits>(args, smem[warp], warp).run();
+    if constexpr (Traits::kCache) {
+      CacheProducer<Traits>(args, *smem, warp).run();
+    } else {
+      if (warp < Traits::kStreams) Producer<Traits>(args, smem[warp], warp).run();
+    }
   } else {
     ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
     consume<Traits>(args, smem[(warpgroup - 1) / Traits::kConsumers], (warpgroup - 1) % Traits::kConsumers);

@@ -70,7 +70,7 @@ struct Mainloop {
   // Waits for Q and the first key block of the next tile that has one.
   __device__ __forceinline__ void wait_tile() const {
     ptx::mbarrier_wait(&smem.barriers.q_full[q_state.index()], q_state.parity());
-    ptx::mbarrier_wait(&smem.barriers.k_full[k_state.index()], k_state.parity());
+    wait_keys(smem.barriers.k_full, k_state);
   }
 
   // The scores of a tile's first block, for a tile that finish_and_start() did not start.
@@ -143,7 +143,7 @@ struct Mainloop {
             });
             if (softmax.accept(sum)) continue;
             const int64_t first_row = Traits::warp_row(tile, warpgroup);
-            recompute_scores<Element>(args, tile, first_row, n * kBlockN, s);
+            recompute_scores<Traits>(args, tile, first_row, n * kBlockN, s);
             if constexpr (Traits::kDirectScores) {
               direct.note(sum);
               RowScores(args, tile, first_row, slope).modify(s, args, n * kBlockN);
@@ -168,7 +168,7 @@ struct Mainloop {
 
   // The last product of a tile, which stays in flight.
   __device__ __forceinline__ void finish(uint32_t (&p)[kScores / 2], float (&o)[kOutputs]) {
-    ptx::mbarrier_wait(&smem.barriers.v_full[v_state.index()], v_state.parity());
+    wait_keys(smem.barriers.v_full, v_state);
     issue_pv(p, o);
   }
 
@@ -177,7 +177,7 @@ struct Mainloop {
   __device__ __forceinline__ void finish_and_start(uint32_t (&p)[kScores / 2], float (&o)[kOutputs],
                                                    float (&s)[kScores], bool has_next) {
     if (has_next) wait_tile();
-    ptx::mbarrier_wait(&smem.barriers.v_full[v_state.index()], v_state.parity());
+    wait_keys(smem.barriers.v_full, v_state);
     if (ptx::elect_one()) ptx::tma_store_wait_read();  // the epilogue is next, and the turn tells the other warps
     take_turn();
     issue_pv(p, o);
@@ -216,10 +216,10 @@ struct Mainloop {
   template <class ToProbabilities>
   __device__ __forceinline__ void step(uint32_t q, float (&s)[kScores], uint32_t (&p)[kScores / 2],
                                        float (&o)[kOutputs], ToProbabilities to_probabilities) {
-    ptx::mbarrier_wait(&smem.barriers.k_full[k_state.index()], k_state.parity());
+    wait_keys(smem.barriers.k_full, k_state);
     take_turn();
     issue_qk(q, s);
-    ptx::mbarrier_wait(&smem.barriers.v_full[v_state.index()], v_state.parity());
+    wait_keys(smem.barriers.v_full, v_state);
     issue_pv(p, o);
     pass_turn();
     wgmma_wait_group<1>();
@@ -229,6 +229,15 @@ struct Mainloop {
     fence_accumulators(o);
     release(smem.barriers.v_empty, v_state);
     pack_probabilities<Element>(s, p);
+  }
+
+  // Until the key block is in its buffer.
+  template <int kStages>
+  __device__ __forceinline__ void wait_keys(const uint64_t (&full)[kStages], const RingState<kStages> &state) const {
+    ptx::mbarrier_wait(&full[state.index()], state.parity());
+    if constexpr (Traits::kCache) {
+      if (args.cache_loads == CacheLoads::kRows) ptx::fence_proxy_async_shared();
+    }
   }
 
   // Of this warpgroup's rows in the stage of Q that q_state is at.

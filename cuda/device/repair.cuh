@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "device/fwd_args.h"
+#include "device/key_rows.cuh"
 #include "device/scores.cuh"
 #include "device/softmax.cuh"
 #include "device/tile_traits.cuh"
@@ -77,23 +78,23 @@ struct Repair {
     const int lane = rows.lane;
     const uint32_t quad = 0xfu << (lane / 4 * 4);
     const int32_t kv_head = tile.head / args.group;
-    const int64_t k_start = args.k_side.span(tile.batch).start;
-    const Element *k0 = row_of<Element>(args.k, tile.batch, k_start, kv_head);
-    const Element *v0 = row_of<Element>(args.v, tile.batch, k_start, kv_head);
+    const auto k_start = KeyRows<Traits>::start(args, tile, 0, 0);
+    const KeyRows<Traits> k_rows(args, args.k, tile, k_start, kv_head);
+    const KeyRows<Traits> v_rows(args, args.v, tile, k_start, kv_head);
     const int32_t begin = rows.key_begin[r];
     const int32_t end = rows.key_end[r];
     const int64_t loaded_end = min(int64_t{tile.range.end} * Traits::kBlockN, int64_t{tile.seqlen_k});
     const bool poisoned =
-        !finite(v0, tile.range.begin * Traits::kBlockN, begin, lane) || !finite(v0, end, loaded_end, lane);
+        !finite(v_rows, tile.range.begin * Traits::kBlockN, begin, lane) || !finite(v_rows, end, loaded_end, lane);
     if (!__any_sync(quad, poisoned)) return;
 
     const Element *q = row_of<Element>(args.q, tile.batch, tile.q_start + row, tile.head);
 #pragma unroll
     for (int j = 0; j < kOutputs / 4; ++j) o[4 * j + 2 * r] = o[4 * j + 2 * r + 1] = 0.f;
     for (int32_t key = end - 1; key >= begin; --key) {
-      const float dot = quad_dot(q, k0 + key * args.k.row_stride, args.head_dim, lane);
+      const float dot = quad_dot(q, k_rows.at(key), args.head_dim, lane);
       const float p = ptx::ex2(rows.modified(dot, args, r, rows.diagonal[r] - key) - lse * kLog2e);
-      const Element *v = v0 + key * args.v.row_stride;
+      const Element *v = v_rows.at(key);
       bool all_nan = true;
 #pragma unroll
       for (int j = 0; j < kOutputs / 4; ++j) {
@@ -112,12 +113,12 @@ struct Repair {
   }
 
   // Whether this thread's columns of V are finite for keys [from, to).
-  __device__ __forceinline__ bool finite(const Element *v0, int64_t from, int64_t to, int lane) const {
+  __device__ __forceinline__ bool finite(const KeyRows<Traits> &v_rows, int64_t from, int64_t to, int lane) const {
     float trace = 0.f;
     for (int64_t key = from; key < to; ++key) {
       for (int col = 2 * (lane % 4); col < args.head_dim_v; col += 8) {
-        trace = fmaf(static_cast<float>(v0[key * args.v.row_stride + col]), 0.f, trace);
-        trace = fmaf(static_cast<float>(v0[key * args.v.row_stride + col + 1]), 0.f, trace);
+        trace = fmaf(static_cast<float>(v_rows.at(key, col)), 0.f, trace);
+        trace = fmaf(static_cast<float>(v_rows.at(key, col + 1)), 0.f, trace);
       }
     }
     return trace == trace;

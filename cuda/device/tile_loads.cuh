@@ -28,13 +28,20 @@ struct RingState {
 };
 
 // By one whole warp, a barrier a lane: one after the other would take a thread as long as loading a tile from memory.
+// key_arrivals: of those that load a block of K or V. followers: threads of the producer's warpgroup that read the
+// tiles, too.
 template <class Traits>
-__device__ __forceinline__ void init_barriers(typename Traits::SharedStorage &smem) {
+__device__ __forceinline__ void init_barriers(typename Traits::SharedStorage &smem, int key_arrivals = 1,
+                                              int followers = 0) {
   const int lane = threadIdx.x % 32;
-  if (lane < Traits::kFullBarriers) ptx::mbarrier_init(&smem.barriers.q_full[0] + lane, 1);
+  const bool of_keys = lane >= Traits::kQStages && lane < Traits::kQStages + 2 * Traits::kStages;
+  if (lane < Traits::kFullBarriers) {
+    ptx::mbarrier_init(&smem.barriers.q_full[0] + lane, of_keys ? key_arrivals : 1);
+  }
   const bool of_threads = lane >= Traits::kFirstTileEmpty && lane < Traits::kFirstTileEmpty + Traits::kTileSlots;
   if (lane < Traits::kEmptyBarriers) {
-    ptx::mbarrier_init(&smem.barriers.q_empty[0] + lane, Traits::kConsumers * (of_threads ? 128 : 4));
+    ptx::mbarrier_init(&smem.barriers.q_empty[0] + lane,
+                       Traits::kConsumers * (of_threads ? 128 : 4) + (of_threads ? followers : 0));
   }
   ptx::fence_mbarrier_init();
 }
@@ -89,7 +96,7 @@ struct TileLoads {
   __device__ __forceinline__ core::Tile decode(int32_t t) const {
     if (packed_q()) {
       return varlen().tile(t, WarpCountLeading{}, [this](int32_t b) {
-        return core::Sections::make(args.nheads, args.group, args.k_side.span(b).len * args.kv_bytes_per_key,
+        return core::Sections::make(args.nheads, args.group, keys(b).len * args.kv_bytes_per_key,
                                     args.l2_budget);
       });
     }
@@ -103,6 +110,24 @@ struct TileLoads {
     return {0, static_cast<int32_t>(side.rows)};
   }
 
+  // Where the keys of a sequence are: the first row, in a batch entry, in the packed tensor or in the pages of a row of
+  // the page table.
+  struct Keys {
+    int64_t start;
+    int32_t len;
+    int32_t entry;
+  };
+
+  __device__ __forceinline__ Keys keys(int32_t b) const {
+    if constexpr (Traits::kCache) {
+      const core::KeySpan k = args.cache.span(b);
+      return {k.first_row, k.len, static_cast<int32_t>(k.entry)};
+    } else {
+      const core::SeqSpan k = span(args.k_side, b);
+      return {k.start, k.len, Traits::packed(args.k_side) ? 0 : b};
+    }
+  }
+
   __device__ __forceinline__ core::VarlenSchedule varlen() const {
     return {args.first_m_block, args.nheads, args.batch};
   }
@@ -112,7 +137,7 @@ struct TileLoads {
   // What loads and consumers need to know of a tile; false if it has no rows.
   __device__ __forceinline__ bool describe(const core::Tile &where, WorkTile *tile, Job *job) const {
     const core::SeqSpan q = span(args.q_side, where.batch);
-    const core::SeqSpan k = span(args.k_side, where.batch);
+    const Keys k = keys(where.batch);
     const int32_t row_begin = where.m_block * Traits::kBlockM;
     if (Traits::kVarlen && row_begin >= q.len) return false;  // seqused_q ends before this tile
     const int32_t row_end = row_begin + min(Traits::kBlockM, q.len - row_begin);
@@ -129,17 +154,25 @@ struct TileLoads {
 
     job->valid = true;
     job->range = tile->range;
-    // Row r of a sequence of length len that ends before row `end` of its tensor is at TMA row (rows - len + r): the
-    // bound of that dimension is the end of the sequence, and what lies behind reads as zero.
-    job->q_row = static_cast<int32_t>(args.q_side.rows) - q.len + row_begin;
-    job->q_end = tile->q_end;
+    set_queries(q, where, job);
+    set_keys(k, where.head, job);
+    return true;
+  }
+
+  // Row r of a sequence of length len that ends before row `end` of its tensor is at TMA row (rows - len + r): the bound
+  // of that dimension is the end of the sequence, and what lies behind reads as zero.
+  __device__ __forceinline__ void set_queries(const core::SeqSpan &q, const core::Tile &where, Job *job) const {
+    job->q_row = static_cast<int32_t>(args.q_side.rows) - q.len + where.m_block * Traits::kBlockM;
+    job->q_end = static_cast<int32_t>(q.start + q.len);
     job->head = where.head;
     job->batch_q = Traits::packed(args.q_side) ? 0 : where.batch;
+  }
+
+  __device__ __forceinline__ void set_keys(const Keys &k, int32_t head, Job *job) const {
     job->k_row = static_cast<int32_t>(args.k_side.rows) - k.len;
     job->k_end = static_cast<int32_t>(k.start + k.len);
-    job->kv_head = static_cast<int32_t>(args.group_divisor.quotient(where.head));
-    job->batch_k = Traits::packed(args.k_side) ? 0 : where.batch;
-    return true;
+    job->kv_head = static_cast<int32_t>(args.group_divisor.quotient(head));
+    job->batch_k = k.entry;
   }
 
   using Load = BoxLoad<Traits>;

@@ -22,12 +22,17 @@ struct alignas(16) WorkTile {
 // kScoreMod: scores go through softcap or ALiBi, or have a scale that is not positive. In a kernel of its own, so that
 // the others have neither the registers nor the code for it.
 // kVarlen: lengths come from device memory (cu_seqlens, seqused).
-template <class Element_, int kConfigIndex, bool kScoreMod_, bool kVarlen_>
+// kCache: so do the places of K and V (FwdArgs::cache), and pages may be too small for the copy engine. It would cost
+// the other kernels registers of the producer and a branch at every key block.
+template <class Element_, int kConfigIndex, bool kScoreMod_, bool kVarlen_, bool kCache_ = false>
 struct TileTraits {
   using Element = Element_;
   static constexpr bool kScoreMod = kScoreMod_;
   static constexpr bool kVarlen = kVarlen_;
-  static constexpr core::TileConfig kConfig = core::kTileConfigs[kConfigIndex];
+  static constexpr bool kCache = kCache_;
+  static_assert(kVarlen || !kCache, "a cache has lengths of its own");
+  static constexpr core::TileConfig kConfig =
+      kCache ? core::kCacheConfigs[kConfigIndex] : core::kTileConfigs[kConfigIndex];
   static constexpr int kHeadDim = kConfig.head_dim;     // columns of Q and K
   static constexpr int kHeadDimV = kConfig.head_dim_v;  // columns of V and the output
   static_assert(sizeof(Element) == 2, "16-bit inputs");
@@ -46,6 +51,7 @@ struct TileTraits {
   static constexpr bool kExactMax = kConfig.exact_max;
   static_assert(kBlockM % 64 == 0, "a consumer warpgroup owns 64 rows");
   static_assert(kBlockN % 16 == 0 && kBlockN <= 256, "P * V takes 16 keys a step, Q * K^T at most 256 keys");
+  static_assert(!kCache || (kConfig.streams == 1 && !kIsShort), "its producer works for one stream");
 
   // A stream is what works on one tile: a producer warp, kConsumers warpgroups and a SharedStorage. The producer warps
   // are of one warpgroup.
@@ -54,9 +60,10 @@ struct TileTraits {
   static constexpr int kWarpgroups = kConsumers * kStreams;
   static constexpr int kBlocksPerSm = kConfig.blocks_per_sm;
   static constexpr int kThreads = 128 * (kWarpgroups + (kIsShort ? 0 : 1));
-  // 64 K registers, handed from the producer to the consumers in steps of 8.
-  static constexpr int kProducerRegisters = kWarpgroups == 1 ? 128 : kWarpgroups == 2 ? 40 : 32;
-  static constexpr int kConsumerRegisters = kWarpgroups <= 2 ? 232 : kWarpgroups == 3 ? 160 : 112;
+  // 64 K registers, handed from the producer to the consumers in steps of 8. That of a cache keeps more for itself.
+  static constexpr int kProducerRegisters = kWarpgroups == 1 ? 128 : kCache ? 56 : kWarpgroups == 2 ? 40 : 32;
+  static constexpr int kConsumerRegisters =
+      (kWarpgroups <= 2 ? 232 : kWarpgroups == 3 ? 160 : 112) - (kCache && kWarpgroups > 1 ? 8 : 0);
   static_assert(kWarpgroups <= 4, "register budgets: up to 4 consumer warpgroups");
   // Whether softcap and ALiBi, too, are taken without the maximum where that can be: it takes the registers that two
   // consumer warpgroups have.

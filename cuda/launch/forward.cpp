@@ -8,6 +8,8 @@
 #include "core/tile_scheduler.h"
 #include "core/workspace.h"
 #include "device/fwd_args.h"
+#include "launch/append.h"
+#include "launch/cache.h"
 #include "launch/device_info.h"
 #include "launch/fwd.h"
 #include "launch/kernel_table.h"
@@ -25,10 +27,6 @@ core::SeqSide q_side(const flash3_params &p) {
   return {p.cu_seqlens_q, p.seqused_q, p.cu_seqlens_q != nullptr ? p.total_q : p.seqlen_q};
 }
 
-core::SeqSide k_side(const flash3_params &p) {
-  return {p.cu_seqlens_k, p.seqused_k, p.cu_seqlens_k != nullptr ? p.total_k : p.seqlen_k};
-}
-
 core::Status encode_maps(const flash3_params &p, const FwdKernel &kernel, device::FwdArgs *args) {
   const bool bf16 = p.dtype == FLASH3_BFLOAT16;
   const int64_t batch_q = p.cu_seqlens_q != nullptr ? 1 : p.batch;
@@ -42,19 +40,21 @@ core::Status encode_maps(const flash3_params &p, const FwdKernel &kernel, device
   const BoxShape q_box{kernel.box_cols, kernel.block_m, kernel.swizzle_bytes};
   const BoxShape kv_box{kernel.box_cols, kernel.block_n, kernel.swizzle_bytes};
   const BoxShape out_box{kernel.box_cols, 64, kernel.swizzle_bytes};  // rows of a warpgroup
+  const bool zeros =
+      p.head_dim <= kernel.head_dim - kernel.box_cols || p.head_dim_v <= kernel.head_dim_v - kernel.box_cols;
   core::Status status = encode_tensor_map(q, bf16, q_box, &args->q_map);
   if (status.ok()) status = encode_tensor_map(out, bf16, out_box, &args->out_map);
+  if (status.ok() && zeros) status = encode_zero_map(p.q, bf16, q_box, &args->q_zero_map);
+  if (!status.ok()) return status;
+  if (core::has_kv_cache(p)) return set_cache(p, kernel, args);
   if (rows_k == 0) {
     // Nothing will be loaded, but the kernel prefetches the maps.
     args->k_map = args->v_map = args->q_map;
     return status;
   }
-  if (status.ok()) status = encode_tensor_map(k, bf16, kv_box, &args->k_map);
+  status = encode_tensor_map(k, bf16, kv_box, &args->k_map);
   if (status.ok()) status = encode_tensor_map(v, bf16, kv_box, &args->v_map);
-  if (p.head_dim <= kernel.head_dim - kernel.box_cols || p.head_dim_v <= kernel.head_dim_v - kernel.box_cols) {
-    if (status.ok()) status = encode_zero_map(p.q, bf16, q_box, &args->q_zero_map);
-    if (status.ok()) status = encode_zero_map(p.q, bf16, kv_box, &args->kv_zero_map);
-  }
+  if (status.ok() && zeros) status = encode_zero_map(p.q, bf16, kv_box, &args->kv_zero_map);
   return status;
 }
 
@@ -87,11 +87,11 @@ int32_t num_m_blocks(const flash3_params &p, const FwdKernel &kernel) {
 core::Status make_args(const flash3_params &p, const FwdKernel &kernel, const SchedulerState &state,
                        device::FwdArgs *args) {
   args->q_side = q_side(p);
-  args->k_side = k_side(p);
+  args->k_side = core::KvCache::of(p).filled;
   args->window = core::Window::make(p.window_left, p.window_right);
   const bool packed_q = p.cu_seqlens_q != nullptr;
   const bool packed_k = p.cu_seqlens_k != nullptr;
-  args->q = {p.q, packed_q ? 0 : p.q_batch_stride, p.q_row_stride, p.q_head_stride};
+  args->q = queries(p);
   args->k = {p.k, packed_k ? 0 : p.k_batch_stride, p.k_row_stride, p.k_head_stride};
   args->v = {p.v, packed_k ? 0 : p.v_batch_stride, p.v_row_stride, p.v_head_stride};
   args->out = {p.out, packed_q ? 0 : p.out_batch_stride, p.out_row_stride, p.out_head_stride};
@@ -108,7 +108,7 @@ core::Status make_args(const flash3_params &p, const FwdKernel &kernel, const Sc
   args->kv_bytes_per_key = 2 * (int64_t{p.head_dim} + p.head_dim_v);
   args->l2_budget = args->window.limited() ? core::kL2BudgetCausal : core::kL2Budget;
   // Of packed keys only the mean length is known here; the order of tiles is a matter of speed alone.
-  const int64_t keys = p.cu_seqlens_k != nullptr ? p.total_k / p.batch : p.seqlen_k;
+  const int64_t keys = packed_k ? p.total_k / p.batch : args->k_side.rows;
   const core::Sections sections =
       core::Sections::make(p.nheads * p.batch, args->group, keys * args->kv_bytes_per_key, args->l2_budget);
   args->dense_schedule = core::DenseSchedule::make(args->num_m_blocks, p.nheads, sections);
@@ -187,7 +187,13 @@ core::Status forward(const flash3_params &params, void *stream) {
   const bool clusters = kernel->cluster_blocks > 1;
   const int64_t blocks = clusters ? tiles * kernel->cluster_blocks : std::min(tiles, most_blocks);
   const SchedulerState state = scheduler_state(params, *kernel, clusters || tiles <= most_blocks * kernel->streams);
-  cudaError_t error = enqueue_scheduler(params, *kernel, state, static_cast<cudaStream_t>(stream));
+  cudaError_t error = cudaSuccess;
+  if (params.k_new != nullptr || params.rotary_cos != nullptr) {
+    error = launch_append(params, const_cast<void *>(params.rotary_cos != nullptr ? queries(params).data : nullptr),
+                          static_cast<cudaStream_t>(stream));
+    if (error != cudaSuccess) return cuda_error("launching the append", error);
+  }
+  error = enqueue_scheduler(params, *kernel, state, static_cast<cudaStream_t>(stream));
   if (error != cudaSuccess) return cuda_error("preparing the tile scheduler", error);
   device::FwdArgs args;
   status = make_args(params, *kernel, state, &args);

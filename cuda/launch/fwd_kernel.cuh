@@ -10,6 +10,12 @@
 
 namespace flash3::launch {
 
+template <flash3_dtype kDtype>
+struct ElementOf {
+  static_assert(kDtype == FLASH3_FLOAT16 || kDtype == FLASH3_BFLOAT16, "16-bit inputs");
+  using Type = std::conditional_t<kDtype == FLASH3_FLOAT16, cutlass::half_t, cutlass::bfloat16_t>;
+};
+
 // What the host code has to know of a kernel.
 template <class Traits>
 FwdKernel describe_kernel(void (*function)(device::FwdArgs)) {
@@ -32,8 +38,7 @@ FwdKernel describe_kernel(void (*function)(device::FwdArgs)) {
 
 template <flash3_dtype kDtype, int kConfigIndex, bool kScoreMod, bool kVarlen>
 FwdKernel fwd_kernel() {
-  static_assert(kDtype == FLASH3_FLOAT16 || kDtype == FLASH3_BFLOAT16, "16-bit inputs");
-  using Element = std::conditional_t<kDtype == FLASH3_FLOAT16, cutlass::half_t, cutlass::bfloat16_t>;
+  using Element = typename ElementOf<kDtype>::Type;
   constexpr core::TileConfig kConfig = core::kTileConfigs[kConfigIndex];
   if constexpr (kConfig.is_wide()) {
     using Traits = device::WideTraits<Element, kConfigIndex, kScoreMod, kVarlen>;
@@ -48,6 +53,12 @@ FwdKernel fwd_kernel() {
   }
 }
 
+template <flash3_dtype kDtype, int kConfigIndex, bool kScoreMod>
+FwdKernel cache_kernel() {
+  using Traits = device::TileTraits<typename ElementOf<kDtype>::Type, kConfigIndex, kScoreMod, true, true>;
+  return describe_kernel<Traits>(&device::fwd_kernel_sm90<Traits>);
+}
+
 }  // namespace flash3::launch
 
 // Compiles every kernel of one tile config.
@@ -56,3 +67,7 @@ FwdKernel fwd_kernel() {
   template FwdKernel fwd_kernel<dtype, config, false, true>();  \
   template FwdKernel fwd_kernel<dtype, config, true, false>();  \
   template FwdKernel fwd_kernel<dtype, config, true, true>()
+
+#define FLASH3_INSTANTIATE_CACHE(dtype, config)            \
+  template FwdKernel cache_kernel<dtype, config, false>(); \
+  template FwdKernel cache_kernel<dtype, config, true>()

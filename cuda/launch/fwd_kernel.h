@@ -23,4 +23,8 @@ struct FwdKernel {
 template <flash3_dtype kDtype, int kConfigIndex, bool kScoreMod, bool kVarlen>
 FwdKernel fwd_kernel();
 
+// The one for caches, of one of core::kCacheConfigs, with or without softcap and ALiBi.
+template <flash3_dtype kDtype, int kConfigIndex, bool kScoreMod>
+FwdKernel cache_kernel();
+
 }  // namespace flash3::launch

@@ -84,6 +84,20 @@ Entry entry_if_built() {
   return {kDtype, -1, {}};
 }
 
+struct CacheEntry {
+  flash3_dtype dtype;
+  int32_t config;        // of core::kCacheConfigs
+  FwdKernel kernels[2];  // [modified scores]
+};
+
+template <flash3_dtype kDtype, int kConfig>
+CacheEntry cache_entry_if_built() {
+  if constexpr (is_built(kDtype, core::kCacheConfigs[kConfig].head_dim)) {
+    return {kDtype, kConfig, {cache_kernel<kDtype, kConfig, false>(), cache_kernel<kDtype, kConfig, true>()}};
+  }
+  return {kDtype, -1, {}};
+}
+
 struct SplitEntry {
   flash3_dtype dtype;
   int32_t config;  // of core::kSplitConfigs
@@ -109,13 +123,19 @@ const SplitKernel *latent_kernel() {
 
 struct Table {
   std::vector<Entry> entries;
+  std::vector<CacheEntry> cache;
   std::vector<SplitEntry> split;
 
-  template <int... kConfigs, int... kSplitConfigs>
-  Table(std::integer_sequence<int, kConfigs...>, std::integer_sequence<int, kSplitConfigs...>) {
+  template <int... kConfigs, int... kCacheConfigs, int... kSplitConfigs>
+  Table(std::integer_sequence<int, kConfigs...>, std::integer_sequence<int, kCacheConfigs...>,
+        std::integer_sequence<int, kSplitConfigs...>) {
     for (const Entry &e :
          {entry_if_built<FLASH3_FLOAT16, kConfigs>()..., entry_if_built<FLASH3_BFLOAT16, kConfigs>()...}) {
       if (e.config >= 0) entries.push_back(e);
+    }
+    for (const CacheEntry &e : {cache_entry_if_built<FLASH3_FLOAT16, kCacheConfigs>()...,
+                                cache_entry_if_built<FLASH3_BFLOAT16, kCacheConfigs>()...}) {
+      if (e.config >= 0) cache.push_back(e);
     }
     for (const SplitEntry &e : {split_entry_if_built<FLASH3_FLOAT16, kSplitConfigs>()...,
                                 split_entry_if_built<FLASH3_BFLOAT16, kSplitConfigs>()...}) {
@@ -126,6 +146,7 @@ struct Table {
 
 const Table &table() {
   static const Table built(std::make_integer_sequence<int, core::kNumTileConfigs>{},
+                           std::make_integer_sequence<int, core::kNumCacheConfigs>{},
                            std::make_integer_sequence<int, core::kNumSplitConfigs>{});
   return built;
 }
@@ -161,6 +182,15 @@ const core::TileConfig *narrowest_class(const flash3_params &p) {
   return best;
 }
 
+// The same among the kernels for caches.
+const CacheEntry *narrowest_cache_class(const flash3_params &p) {
+  for (const CacheEntry &e : table().cache) {
+    const core::TileConfig &config = core::kCacheConfigs[e.config];
+    if (e.dtype == p.dtype && config.head_dim >= p.head_dim && config.head_dim_v >= p.head_dim_v) return &e;
+  }
+  return nullptr;
+}
+
 bool takes_values_from_keys(const flash3_params &p) { return p.v == nullptr && p.k != nullptr; }
 
 core::Status no_kernel(const flash3_params &params) {
@@ -176,11 +206,17 @@ core::Status no_kernel(const flash3_params &params) {
 }  // namespace
 
 core::Status find_kernel(const flash3_params &params, int32_t multiprocessors, const FwdKernel **kernel) {
+  // The softmax of the plain kernels relies on scores that grow with the product.
+  const bool score_mod = params.softcap > 0.f || params.alibi_slopes != nullptr || !(params.softmax_scale > 0.f);
+  if (core::has_kv_cache(params)) {
+    const CacheEntry *const found = narrowest_cache_class(params);
+    if (found == nullptr || takes_values_from_keys(params)) return no_kernel(params);
+    *kernel = &found->kernels[score_mod];
+    return {};
+  }
   const core::TileConfig *const member = narrowest_class(params);
   if (member == nullptr || takes_values_from_keys(params)) return no_kernel(params);
   const int32_t chosen = core::cheapest_config(*member, workload(params, multiprocessors));
-  // The softmax of the plain kernels relies on scores that grow with the product.
-  const bool score_mod = params.softcap > 0.f || params.alibi_slopes != nullptr || !(params.softmax_scale > 0.f);
   const bool varlen = params.cu_seqlens_q != nullptr || params.cu_seqlens_k != nullptr || params.seqused_q != nullptr ||
                       params.seqused_k != nullptr;
   for (const Entry &e : table().entries) {

@@ -31,6 +31,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "varlen_tile": (None, [c_void_p, c_int32, c_int32, c_void_p, c_int32, _int32_p]),
     "tile_class": (c_int32, [c_int32, c_int32]),
     "tile_config": (c_int32, [c_int32, _int32_p]),
+    "cache_class": (c_int32, [c_int32, c_int32]),
     "estimated_clocks": (c_int64, [c_int32, c_int64, c_int64, c_int32, c_int32]),
     "cheapest_config": (c_int32, [c_int32, c_int64, c_int64, c_int32, c_int32, c_int32, c_int64, c_int64, c_int32]),
     "workspace_layout": (None, [POINTER(Params), POINTER(c_uint64)]),
@@ -212,6 +213,11 @@ def tile_class(head_dim: int, head_dim_v: int) -> int | None:
     """Index of the first config of the class; None where no class holds the head dims."""
     index: int = _function("tile_class")(head_dim, head_dim_v)
     return None if index < 0 else index
+
+
+def cache_class(head_dim: int, head_dim_v: int) -> int | None:
+    """Head dim of the kernels for caches that hold the head dims; None where there are none."""
+    return _function("cache_class")(head_dim, head_dim_v) or None
 
 
 def estimated_clocks(index: int, left: int, right: int, seqlen_q: int, seqlen_k: int) -> int:

@@ -1,0 +1,87 @@
+"""Which kernel computes a call with a cache: by the shapes of the call alone, and never one that does not take it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflash3._abi import Params
+from tests.core.problems import ADDRESS, params
+from tests.core.split_surface import takes_split_kernel
+from tests.core.surface import cache_class, tile_class, tile_configs, workspace_layout
+
+
+def paged(batch: int, seqlen_q: int, keys: int, heads: tuple[int, int] = (32, 8), **changes: float | None) -> Params:
+    """A causal call on a cache in pages of 64 rows."""
+    given_here: dict[str, float | None] = {
+        "batch": batch, "seqlen_q": seqlen_q, "nheads": heads[0], "nheads_k": heads[1], "head_dim": 128,
+        "head_dim_v": 128, "page_table": ADDRESS, "page_size": 64, "max_pages": -(-keys // 64), "num_pages": 1,
+        "seqused_k": ADDRESS, "seqlen_k": 0, "window_right": 0,
+    }  # fmt: skip
+    return params(**(given_here | changes))
+
+
+CHUNK = {"batch": 4, "seqlen_q": 512, "keys": 16_896}
+
+
+@pytest.mark.parametrize("head_dim", range(8, 257, 8))
+@pytest.mark.parametrize("head_dim_v", [8, 72, 128, 256])
+def test_the_classes_are_those_of_the_other_kernels(head_dim: int, head_dim_v: int) -> None:
+    index = tile_class(head_dim, head_dim_v)
+    assert index is not None
+    assert cache_class(head_dim, head_dim_v) == tile_configs()[index].head_dim
+
+
+def test_no_class_holds_more_than_256() -> None:
+    assert cache_class(264, 8) is None
+
+
+@pytest.mark.parametrize("num_splits", [0, 1])
+@pytest.mark.parametrize("changes", [{}, {"head_dim": 64, "head_dim_v": 64}, {"head_dim": 256, "head_dim_v": 256}])
+def test_many_queries_take_the_forward_kernel(num_splits: int, changes: dict[str, float | None]) -> None:
+    assert not takes_split_kernel(paged(**CHUNK, num_splits=num_splits, **changes))
+
+
+@pytest.mark.parametrize("num_splits", [2, 37])
+def test_splits_that_are_asked_for_are_made(num_splits: int) -> None:
+    assert takes_split_kernel(paged(**CHUNK, num_splits=num_splits))
+
+
+@given(st.integers(1, 300), st.integers(1, 16), st.sampled_from([0, 1]), st.integers(1, 2**20))
+def test_a_tile_of_packed_rows_is_split(batch: int, seqlen_q: int, num_splits: int, keys: int) -> None:
+    """Decoding and speculative decoding: 64 rows at most."""
+    assert takes_split_kernel(paged(batch, seqlen_q, keys, num_splits=num_splits))
+
+
+def test_few_tiles_over_long_keys_are_split() -> None:
+    """One sequence of 512 queries under 8 heads: 32 tiles for 132 multiprocessors."""
+    assert takes_split_kernel(paged(1, 512, 100_000, (8, 8)))
+    assert not takes_split_kernel(paged(1, 512, 100_000, (32, 8)))
+
+
+def test_no_queries_at_all() -> None:
+    """An append alone."""
+    assert takes_split_kernel(paged(4, 0, 1000))
+
+
+@given(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1))
+def test_hints_do_not_matter(longest_q: int, longest_k: int) -> None:
+    hints: dict[str, float | None] = {"max_seqlen_q": longest_q, "max_seqlen_k": longest_k}
+    for batch, seqlen_q, keys in [(4, 512, 16_896), (1, 17, 100_000), (64, 1, 8192)]:
+        p = paged(batch, seqlen_q, keys)
+        assert takes_split_kernel(paged(batch, seqlen_q, keys, **hints)) == takes_split_kernel(p)
+
+
+def test_packed_queries_count_by_their_mean() -> None:
+    packed: dict[str, float | None] = {"cu_seqlens_q": ADDRESS}
+    assert not takes_split_kernel(paged(4, 0, 16_896, total_q=2048, **packed))
+    assert takes_split_kernel(paged(64, 0, 16_896, total_q=64, **packed))
+
+
+def test_the_workspace_is_that_of_the_kernel() -> None:
+    """Partial results of the split-KV kernel take megabytes; the forward kernel has its tile counter."""
+    assert workspace_layout(paged(**CHUNK)).size == 256
+    assert workspace_layout(paged(1, 512, 100_000, (8, 8))).size > 2**20
+    rotated = workspace_layout(paged(**CHUNK, rotary_cos=ADDRESS, rotary_sin=ADDRESS, rotary_dim=128))
+    assert rotated.size - rotated.rotated_q >= 4 * 512 * 32 * 128 * 2
