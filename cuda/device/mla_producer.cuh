@@ -37,17 +37,12 @@ struct MlaProducer {
       int buffer = 0;
 #pragma unroll 1
       for (int32_t n = piece.n_end - 1; n >= piece.n_begin; --n, buffer ^= 1) {
-        if (n - kAhead >= piece.n_begin) prefetch(box(span, piece.kv_head, (n - kAhead) * kBlockN + first_row));
         load(box(span, piece.kv_head, n * kBlockN + first_row), buffer);
       }
     }
   }
 
  private:
-  // Two buffers are too little for what is under way between the memory and a multiprocessor: as soon as one is free,
-  // the next block has to come from L2.
-  static constexpr int32_t kAhead = 2;  // blocks, of those that buffers are taken for
-
   // A chunk is some boxes of rows, of which this thread block loads its share, a box a lane.
   const int32_t rows = kBlockN / cluster.size;
   const bool has_box = static_cast<int32_t>(threadIdx.x % 32) * args.box_rows < rows;
@@ -67,14 +62,6 @@ struct MlaProducer {
     const auto in_page = static_cast<int32_t>(at.row);
     const int32_t filled = min(span.len - key + in_page, cache.page_size);
     return {0, cache.page_size - filled + in_page, filled, kv_head, static_cast<int32_t>(at.entry)};
-  }
-
-  __device__ __forceinline__ void prefetch(const ptx::TmaCoord &at) const {
-    if (!has_box || at.end == kNoKey) return;
-#pragma unroll 1
-    for (int c = 0; c < Traits::kChunks; ++c) {
-      ptx::tma_prefetch(&args.k_map, {c * Traits::kChunkCols, at.row, at.end, at.head, at.batch});
-    }
   }
 
   __device__ __forceinline__ void load(const ptx::TmaCoord &at, int buffer) {

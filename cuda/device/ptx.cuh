@@ -161,11 +161,6 @@ __device__ __forceinline__ void tma_load(void *smem, const void *map, uint64_t *
   cute::SM90_TMA_LOAD_5D::copy(map, bar, static_cast<uint64_t>(hint), smem, c.col, c.row, c.end, c.head, c.batch);
 }
 
-// Into L2 alone.
-__device__ __forceinline__ void tma_prefetch(const void *map, TmaCoord c) {
-  cute::SM90_TMA_LOAD_5D::PREFETCH::copy(map, c.col, c.row, c.end, c.head, c.batch);
-}
-
 // To the same place of every thread block of the cluster whose bit is set, and on its barrier.
 __device__ __forceinline__ void tma_load_multicast(void *smem, const void *map, uint64_t *bar, uint32_t blocks,
                                                    L2Hint hint, TmaCoord c) {

@@ -86,20 +86,12 @@ struct WideMainloop {
   const FwdArgs &args;
   SharedStorage &smem;
   const int warpgroup;  // among the consumers
-  // Low words of the descriptors of this warpgroup's rows of Q, and of K and V, each in the first stage.
-  const uint32_t q_low, k_low, v_low;
   ScoreExchange<Traits> exchange;
   RingState<Traits::kStages> k_state = RingState<Traits::kStages>::consumer();
   RingState<Traits::kStages> v_state = RingState<Traits::kStages>::consumer();
 
   __device__ __forceinline__ WideMainloop(const FwdArgs &a, SharedStorage &s, int wg)
-      : args(a),
-        smem(s),
-        warpgroup(wg),
-        q_low(ptx::uniform(Descriptor::k_major(place(s.q[0] + wg * 64 * Traits::kBoxCols)))),
-        k_low(ptx::uniform(Descriptor::k_major(place(s.k)))),
-        v_low(ptx::uniform(Descriptor::template mn_major<kBlockN>(place(s.v)))),
-        exchange(s, wg) {}
+      : args(a), smem(s), warpgroup(wg), exchange(s, wg) {}
 
   // Leaves the last product in flight, which completes `o`. The tile must have a key block.
   __device__ __forceinline__ void run(const WorkTile &tile, const core::BlockRange &range, float (&o)[kOutputs],
@@ -216,14 +208,17 @@ struct WideMainloop {
     pass_turn();
   }
 
+  // Descriptors are made here and not kept, since registers are short.
   __device__ __forceinline__ void issue_qk(float (&s)[kScores]) const {
+    const Element *const q = smem.q[0] + warpgroup * 64 * Traits::kBoxCols;
     gemm_ss<Element, kBlockN, Traits::kHeadDim, Traits::kSwizzleBytes, Traits::kBlockM, kBlockN>(
-        q_low, ptx::uniform(k_low + k_state.index() * (Traits::kKBytes / 16)), s);
+        ptx::uniform(Descriptor::k_major(place(q))), ptx::uniform(Descriptor::k_major(place(smem.k[k_state.index()]))),
+        s);
   }
 
   __device__ __forceinline__ void issue_pv(uint32_t (&p)[kScores / 2], float (&o)[kOutputs]) const {
     gemm_rs<Element, Traits::kHeadDim, kBlockN, Traits::kSwizzleBytes>(
-        p, ptx::uniform(v_low + v_state.index() * (Traits::kVBytes / 16)), o);
+        p, ptx::uniform(Descriptor::template mn_major<kBlockN>(place(smem.v[v_state.index()]))), o);
   }
 
   // One arrival a warp, once the whole warp has read the buffer.
