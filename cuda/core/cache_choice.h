@@ -1,6 +1,6 @@
-// Which kernel computes a call with a cache: the split-KV kernel, which shares out the keys of a tile of few packed rows,
-// or the forward kernel, whose tiles of one head take the tensor cores further. By what either is estimated to take, from
-// the shapes of the call alone: lengths in device memory may be shorter, which changes both alike.
+// Which kernel computes a call with a cache: the split-KV kernel, which shares out the keys of a tile of few packed
+// rows, or the forward kernel, whose tiles of one head take the tensor cores further. By what either is estimated to
+// take, from the shapes of the call alone: lengths in device memory may be shorter, which changes both alike.
 #pragma once
 
 #include <cstdint>
@@ -50,9 +50,10 @@ inline bool forward_kernel_is_faster(const flash3_params &p) {
   const SplitCosts *split = kSplitCosts;
   while (split->head_dim < config.head_dim) ++split;
   const int64_t key_clocks = clocks > config.tile_clocks ? clocks - config.tile_clocks : 0;
-  const int64_t split_clocks = split->tile_clocks + key_clocks * config.block_n / config.block_clocks *
-                                                        split->clocks_of_64_keys / 64;
-  const int64_t split_tiles = (rows * group + SplitSchedule::kBlockM - 1) / SplitSchedule::kBlockM * p.nheads_k * p.batch;
+  const int64_t split_clocks =
+      split->tile_clocks + key_clocks * config.block_n / config.block_clocks * split->clocks_of_64_keys / 64;
+  const int64_t split_tiles =
+      (rows * group + SplitSchedule::kBlockM - 1) / SplitSchedule::kBlockM * p.nheads_k * p.batch;
   const int64_t shared = split_tiles * split_clocks / kUsualMultiprocessors;
   const int64_t whole = shared > split_clocks ? shared : split_clocks;  // no tile in pieces
   return rounds * clocks < (p.num_splits == 1 ? whole : shared + kSplitStartClocks);

@@ -66,7 +66,7 @@ inline constexpr TileConfig kTileConfigs[] = {
 // clang-format off
 inline constexpr TileConfig kCacheConfigs[] = {
     // as above
-    {64, 64, 128, 128, 4, 2, 1, 1, false, 2800, 1750, 0},
+    {64, 64, 128, 128, 4, 2, 1, 1, false, 2800, 2100, 0},
     {96, 96, 128, 128, 2, 2, 1, 1, false, 2800, 2300, 0},
     {128, 128, 128, 128, 2, 2, 1, 1, false, 2800, 2600, 0},
     {192, 192, 128, 96, 2, 1, 1, 1, true, 6000, 2800, 0},

@@ -15,7 +15,8 @@ struct KeyRows {
   using Element = typename Traits::Element;
   using Start = int64_t;  // row
 
-  static __device__ __forceinline__ Start start(const FwdArgs &args, const WorkTile &tile, int first_key, int lane_key) {
+  static __device__ __forceinline__ Start start(const FwdArgs &args, const WorkTile &tile, int first_key,
+                                                int lane_key) {
     return args.k_side.span(tile.batch).start + first_key + lane_key;
   }
 
@@ -35,7 +36,8 @@ struct KeyRows<Traits, true> {
   using Element = typename Traits::Element;
   using Start = core::KeySpan;
 
-  static __device__ __forceinline__ Start start(const FwdArgs &args, const WorkTile &tile, int first_key, int lane_key) {
+  static __device__ __forceinline__ Start start(const FwdArgs &args, const WorkTile &tile, int first_key,
+                                                int lane_key) {
     core::KeySpan span = args.cache.span(tile.batch);
     span.first_row += first_key + lane_key;
     return span;

@@ -23,9 +23,9 @@ struct CacheProducer : Producer<Traits> {
   using SharedStorage = typename Traits::SharedStorage;
   using Ring = RingState<Traits::kStages>;
   static constexpr int kBlockN = Traits::kBlockN;
-  static constexpr int kCopyRows = kBlockN / 2;              // of a block, that a warp copies
-  static constexpr int kPlaces = (kCopyRows + 31) / 32;      // rows whose pages a lane finds
-  static_assert(kCopyRows % 4 == 0, "eight lanes copy a row");
+  static constexpr int kCopyRows = kBlockN / 2;          // of a block, that a warp copies
+  static constexpr int kPlaces = (kCopyRows + 31) / 32;  // rows whose pages a lane finds
+  static_assert(kCopyRows % 8 == 0 && kPlaces <= 2, "eight lanes copy a row");
 
   const bool leads;  // the first warp, which finds the tiles and loads Q
   const bool of_v;
@@ -194,38 +194,62 @@ struct CacheProducer : Producer<Traits> {
     __syncwarp();
   }
 
-  // Eight lanes to a row, which copy 128 bytes of it, four rows at a time.
   __device__ __forceinline__ void copy_rows(const Source &source, int32_t n, const Pages &pages,
                                             const Ring &place) const {
-    int64_t offset[kPlaces];  // of the lane's rows; -1: zeros
+    uint64_t from[kPlaces];  // addresses of the lane's rows
 #pragma unroll
     for (int p = 0; p < kPlaces; ++p) {
       const auto row = static_cast<uint32_t>(source.first_row + n * kBlockN + own_key(p));
       const int64_t in_page = row - args.cache.page_divisor.quotient(row) * args.cache.page_size;
-      offset[p] = pages.of[p] < 0 ? -1
-                                  : min(pages.of[p], args.cache.num_pages - 1) * tensor().batch_stride +
-                                        in_page * tensor().row_stride + source.kv_head * tensor().head_stride;
+      const int32_t page = max(0, min(pages.of[p], args.cache.num_pages - 1));
+      from[p] = reinterpret_cast<uint64_t>(row_of<Element>(tensor(), page, in_page, source.kv_head));
     }
-    const int own_col = lane % 8 * 8;
-    const auto *const data = static_cast<const Element *>(tensor().data) + own_col;
-    const uint32_t i = place.index();
-    const uint32_t to = ptx::shared_address(buffer(i));
+    const int32_t rows = source.num_keys - n * kBlockN - half * kCopyRows;  // of the warp's, up to the last key
     wait_empty(place);
+    if (ptx::uniform(rows >= kCopyRows && head_dim() == Traits::kHeadDim)) {
+      copy_whole_rows(from, buffer(place.index()));
+    } else {
+      copy_some_rows(from, buffer(place.index()), rows);
+    }
+    ptx::cp_async_mbarrier_arrive(full(place.index()));
+  }
+
+  // Eight lanes to a row, which copy 128 bytes of it, four rows at a time.
+  __device__ __forceinline__ void copy_whole_rows(const uint64_t (&from)[kPlaces], Element *to) const {
+    const int col = lane % 8 * 8;
+    // The layout of a block repeats itself every 8 rows.
+    const uint32_t base = ptx::shared_address(to);
+    const uint32_t to_of[2] = {base + in_block(half * kCopyRows + lane / 8, col),
+                               base + in_block(half * kCopyRows + lane / 8 + 4, col)};
 #pragma unroll
     for (int group = 0; group < kCopyRows / 4; ++group) {
-      const int row = 4 * group + lane / 8;  // among the warp's
-      const int64_t from = __shfl_sync(0xffffffffu, offset[group / 8], row % 32);
-      const Element *const row_data = data + (from >= 0 ? from : 0);
-      const uint32_t row_to = to + in_block(half * kCopyRows + row, own_col);
+      const uint64_t row = __shfl_sync(0xffffffffu, from[group / 8], (4 * group + lane / 8) % 32);
+      const uint32_t row_to = to_of[group % 2] + group / 2 * 8 * Traits::kSwizzleBytes;
 #pragma unroll
       for (int first = 0; first < Traits::kHeadDim; first += 64) {
-        if (first + 64 > Traits::kHeadDim && first + own_col >= Traits::kHeadDim) continue;
-        const bool inside = from >= 0 && first + own_col < head_dim();
-        ptx::cp_async_16(row_to + first / Traits::kBoxCols * (kBlockN * Traits::kSwizzleBytes), row_data + first,
+        if (first + 64 > Traits::kHeadDim && first + col >= Traits::kHeadDim) continue;
+        ptx::cp_async_16(row_to + first / Traits::kBoxCols * (kBlockN * Traits::kSwizzleBytes),
+                         reinterpret_cast<const Element *>(row) + col + first, 16);
+      }
+    }
+  }
+
+  // The same where there are zeros behind the last of so many rows, or behind the head dim.
+  __device__ __forceinline__ void copy_some_rows(const uint64_t (&from)[kPlaces], Element *to, int32_t rows) const {
+#pragma unroll 1
+    for (int group = 0; group < kCopyRows / 4; ++group) {
+      const int row = 4 * group + lane / 8;
+      uint64_t row_from = from[0];
+      if (kPlaces > 1 && group >= 8) row_from = from[kPlaces - 1];
+      row_from = __shfl_sync(0xffffffffu, row_from, row % 32);
+#pragma unroll 1
+      for (int col = lane % 8 * 8; col < Traits::kHeadDim; col += 64) {
+        const bool inside = row < rows && col < head_dim();
+        const Element *const at = reinterpret_cast<const Element *>(inside ? row_from : from[0]);
+        ptx::cp_async_16(ptx::shared_address(to) + in_block(half * kCopyRows + row, col), at + (inside ? col : 0),
                          inside ? 16 : 0);
       }
     }
-    ptx::cp_async_mbarrier_arrive(full(i));
   }
 
   // Byte offset of 16 bytes in a key block, as the tensor maps lay it out; col: a multiple of 8.

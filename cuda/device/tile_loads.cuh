@@ -96,8 +96,7 @@ struct TileLoads {
   __device__ __forceinline__ core::Tile decode(int32_t t) const {
     if (packed_q()) {
       return varlen().tile(t, WarpCountLeading{}, [this](int32_t b) {
-        return core::Sections::make(args.nheads, args.group, keys(b).len * args.kv_bytes_per_key,
-                                    args.l2_budget);
+        return core::Sections::make(args.nheads, args.group, keys(b).len * args.kv_bytes_per_key, args.l2_budget);
       });
     }
     return args.dense_schedule.tile(t);
@@ -159,8 +158,8 @@ struct TileLoads {
     return true;
   }
 
-  // Row r of a sequence of length len that ends before row `end` of its tensor is at TMA row (rows - len + r): the bound
-  // of that dimension is the end of the sequence, and what lies behind reads as zero.
+  // Row r of a sequence of length len that ends before row `end` of its tensor is at TMA row (rows - len + r): the
+  // bound of that dimension is the end of the sequence, and what lies behind reads as zero.
   __device__ __forceinline__ void set_queries(const core::SeqSpan &q, const core::Tile &where, Job *job) const {
     job->q_row = static_cast<int32_t>(args.q_side.rows) - q.len + where.m_block * Traits::kBlockM;
     job->q_end = static_cast<int32_t>(q.start + q.len);

@@ -62,8 +62,10 @@ struct TileTraits {
   static constexpr int kThreads = 128 * (kWarpgroups + (kIsShort ? 0 : 1));
   // 64 K registers, handed from the producer to the consumers in steps of 8. That of a cache keeps more for itself.
   static constexpr int kProducerRegisters = kWarpgroups == 1 ? 128 : kCache ? 56 : kWarpgroups == 2 ? 40 : 32;
-  static constexpr int kConsumerRegisters =
-      (kWarpgroups <= 2 ? 232 : kWarpgroups == 3 ? 160 : 112) - (kCache && kWarpgroups > 1 ? 8 : 0);
+  static constexpr int kConsumerRegisters = (kWarpgroups <= 2   ? 232
+                                             : kWarpgroups == 3 ? 160
+                                                                : 112) -
+                                            (kCache && kWarpgroups > 1 ? 8 : 0);
   static_assert(kWarpgroups <= 4, "register budgets: up to 4 consumer warpgroups");
   // Whether softcap and ALiBi, too, are taken without the maximum where that can be: it takes the registers that two
   // consumer warpgroups have.

@@ -187,6 +187,9 @@ core::Status forward(const flash3_params &params, void *stream) {
   const bool clusters = kernel->cluster_blocks > 1;
   const int64_t blocks = clusters ? tiles * kernel->cluster_blocks : std::min(tiles, most_blocks);
   const SchedulerState state = scheduler_state(params, *kernel, clusters || tiles <= most_blocks * kernel->streams);
+  device::FwdArgs args;
+  status = make_args(params, *kernel, state, &args);
+  if (!status.ok()) return status;
   cudaError_t error = cudaSuccess;
   if (params.k_new != nullptr || params.rotary_cos != nullptr) {
     error = launch_append(params, const_cast<void *>(params.rotary_cos != nullptr ? queries(params).data : nullptr),
@@ -195,9 +198,6 @@ core::Status forward(const flash3_params &params, void *stream) {
   }
   error = enqueue_scheduler(params, *kernel, state, static_cast<cudaStream_t>(stream));
   if (error != cudaSuccess) return cuda_error("preparing the tile scheduler", error);
-  device::FwdArgs args;
-  status = make_args(params, *kernel, state, &args);
-  if (!status.ok()) return status;
   error =
       enqueue_forward(*kernel, &args, static_cast<unsigned>(blocks), device.ordinal, static_cast<cudaStream_t>(stream));
   if (error != cudaSuccess) return cuda_error("launching the forward kernel", error);

@@ -100,6 +100,6 @@ def decode() -> list[CacheShape]:
         *plain,
         *others,
         *(CacheShape(usual, 4, page_size=size) for size in PAGES_OF_OTHERS),
-        CacheShape((16_384 + 512,) * 4, 512, page_size=64),
+        *(CacheShape((16_384 + 512,) * 4, 512, page_size=size) for size in (1, 16, 64, 256)),
         *(CacheShape(usual, page_size=size, append=True) for size in PAGES_OF_OTHERS),
     ]

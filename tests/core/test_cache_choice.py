@@ -12,17 +12,19 @@ from tests.core.split_surface import takes_split_kernel
 from tests.core.surface import cache_class, tile_class, tile_configs, workspace_layout
 
 
-def paged(batch: int, seqlen_q: int, keys: int, heads: tuple[int, int] = (32, 8), **changes: float | None) -> Params:
+def paged(batch: int, seqlen_q: int, keys: int, **changes: float | None) -> Params:
     """A causal call on a cache in pages of 64 rows."""
     given_here: dict[str, float | None] = {
-        "batch": batch, "seqlen_q": seqlen_q, "nheads": heads[0], "nheads_k": heads[1], "head_dim": 128,
+        "batch": batch, "seqlen_q": seqlen_q, "nheads": 32, "nheads_k": 8, "head_dim": 128,
         "head_dim_v": 128, "page_table": ADDRESS, "page_size": 64, "max_pages": -(-keys // 64), "num_pages": 1,
         "seqused_k": ADDRESS, "seqlen_k": 0, "window_right": 0,
     }  # fmt: skip
     return params(**(given_here | changes))
 
 
-CHUNK = {"batch": 4, "seqlen_q": 512, "keys": 16_896}
+def chunk(**changes: float | None) -> Params:
+    """512 queries a sequence on 16,384 keys before them."""
+    return paged(4, 512, 16_896, **changes)
 
 
 @pytest.mark.parametrize("head_dim", range(8, 257, 8))
@@ -40,12 +42,12 @@ def test_no_class_holds_more_than_256() -> None:
 @pytest.mark.parametrize("num_splits", [0, 1])
 @pytest.mark.parametrize("changes", [{}, {"head_dim": 64, "head_dim_v": 64}, {"head_dim": 256, "head_dim_v": 256}])
 def test_many_queries_take_the_forward_kernel(num_splits: int, changes: dict[str, float | None]) -> None:
-    assert not takes_split_kernel(paged(**CHUNK, num_splits=num_splits, **changes))
+    assert not takes_split_kernel(chunk(num_splits=num_splits, **changes))
 
 
 @pytest.mark.parametrize("num_splits", [2, 37])
 def test_splits_that_are_asked_for_are_made(num_splits: int) -> None:
-    assert takes_split_kernel(paged(**CHUNK, num_splits=num_splits))
+    assert takes_split_kernel(chunk(num_splits=num_splits))
 
 
 @given(st.integers(1, 300), st.integers(1, 16), st.sampled_from([0, 1]), st.integers(1, 2**20))
@@ -56,8 +58,8 @@ def test_a_tile_of_packed_rows_is_split(batch: int, seqlen_q: int, num_splits: i
 
 def test_few_tiles_over_long_keys_are_split() -> None:
     """One sequence of 512 queries under 8 heads: 32 tiles for 132 multiprocessors."""
-    assert takes_split_kernel(paged(1, 512, 100_000, (8, 8)))
-    assert not takes_split_kernel(paged(1, 512, 100_000, (32, 8)))
+    assert takes_split_kernel(paged(1, 512, 100_000, nheads=8))
+    assert not takes_split_kernel(paged(1, 512, 100_000))
 
 
 def test_no_queries_at_all() -> None:
@@ -81,7 +83,7 @@ def test_packed_queries_count_by_their_mean() -> None:
 
 def test_the_workspace_is_that_of_the_kernel() -> None:
     """Partial results of the split-KV kernel take megabytes; the forward kernel has its tile counter."""
-    assert workspace_layout(paged(**CHUNK)).size == 256
-    assert workspace_layout(paged(1, 512, 100_000, (8, 8))).size > 2**20
-    rotated = workspace_layout(paged(**CHUNK, rotary_cos=ADDRESS, rotary_sin=ADDRESS, rotary_dim=128))
+    assert workspace_layout(chunk()).size == 256
+    assert workspace_layout(paged(1, 512, 100_000, nheads=8)).size > 2**20
+    rotated = workspace_layout(chunk(rotary_cos=ADDRESS, rotary_sin=ADDRESS, rotary_dim=128))
     assert rotated.size - rotated.rotated_q >= 4 * 512 * 32 * 128 * 2

@@ -72,12 +72,12 @@ CACHES: list[tuple[CacheCase, int]] = [
     (_latent(2, 150, 64, 128, new="equal", causal=True, full=True), 0),
     (_latent(3, 200, 16, 32, window=(90, 0), full=True), 3),
     (CacheCase(130, 200, 16, "bfloat16", nheads=2, nheads_k=1, head_dim=40, causal=True, full=True), 0),
-    # The forward kernel: dense, pages by one, two and four warps, pages by rows; the last ones have tiles for two rounds.
+    # The forward kernel: dense, pages by boxes and by rows; the last three have tiles for two rounds.
     (CacheCase(250, 300, None, "bfloat16", nheads=8, head_dim=128, new="ragged", rotary_dim=32, causal=True,
                packed_q=True, leftpad=True, batch_idx=True), 0),
     (CacheCase(200, 300, 128, "float16", nheads=8, nheads_k=4, head_dim=64, causal=True, full=True), 0),
     (CacheCase(200, 300, 48, "bfloat16", nheads=8, nheads_k=8, head_dim=96, softcap=3.0, full=True), 0),
-    (CacheCase(200, 300, 16, "float16", nheads=8, nheads_k=8, head_dim=128, new="equal", rotary_dim=128, causal=True), 0),
+    (CacheCase(200, 300, 16, "float16", nheads=8, nheads_k=8, head_dim=128, new="equal", rotary_dim=128), 0),
     (CacheCase(130, 200, 12, "bfloat16", nheads=48, nheads_k=16, head_dim=128, causal=True, leftpad=True), 0),
     (CacheCase(130, 200, 1, "float16", nheads=48, nheads_k=16, head_dim=192, window=(90, 3), full=True), 0),
     (CacheCase(130, 200, 16, "bfloat16", nheads=48, nheads_k=48, head_dim=256, causal=True, full=True), 0),

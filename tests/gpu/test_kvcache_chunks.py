@@ -50,11 +50,11 @@ def takes_split(arguments: dict[str, Any], num_splits: int = 0) -> bool:
         num_splits, None, 0,
     )  # fmt: skip
     lengths = (get_("cu_seqlens_q"), None, None, get_("cache_seqlens"), None, None)
-    names = (
-        "page_table", "cache_batch_idx", "cache_leftpad", "k", "v", "cu_seqlens_k_new", "rotary_cos", "rotary_sin",
-        "rotary_seqlens",
+    cache = Cache(
+        get_("page_table"), get_("cache_batch_idx"), get_("cache_leftpad"), get_("k"), get_("v"),
+        get_("cu_seqlens_k_new"), get_("rotary_cos"), get_("rotary_sin"), get_("rotary_seqlens"),
+        get_("rotary_interleaved", True), kvcache=True,
     )  # fmt: skip
-    cache = Cache(*map(get_, names), get_("rotary_interleaved", True), kvcache=True)
     kind, _ = prepare(arguments["q"], arguments["k_cache"], arguments["v_cache"], options, None, lengths, cache)
     params = Params.from_buffer_copy(kind.template)
     params.backend = BACKEND_CUDA
