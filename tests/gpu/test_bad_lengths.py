@@ -158,7 +158,7 @@ def test_overlapping_sequences_with_splits(cuda: Any, num_splits: int, starts_q:
         )
         wait()
     del result
-    assert len(allocator.guards) >= 2
+    assert allocator.guards  # small results and the workspace behind them are one allocation
     for guard in allocator.guards:
         assert bool((guard == 0xA5).all()), "bytes behind an allocation are written"
 
