@@ -63,9 +63,15 @@ struct ScoreExchange {
       if (i % 2 == 1) ptx::compiler_fence();  // no more registers than for two at a time
     }
     if (last) return;
-    fence_accumulators(s);
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive_cluster(of_other(&smem.barriers.scores_empty[warpgroup]));
+    // The values must have arrived before the other block stores the next ones in their place. It is told over another
+    // way than the loads take, so that being issued behind them is not enough: this vote, always true, needs them all.
+    float all = 0.f;
+#pragma unroll
+    for (int i = 0; i < kScores / 4; ++i) all += s[4 * i];
+    const bool first = threadIdx.x % 32 == 0;
+    if (__any_sync(0xffffffffu, first || all > 0.f) && first) {
+      ptx::mbarrier_arrive_cluster(of_other(&smem.barriers.scores_empty[warpgroup]));
+    }
   }
 
  private:

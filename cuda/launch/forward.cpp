@@ -84,6 +84,12 @@ int32_t num_m_blocks(const flash3_params &p, const FwdKernel &kernel) {
   return core::ceil_div(packed ? core::ceil_div(rows, p.batch) : rows, kernel.block_m);
 }
 
+int64_t l2_budget(const FwdKernel &kernel, const core::Window &window) {
+  if (kernel.cluster_blocks > 1) return core::kL2BudgetWide;
+  if (!window.limited()) return core::kL2Budget;
+  return kernel.head_dim != kernel.head_dim_v ? core::kL2BudgetWide : core::kL2BudgetCausal;
+}
+
 core::Status make_args(const flash3_params &p, const FwdKernel &kernel, const SchedulerState &state,
                        device::FwdArgs *args) {
   args->q_side = q_side(p);
@@ -106,7 +112,7 @@ core::Status make_args(const flash3_params &p, const FwdKernel &kernel, const Sc
   args->num_m_blocks = num_m_blocks(p, kernel);
   args->num_tiles = packed_q && !kernel.is_short ? 0 : args->num_m_blocks * p.nheads * p.batch;
   args->kv_bytes_per_key = 2 * (int64_t{p.head_dim} + p.head_dim_v);
-  args->l2_budget = args->window.limited() ? core::kL2BudgetCausal : core::kL2Budget;
+  args->l2_budget = l2_budget(kernel, args->window);
   // Of packed keys only the mean length is known here; the order of tiles is a matter of speed alone.
   const int64_t keys = packed_k ? p.total_k / p.batch : args->k_side.rows;
   const core::Sections sections =
