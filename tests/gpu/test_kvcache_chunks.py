@@ -65,8 +65,9 @@ def chunk(page_size: int | None, dtype: str, dim: int, seed: int, **options: Any
     if options.pop("rotary", False):
         options |= {"rotary_dim": dim // 32 * 16, "interleaved": seed % 2 == 0}
     rows = (70, 200) if HOST else (700, 1100)
-    nheads_k = (16, 4, 1)[seed % 3]
-    return CacheCase(*rows, page_size, dtype, nheads=16, nheads_k=nheads_k, head_dim=dim, seed=seed, **options)
+    nheads = 48 if options.get("packed_q") else 16  # ragged lengths may be short
+    nheads_k = (nheads, nheads // 4, 1)[seed % 3]
+    return CacheCase(*rows, page_size, dtype, nheads=nheads, nheads_k=nheads_k, head_dim=dim, seed=seed, **options)
 
 
 def cases() -> list[CacheCase]:
