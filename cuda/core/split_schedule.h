@@ -88,7 +88,7 @@ struct SplitSchedule {
   Divisor group;  // query heads of a KV head
   int32_t nheads_k;
   int32_t batch;
-  int32_t block_m;  // packed rows of a tile: kBlockM, or those of a cluster of thread blocks
+  int32_t block_m;  // packed rows of a tile: kBlockM, or those of two thread blocks side by side
   int32_t block_n;
   // Pieces that each tile is cut into, one after the other on the line: its cost is their number. 0: balanced, where
   // tiles are cut between parts only.

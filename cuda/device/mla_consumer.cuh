@@ -38,14 +38,15 @@ struct MlaConsumer {
   const SplitArgs &args;
   const core::SplitSchedule &schedule;
   SharedStorage &smem;
-  const MlaCluster cluster;
+  const int rank;                                        // of the thread block, among those of a tile
   const int32_t warp_row = threadIdx.x % 128 / 32 * 16;  // first row of the warp, among those of the thread block
   uint32_t parity = 0;                                   // of this warpgroup's buffer
+  uint32_t peer_parity = 0;                              // of what the other warpgroup publishes
   int sums_at = 0;                                       // those of the piece before may still be read
 
   __device__ __forceinline__ MlaConsumer(const SplitArgs &a, const core::SplitSchedule &s, SharedStorage &storage,
-                                         MlaCluster of)
-      : args(a), schedule(s), smem(storage), cluster(of) {}
+                                         int which)
+      : args(a), schedule(s), smem(storage), rank(which) {}
 
   __device__ __forceinline__ void run(const core::SplitPartId &part) {
 #pragma unroll 1
@@ -70,10 +71,10 @@ struct MlaConsumer {
 
   __device__ __forceinline__ void compute(const core::SplitPiece &piece, int32_t q_start,
                                           const core::SplitPartId &part) {
-    if (schedule.num_splits > 1 && piece.first && threadIdx.x == 0 && cluster.rank == 0) {
+    if (schedule.num_splits > 1 && piece.first && threadIdx.x == 0 && rank == 0) {
       args.partials.entries[schedule.tile_number(piece, part.line)] = schedule.entry_of_tile(piece, part.line);
     }
-    const PackedRows rows(schedule, piece, cluster.rank * Traits::kBlockM + warp_row);
+    const PackedRows rows(schedule, piece, rank * Traits::kBlockM + warp_row);
     const core::Mask mask{schedule.window, piece.lengths.seqlen_q, piece.lengths.seqlen_k};
     Work work = {piece, {}, false, false, OnlineSoftmax(args.modifies_scores ? 1.f : args.scale_log2)};
 #pragma unroll
@@ -133,8 +134,8 @@ struct MlaConsumer {
   // All chunks of the block, those first that were given back first.
   __device__ __forceinline__ void compute_scores(float (&s)[kScores]) {
     using Atom = typename Gmma<Element, kBlockN, Major::K>::Ss;
-    const uint32_t q = ptx::uniform(Descriptor::k_major(address(smem.q)));
-    const uint32_t k = ptx::uniform(Descriptor::k_major(address(smem.k[kGroup])));
+    const uint32_t q = ptx::uniform(Descriptor::k_major(ptx::shared_address(smem.q)));
+    const uint32_t k = ptx::uniform(Descriptor::k_major(ptx::shared_address(smem.k[kGroup])));
     fence_accumulators(s);
 #pragma unroll
     for (int i = 0; i < Traits::kChunks; ++i) {
@@ -182,7 +183,7 @@ struct MlaConsumer {
     gemm_rs<Element, Traits::kHalfCols, kBlockN, Traits::kSwizzleBytes>(p, ptx::uniform(values(kGroup)), o);
     // Published, the place of the probabilities may be given back by the other warpgroup.
     if (!poison) put_down(work.softmax, correction, p);
-    ptx::bar_arrive(kMlaPublished + kGroup, Traits::kConsumerThreads);
+    ptx::mbarrier_arrive(&smem.barriers.published[kGroup]);
     wgmma_wait_group<0>();
     fence_accumulators(o);
     release(kGroup, Traits::kOwn);
@@ -211,8 +212,9 @@ struct MlaConsumer {
   }
 
   // Waits for the probabilities of the other warpgroup's block.
-  __device__ __forceinline__ void issue_other_block(Work &work, int32_t n, float (&o)[kOutputs]) const {
-    ptx::bar_sync(kMlaPublished + kPeer, Traits::kConsumerThreads);
+  __device__ __forceinline__ void issue_other_block(Work &work, int32_t n, float (&o)[kOutputs]) {
+    ptx::mbarrier_wait(&smem.barriers.published[kPeer], peer_parity);
+    peer_parity ^= 1;
     const int lane = threadIdx.x % 32;
     float correction[2];
 #pragma unroll
@@ -225,7 +227,7 @@ struct MlaConsumer {
     OnlineSoftmax::rescale(o, correction);
     if (may_hold_poison(work, n)) take_out_poison(work, n, kPeer, o);
     using Atom = typename Gmma<Element, Traits::kHalfCols, Major::MN>::Ss;
-    const uint32_t p = ptx::uniform(Descriptor::k_major(address(smem.k[kPeer][Traits::kLastChunk])));
+    const uint32_t p = ptx::uniform(Descriptor::k_major(ptx::shared_address(smem.k[kPeer][Traits::kLastChunk])));
     const uint32_t v = ptx::uniform(values(kPeer));
     fence_accumulators(o);
     wgmma_fence();
@@ -243,12 +245,9 @@ struct MlaConsumer {
     release(kPeer, Traits::kOther);
   }
 
-  // As it goes into a descriptor: in a cluster, an address says in its upper bits which block's memory it is in.
-  static __device__ __forceinline__ uint32_t address(const void *tile) { return ptx::shared_address(tile) & 0x3ffff; }
-
   // This warpgroup's columns of a block, as the B operand.
   __device__ __forceinline__ uint32_t values(int buffer) const {
-    return Descriptor::template mn_major<kBlockN>(address(smem.k[buffer][kGroup * Traits::kHalfChunks]));
+    return Descriptor::template mn_major<kBlockN>(ptx::shared_address(smem.k[buffer][kGroup * Traits::kHalfChunks]));
   }
 
   // Behind the last key there are zeros: only a window hides keys whose V is there.
@@ -265,10 +264,7 @@ struct MlaConsumer {
   }
 
   __device__ __forceinline__ void release(int buffer, int side) const {
-    const uint32_t lane = threadIdx.x % 32;
-    if (lane < static_cast<uint32_t>(cluster.size)) {
-      ptx::mbarrier_arrive_cluster(&smem.barriers.empty[buffer][side], lane);
-    }
+    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&smem.barriers.empty[buffer][side]);
   }
 
   __device__ __forceinline__ void release_q() const {

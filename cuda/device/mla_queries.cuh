@@ -21,7 +21,7 @@ struct MlaQueries {
   const SplitArgs &args;
   const core::SplitSchedule &schedule;
   SharedStorage &smem;
-  const MlaCluster cluster;
+  const int rank;    // of the thread block, among those of a tile
   const int thread;  // of kQueryThreads
 
   __device__ __forceinline__ void run(core::SplitCursor cursor) const {
@@ -50,7 +50,7 @@ struct MlaQueries {
   // The rows of this thread block, eight lanes to a row. What lies behind them in shared memory may be anything: a row
   // of a product depends on nothing but its own row of Q.
   __device__ __forceinline__ void copy(const core::SplitPiece &piece, const core::SeqSpan &span) const {
-    const int32_t first = cluster.rank * Traits::kBlockM;
+    const int32_t first = rank * Traits::kBlockM;
     const int32_t rows = min(schedule.tile_rows(piece.lengths, piece.m_block) - first, Traits::kBlockM);
     const uint32_t to = ptx::shared_address(smem.q);
 #pragma unroll 1

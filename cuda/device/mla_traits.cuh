@@ -50,6 +50,7 @@ struct MlaTraits {
   struct Barriers {
     uint64_t full[kGroups][kChunks], empty[kGroups][kSides];
     uint64_t q_full, q_empty;
+    uint64_t published[kGroups];  // what a warpgroup has to say of its block
   };
 
   // What comes with Q.
@@ -92,14 +93,8 @@ struct MlaTraits {
 
 // The named barriers of the consumers.
 enum MlaBarrier : uint32_t {
-  kMlaAll = 0,        // both warpgroups
-  kMlaPublished = 1,  // + warpgroup: it has published what belongs to its block
-  kMlaWithin = 3,     // + warpgroup: its own
-};
-
-// The thread blocks of a cluster, which share a tile and its keys.
-struct MlaCluster {
-  int32_t size, rank;
+  kMlaAll = 0,     // both warpgroups
+  kMlaWithin = 1,  // + warpgroup: its own
 };
 
 }  // namespace flash3::device

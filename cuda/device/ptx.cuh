@@ -48,22 +48,6 @@ __device__ __forceinline__ void mbarrier_arrive(const uint64_t *bar) {
   Barrier::arrive(bar);
 }
 
-// On the barrier at the same place of another thread block of the cluster, or of this one.
-__device__ __forceinline__ void mbarrier_arrive_cluster(const uint64_t *bar, uint32_t block) {
-  compiler_fence();
-  Barrier::arrive(bar, block, 1);
-}
-
-// All threads of a cluster: what they wrote before can be seen behind it.
-__device__ __forceinline__ void cluster_sync() {
-  compiler_fence();
-  cute::cluster_arrive();
-  cute::cluster_wait();
-  compiler_fence();
-}
-
-__device__ __forceinline__ uint32_t block_rank_in_cluster() { return cute::block_rank_in_cluster(); }
-
 __device__ __forceinline__ void mbarrier_arrive_expect_tx(const uint64_t *bar, uint32_t bytes) {
   compiler_fence();
   Barrier::arrive_and_expect_tx(bar, bytes);
@@ -147,6 +131,11 @@ __device__ __forceinline__ void st_async_16(uint32_t to, float x0, float x1, flo
                : "memory");
 }
 
+// The line of 128 bytes into L2.
+__device__ __forceinline__ void prefetch_l2(const void *line) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(line) : "memory");
+}
+
 struct TmaCoord {
   int32_t col, row, end, head, batch;
 };
@@ -159,13 +148,6 @@ enum class L2Hint : uint64_t {
 
 __device__ __forceinline__ void tma_load(void *smem, const void *map, uint64_t *bar, L2Hint hint, TmaCoord c) {
   cute::SM90_TMA_LOAD_5D::copy(map, bar, static_cast<uint64_t>(hint), smem, c.col, c.row, c.end, c.head, c.batch);
-}
-
-// To the same place of every thread block of the cluster whose bit is set, and on its barrier.
-__device__ __forceinline__ void tma_load_multicast(void *smem, const void *map, uint64_t *bar, uint32_t blocks,
-                                                   L2Hint hint, TmaCoord c) {
-  cute::SM90_TMA_LOAD_MULTICAST_5D::copy(map, bar, static_cast<uint16_t>(blocks), static_cast<uint64_t>(hint), smem,
-                                         c.col, c.row, c.end, c.head, c.batch);
 }
 
 __device__ __forceinline__ void tma_store(const void *map, const void *smem, TmaCoord c) {

@@ -18,6 +18,7 @@ struct WideTraits {
   using Element = Element_;
   static constexpr bool kScoreMod = kScoreMod_;
   static constexpr bool kVarlen = kVarlen_;
+  static constexpr bool kCache = false;
   static constexpr core::TileConfig kConfig = core::kTileConfigs[kConfigIndex];
   static_assert(sizeof(Element) == 2, "16-bit inputs");
   static_assert(kConfig.streams == 1 && kConfig.blocks_per_sm == 1 && kConfig.q_stages == 1, "one tile at a time");

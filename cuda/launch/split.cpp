@@ -61,10 +61,9 @@ device::Partials make_partials(const flash3_params &p) {
   return partials;
 }
 
-// Rows of a box of latent attention: those that a thread block loads of a key block, or as many as a page has of these.
+// Rows of a box of latent attention: a key block, or as many of its rows as lie in one page.
 int32_t latent_box_rows(const flash3_params &p) {
-  const int32_t rows = core::kLatentBlockN / core::blocks_of_tile(p);
-  return p.page_table != nullptr ? std::gcd(p.page_size, rows) : rows;
+  return p.page_table != nullptr ? std::gcd(p.page_size, core::kLatentBlockN) : core::kLatentBlockN;
 }
 
 // What the kernel of latent attention does not compute.
@@ -146,27 +145,19 @@ core::Status make_args(const flash3_params &p, const SplitKernel &kernel, int32_
   return encode_maps(p, kernel, args);
 }
 
-// cluster: blocks that follow each other in x.
 cudaError_t launch(const void *function, dim3 blocks, int32_t threads, uint32_t shared_bytes, bool early, void *args,
-                   cudaStream_t stream, int32_t cluster = 1) {
+                   cudaStream_t stream) {
   cudaLaunchConfig_t config = {};
   config.gridDim = blocks;
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   // It may start while the kernel before runs, which waits for everything before as usual.
-  cudaLaunchAttribute attributes[2] = {};
-  config.attrs = attributes;
-  if (early) {
-    cudaLaunchAttribute &attribute = attributes[config.numAttrs++];
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-  }
-  if (cluster > 1) {
-    cudaLaunchAttribute &attribute = attributes[config.numAttrs++];
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
-  }
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &attribute;
+  config.numAttrs = early ? 1 : 0;
   void *arguments[] = {args};
   return cudaLaunchKernelExC(&config, function, arguments);
 }
@@ -231,11 +222,9 @@ core::Status split_forward(const flash3_params &params, const DeviceInfo &device
     if (error != cudaSuccess) return cuda_error("launching the append", error);
   }
   if (core::query_rows(params) == 0) return {};
-  const int32_t cluster = core::blocks_of_tile(params);
-  const dim3 blocks(static_cast<unsigned>(args.schedule.num_lines * cluster),
+  const dim3 blocks(static_cast<unsigned>(args.schedule.num_lines * core::blocks_of_tile(params)),
                     static_cast<unsigned>(args.schedule.parts_of_line));
-  error = launch(kernel->function, blocks, kernel->threads, kernel->shared_bytes, args.follows_append, &args, stream,
-                 cluster);
+  error = launch(kernel->function, blocks, kernel->threads, kernel->shared_bytes, args.follows_append, &args, stream);
   if (error != cudaSuccess) return cuda_error("launching the split-KV kernel", error);
   const bool whole = args.schedule.num_splits == 1 || (args.schedule.balanced() && args.schedule.parts_of_line == 1);
   if (whole) return {};

@@ -131,7 +131,8 @@ def test_every_split_kernel_is_there_and_uses(sass: dict[str, str]) -> None:
 
 MLA_USES = {
     "HGMMA": "wgmma",
-    "UTMALDG.5D.MULTICAST": "keys for both thread blocks of a cluster",
+    "UTMALDG": "TMA load",
+    "CCTL": "prefetching to L2",
     "SYNCS": "mbarrier",
     "STSM": "probabilities for the other warpgroup",
     "USETMAXREG": "registers for the consumers",

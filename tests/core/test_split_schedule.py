@@ -144,7 +144,7 @@ def test_latent_attention(
 
 @pytest.mark.parametrize(("nheads", "rows"), [(16, 16), (64, 64), (128, 128)])
 def test_workspace_of_latent_attention(nheads: int, rows: int) -> None:
-    """Partial results of two pieces for each part that the largest GPU has, a cluster of two thread blocks or one."""
+    """Partial results of two pieces for each part that the largest GPU has, by two thread blocks or one."""
     p = params(batch=128, seqlen_q=1, seqlen_k=4096, nheads=nheads, nheads_k=1, num_splits=0)
     p.head_dim, p.head_dim_v = 576, 512
     parts = 144 if rows <= BLOCK_M else 72
