@@ -11,8 +11,8 @@ namespace flash3::launch {
 
 // How many kernels a build holds at most: of two dtypes and every tile config, with and without modified scores, with
 // and without lengths from device memory;
-// and one of every split config.
-inline constexpr int32_t kMostKernels = 2 * core::kNumTileConfigs * 2 * 2 + 2 * core::kNumSplitConfigs;
+// and two of every split config.
+inline constexpr int32_t kMostKernels = 2 * core::kNumTileConfigs * 2 * 2 + 2 * 2 * core::kNumSplitConfigs;
 
 // The kernel for these params on a GPU of so many multiprocessors, or FLASH3_UNSUPPORTED with what was built.
 core::Status find_kernel(const flash3_params &params, int32_t multiprocessors, const FwdKernel **kernel);
