@@ -66,6 +66,28 @@ inline bool takes_split_kernel(const flash3_params &p) {
   return longest_q * group <= SplitSchedule::kBlockM && keys >= kFewKeys;
 }
 
+// Whether the window of a call hides no key from anybody.
+inline bool sees_all_keys(const flash3_params &p) {
+  const bool single = p.cu_seqlens_q == nullptr && p.seqlen_q == 1;
+  return p.window_left < 0 && (p.window_right < 0 || single);
+}
+
+// Whether every sequence has one tile for each KV head, whatever the lengths are.
+inline bool has_one_tile(const flash3_params &p) {
+  return p.cu_seqlens_q == nullptr && p.seqused_q == nullptr && p.seqlen_q > 0 &&
+         p.seqlen_q * (p.nheads / p.nheads_k) <= SplitSchedule::kBlockM;
+}
+
+// Whether a call is one of plain decoding, which has a kernel of its own: every sequence has the same few queries, one
+// tile for each KV head, which see all of its keys, and nothing happens to the scores. What the other kernels have to
+// ask for is known there, and not only saves time: with a cold cache most of the way to the first load is waiting for
+// code.
+inline bool is_plain_decoding(const flash3_params &p) {
+  const bool keys_by_length = p.cu_seqlens_k == nullptr && p.cu_seqlens_k_new == nullptr && p.cache_leftpad == nullptr;
+  const bool plain_scores = p.softcap <= 0.f && p.alibi_slopes == nullptr && p.softmax_scale > 0.f;
+  return p.num_splits == 0 && !is_latent(p) && has_one_tile(p) && keys_by_length && plain_scores && sees_all_keys(p);
+}
+
 // Rows of out and q in all.
 inline int64_t query_rows(const flash3_params &p) {
   return p.cu_seqlens_q != nullptr ? p.total_q : int64_t{p.batch} * p.seqlen_q;

@@ -32,12 +32,12 @@ struct SplitTile {
       t.m_block = (at - t.begin) / cost;
       t.begin += t.m_block * cost;
     }
-    for (;; ++t.m_block) {  // at most one round where all tiles cost the same
-      t.range = s.range(t.lengths, t.m_block);
-      const int32_t cost = s.tile_cost(t.range);
-      if (at < t.begin + cost) return t;
-      t.begin += cost;
+    t.range = s.range(t.lengths, t.m_block);
+    while (!s.tiles_cost_the_same() && at >= t.begin + s.tile_cost(t.range)) {
+      t.begin += s.tile_cost(t.range);
+      t.range = s.range(t.lengths, ++t.m_block);
     }
+    return t;
   }
 
   // There must be one.

@@ -96,6 +96,8 @@ struct SplitSchedule {
   int32_t num_lines;      // divides nheads_k; line i has KV heads i, i + num_lines, ..
   int32_t heads_of_line;  // KV heads
   int32_t parts_of_line;  // thread blocks to share each line out to
+  // Every sequence has one tile for each KV head, known without looking at lengths.
+  bool one_tile = false;
 
   // The lines of a call: as many as leave few of `blocks` thread blocks without work.
   static int32_t lines(int32_t nheads_k, int32_t blocks) {
@@ -111,13 +113,14 @@ struct SplitSchedule {
 
   FLASH3_HD int64_t rows(const SplitLengths &s) const { return int64_t{s.seqlen_q} * group.divisor; }
   FLASH3_HD int32_t num_m_blocks(const SplitLengths &s) const {
+    if (one_tile) return 1;
     return static_cast<int32_t>((rows(s) + block_m - 1) / block_m);
   }
   // The query of a packed row.
   FLASH3_HD int32_t query(int64_t row) const {
     constexpr int64_t kMost = INT32_MAX;
-    return row <= kMost ? static_cast<int32_t>(group.quotient(static_cast<uint32_t>(row)))
-                        : static_cast<int32_t>(row / group.divisor);
+    return one_tile || row <= kMost ? static_cast<int32_t>(group.quotient(static_cast<uint32_t>(row)))
+                                    : static_cast<int32_t>(row / group.divisor);
   }
 
   FLASH3_HD BlockRange range(const SplitLengths &s, int32_t m_block) const {
@@ -164,6 +167,7 @@ struct SplitSchedule {
 
   FLASH3_HD int32_t tile_rows(const SplitLengths &s, int32_t m_block) const {
     const int64_t rest = rows(s) - int64_t{m_block} * block_m;
+    if (one_tile) return static_cast<int32_t>(rest);
     return static_cast<int32_t>(rest < block_m ? rest : block_m);
   }
 

@@ -38,7 +38,8 @@ SplitSchedule split_schedule(const flash3_params &p, int32_t block_n, int32_t nu
           p.num_splits,
           num_lines,
           p.nheads_k / num_lines,
-          num_parts / num_lines};
+          num_parts / num_lines,
+          has_one_tile(p)};
 }
 
 struct CountLeading {
@@ -209,6 +210,8 @@ FLASH3_API int32_t flash3_test_cache_class(int32_t head_dim, int32_t head_dim_v)
 
 // Whether the split-KV kernel computes the call.
 FLASH3_API int32_t flash3_test_takes_split_kernel(const flash3_params *params) { return takes_split_kernel(*params); }
+
+FLASH3_API int32_t flash3_test_is_plain_decoding(const flash3_params *params) { return is_plain_decoding(*params); }
 
 FLASH3_API int64_t flash3_test_most_tiles(const flash3_params *params) { return SplitBounds::of(*params).most_tiles; }
 

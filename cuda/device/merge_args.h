@@ -3,12 +3,17 @@
 
 #include <cstdint>
 
+#include "core/divisor.h"
 #include "device/split_args.h"
 
 namespace flash3::device {
 
 struct MergeArgs {
-  int32_t first_entry;  // those before it have nothing to merge
+  bool many_pieces;  // tiles are in many, as far as can be told without the lengths: a block adds up those of a row
+  // Of a balanced schedule:
+  int32_t first_entry;          // those before it have nothing to merge
+  core::Divisor rows_of_entry;  // at most
+  int32_t num_items;            // rows of all entries from there on
   core::SplitSchedule schedule;
   Partials partials;
   TensorRows out;

@@ -1,5 +1,11 @@
-// Merges the partial results of the split-KV kernel: a result of a row and head is a weighted sum of those of its
+// Merging the partial results of the split-KV kernel: a result of a row and head is a weighted sum of those of its
 // pieces. One warp computes it where there are few pieces, all warps of a block where there are many.
+//
+// This is the end of a call, and short: what takes time is waiting, for the kernel before, for memory, and for code,
+// which is in no cache. So blocks of a balanced schedule, which start while its last parts are computed, rehearse: they
+// go through everything once before the results are there, with whatever lies in the first place of theirs in memory,
+// and store nothing. All instructions are run then, which is why stores are not branched around. Reads go past L1,
+// which does not see what others have written since.
 #pragma once
 
 #include <cstdint>
@@ -15,13 +21,43 @@ namespace flash3::device {
 inline constexpr int kMergeThreads = 256;
 inline constexpr int kMergeWarps = kMergeThreads / 32;
 
+template <int kFloats>
+struct VectorOf;
+template <>
+struct VectorOf<2> {
+  using Type = float2;
+};
+template <>
+struct VectorOf<4> {
+  using Type = float4;
+};
+
+__device__ __forceinline__ core::SplitEntry load_past_l1(const core::SplitEntry *entry) {
+  constexpr int kWords = sizeof(core::SplitEntry) / 4;
+  core::SplitEntry out;
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) {
+    reinterpret_cast<int32_t *>(&out)[i] = __ldcg(reinterpret_cast<const int32_t *>(entry) + i);
+  }
+  return out;
+}
+
+template <int kCols>
+struct MergeShared {
+  float top[kMergeWarps], total[kMergeWarps];
+  alignas(16) float o[kMergeWarps][32][kCols];
+};
+
 // kCols: columns of a lane, 32 lanes to a row.
 template <class Element, int kCols>
 struct Merge {
-  static constexpr int kManyPieces = 8;
+  static constexpr int kAtOnce = 32 / kCols < 8 ? 32 / kCols : 8;  // pieces that are on their way at the same time
+  static constexpr int kVector = kCols < 4 ? kCols : 4;            // columns of a lane that follow each other
+  using Vector = typename VectorOf<kVector>::Type;
 
   const MergeArgs &args;
-  float *shared;  // (kMergeWarps, 32 * kCols + 2)
+  MergeShared<kCols> &shared;
+  const bool real;  // otherwise a rehearsal
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
 
@@ -32,66 +68,110 @@ struct Merge {
   };
 
   struct Row {
-    core::SplitEntry entry;
-    int32_t index;  // in the tile
-    int64_t row;    // of out
-    int32_t head;
-    int64_t query;  // as in Partials
-
-    __device__ __forceinline__ int64_t partial(const MergeArgs &a, int32_t i) const {
-      return a.partials.row(a.schedule, entry.piece(i), index, query, head);
-    }
+    int32_t batch, head, count;
+    int64_t row;  // of out
+    // Places of the partial results: of the first piece, of the second one, and from there to the next ones.
+    int64_t first, second, stride;
   };
 
   __device__ __forceinline__ Row row(const core::SplitEntry &e, int32_t index) const {
     const core::SplitSchedule &s = args.schedule;
+    const Partials &partials = args.partials;
     const int64_t packed = int64_t{e.m_block} * s.block_m + index;
     const int32_t query = s.query(packed);
     Row r;
-    r.entry = e;
-    r.index = index;
+    r.batch = e.batch;
+    r.count = e.count;
     r.row = int64_t{e.q_start} + query;
     r.head = e.kv_head * s.group.divisor + static_cast<int32_t>(packed - int64_t{query} * s.group.divisor);
-    r.query = args.packed_q ? r.row : int64_t{e.batch} * args.seqlen_q + query;
+    const int64_t q_row = args.packed_q ? r.row : int64_t{e.batch} * args.seqlen_q + query;
+    r.first = partials.row(s, e.first_piece, index, q_row, r.head);
+    r.second = partials.row(s, e.next_piece, index, q_row, r.head);
+    r.stride = partials.stride(s, e.step);
     return r;
   }
+
+  __device__ __forceinline__ int32_t column(int vector) const { return kVector * (lane + 32 * vector); }
 
   __device__ __forceinline__ Sum add_up(const Row &r, int32_t first, int32_t step) const {
     Sum sum;
 #pragma unroll
     for (int c = 0; c < kCols; ++c) sum.o[c] = 0.f;
-    for (int32_t base = first; base < r.entry.count; base += 32 * step) {
-      // A lane's share of the LSEs; then the pieces one after the other.
-      const int32_t own = base + lane * step;
-      const float lse = own < r.entry.count ? args.partials.lse[r.partial(args, own)] : -INFINITY;
-      float top = lse;
+#pragma unroll 1
+    for (int32_t base = first; base < r.count; base += kAtOnce * step) {
+      float lse[kAtOnce];
+      Vector values[kAtOnce][kCols / kVector];
+      int64_t at = base == 0 ? r.first : r.second + (base - 1) * r.stride;
 #pragma unroll
-      for (int offset = 16; offset > 0; offset /= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, offset));
-      const float now = fmaxf(top, sum.top);
-      if (now == -INFINITY && !__any_sync(0xffffffffu, lse != lse)) continue;
-      const float keep = sum.top == -INFINITY ? 0.f : ptx::ex2((sum.top - now) * core::kLog2e);
-      // NaN stays NaN, and a piece that has seen no key counts nothing, whatever lies in its place.
-      const float weight = lse == -INFINITY ? 0.f : ptx::ex2((lse - now) * core::kLog2e);
-      sum.top = now;
+      for (int k = 0; k < kAtOnce; ++k) {
+        const bool counts = base + k * step < r.count;
+        lse[k] = -INFINITY;
+        if (counts) lse[k] = __ldcg(args.partials.lse + at);
+#pragma unroll
+        for (int v = 0; v < kCols / kVector; ++v) {
+          values[k][v] = {};
+          if (counts && column(v) < args.head_dim_v) {
+            values[k][v] =
+                __ldcg(reinterpret_cast<const Vector *>(args.partials.out + at * args.head_dim_v + column(v)));
+          }
+        }
+        at = r.second + (base + (k + 1) * step - 1) * r.stride;
+      }
+      float top = sum.top;
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) top = fmaxf(top, lse[k]);
+      const float keep = sum.top == -INFINITY ? 0.f : ptx::ex2((sum.top - top) * core::kLog2e);
+      sum.top = top;
       sum.total *= keep;
 #pragma unroll
       for (int c = 0; c < kCols; ++c) sum.o[c] *= keep;
-      const int32_t count = min(32, (r.entry.count - base + step - 1) / step);
-#pragma unroll 4
-      for (int32_t i = 0; i < count; ++i) {
-        const float w = __shfl_sync(0xffffffffu, weight, i);
-        const bool counts = w != 0.f;
-        const float *from = args.partials.out + r.partial(args, base + i * step) * args.head_dim_v;
-        sum.total += w;
 #pragma unroll
-        for (int c = 0; c < kCols; c += 2) {
-          const int col = 2 * lane + 32 * c;
-          if (!counts || col >= args.head_dim_v) continue;
-          const float2 two = *reinterpret_cast<const float2 *>(from + col);
-          sum.o[c] = fmaf(w, two.x, sum.o[c]);
-          sum.o[c + 1] = fmaf(w, two.y, sum.o[c + 1]);
+      for (int k = 0; k < kAtOnce; ++k) {
+        // NaN stays NaN, and a piece that has seen no key counts nothing, whatever lies in its place.
+        const bool counts = lse[k] != -INFINITY;
+        const float weight = counts ? ptx::ex2((lse[k] - top) * core::kLog2e) : 0.f;
+        sum.total += weight;
+#pragma unroll
+        for (int c = 0; c < kCols; ++c) {
+          const float x = reinterpret_cast<const float *>(&values[k][c / kVector])[c % kVector];
+          sum.o[c] = counts ? fmaf(weight, x, sum.o[c]) : sum.o[c];
         }
       }
+    }
+    return sum;
+  }
+
+  // Adds up the pieces of a row and stores the result: a warp alone, or all warps of the block.
+  __device__ __forceinline__ void merge(const Row &r) const {
+    const bool many = args.many_pieces;
+    Sum sum = add_up(r, many ? warp : 0, many ? kMergeWarps : 1);
+    if (many) {
+      shared.top[warp] = sum.top;
+      shared.total[warp] = sum.total;
+#pragma unroll
+      for (int c = 0; c < kCols; ++c) shared.o[warp][lane][c] = sum.o[c];
+      __syncthreads();
+      if (warp == 0) sum = sum_of_block();
+    }
+    if (!many || warp == 0) store(r, sum);
+    if (many) __syncthreads();
+  }
+
+ private:
+  __device__ __forceinline__ Sum sum_of_block() const {
+    Sum sum;
+#pragma unroll
+    for (int c = 0; c < kCols; ++c) sum.o[c] = 0.f;
+#pragma unroll
+    for (int w = 0; w < kMergeWarps; ++w) sum.top = fmaxf(sum.top, shared.top[w]);
+#pragma unroll
+    for (int w = 0; w < kMergeWarps; ++w) {
+      const float total = shared.total[w];
+      const bool counts = shared.top[w] != -INFINITY || total != 0.f;
+      const float weight = counts ? ptx::ex2((shared.top[w] - sum.top) * core::kLog2e) : 0.f;
+      sum.total = fmaf(weight, total, sum.total);
+#pragma unroll
+      for (int c = 0; c < kCols; ++c) sum.o[c] = fmaf(weight, shared.o[w][lane][c], sum.o[c]);
     }
     return sum;
   }
@@ -104,81 +184,75 @@ struct Merge {
     const float of_sink = sink == -INFINITY ? 0.f : sink == top ? 1.f : ptx::ex2((sink - top) * core::kLog2e);
     const float total = sum.total * keep + of_sink;
     const float factor = empty ? 0.f : keep / total;
-    if (args.lse != nullptr && lane == 0) {
-      args.lse[r.entry.batch * args.lse_batch_stride + r.head * args.lse_head_stride + r.row] =
-          empty ? sink : top + ptx::lg2(total) * core::kLn2;
-    }
-    auto *const to = const_cast<Element *>(row_of<Element>(args.out, r.entry.batch, r.row, r.head));
+    const float lse = empty ? sink : top + ptx::lg2(total) * core::kLn2;
+    ptx::store_if(real && args.lse != nullptr && lane == 0,
+                  args.lse + r.batch * args.lse_batch_stride + r.head * args.lse_head_stride + r.row,
+                  __float_as_uint(lse));
+    auto *const to = const_cast<Element *>(row_of<Element>(args.out, r.batch, r.row, r.head));
 #pragma unroll
     for (int c = 0; c < kCols; c += 2) {
-      const int col = 2 * lane + 32 * c;
-      if (col >= args.head_dim_v) continue;
-      *reinterpret_cast<uint32_t *>(to + col) = empty ? 0u : pack2<Element>(sum.o[c] * factor, sum.o[c + 1] * factor);
+      const int32_t col = column(c / kVector) + c % kVector;
+      const uint32_t two = empty ? 0u : pack2<Element>(sum.o[c] * factor, sum.o[c + 1] * factor);
+      ptx::store_if(real && col < args.head_dim_v, to + col, two);
     }
-  }
-
-  // The rows of a tile, of which those in many pieces are shared out to several blocks.
-  __device__ __forceinline__ void merge(const core::SplitEntry &entry, int32_t block, int32_t num_blocks) const {
-    if (entry.count > kManyPieces) {
-#pragma unroll 1
-      for (int32_t r = block; r < entry.rows; r += num_blocks) merge_by_block(row(entry, r));
-    } else {
-#pragma unroll 1
-      for (int32_t r = block * kMergeWarps + warp; r < entry.rows; r += num_blocks * kMergeWarps) {
-        const Row one = row(entry, r);
-        store(one, add_up(one, 0, 1));
-      }
-    }
-  }
-
- private:
-  // All warps of the block: each adds up some of the pieces, the first one their sums.
-  __device__ __forceinline__ void merge_by_block(const Row &r) const {
-    constexpr int kStride = 32 * kCols + 2;
-    const Sum own = add_up(r, warp, kMergeWarps);
-    float *const mine = shared + warp * kStride;
-    if (lane == 0) {
-      mine[0] = own.top;
-      mine[1] = own.total;
-    }
-#pragma unroll
-    for (int c = 0; c < kCols; ++c) mine[2 + 32 * c + lane] = own.o[c];
-    __syncthreads();
-    if (warp == 0) {
-      Sum sum;
-      sum.total = 0.f;
-      for (int w = 0; w < kMergeWarps; ++w) sum.top = fmaxf(sum.top, shared[w * kStride]);
-#pragma unroll
-      for (int c = 0; c < kCols; ++c) sum.o[c] = 0.f;
-      for (int w = 0; w < kMergeWarps; ++w) {
-        const float *const part = shared + w * kStride;
-        if (part[0] == -INFINITY && part[1] == 0.f) continue;
-        const float weight = ptx::ex2((part[0] - sum.top) * core::kLog2e);
-        sum.total = fmaf(weight, part[1], sum.total);
-#pragma unroll
-        for (int c = 0; c < kCols; ++c) sum.o[c] = fmaf(weight, part[2 + 32 * c + lane], sum.o[c]);
-      }
-      store(r, sum);
-    }
-    __syncthreads();
   }
 };
 
-// Block (x, y, z) of a balanced schedule: entry first_entry + x. Of a fixed number of splits: pair x of sequence and KV
-// head, and every gridDim.x-th behind it, and of those tile y, and every gridDim.y-th. Of a tile in many pieces: row z,
-// and every gridDim.z-th; of one in few pieces kMergeWarps rows instead of one.
+// Of a balanced schedule. A unit, which is a block where tiles are in many pieces, else a warp, takes item number
+// `unit`, and every num_units-th behind it; an item is a row of an entry.
 template <class Element, int kCols>
-__global__ void __launch_bounds__(kMergeThreads) merge_kernel(const __grid_constant__ MergeArgs args) {
-  using Merger = Merge<Element, kCols>;
-  __shared__ float sums[kMergeWarps * (32 * kCols + 2)];
-  ptx::wait_for_previous_kernel();
-  const Merger merger{args, sums};
-  const core::SplitSchedule &s = args.schedule;
-  if (s.balanced()) {
-    merger.merge(args.partials.entries[args.first_entry + blockIdx.x], blockIdx.z, gridDim.z);
-    return;
+__global__ void __launch_bounds__(kMergeThreads) merge_parts_kernel(const __grid_constant__ MergeArgs args) {
+  __shared__ MergeShared<kCols> shared;
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+  const auto block = static_cast<int32_t>(blockIdx.x);
+  const auto blocks = static_cast<int32_t>(gridDim.x);
+  const int32_t unit = args.many_pieces ? block : kMergeWarps * block + warp;
+  const int32_t num_units = args.many_pieces ? blocks : kMergeWarps * blocks;
+  const auto entry_of = [&args](int32_t item) {
+    const uint32_t entry = args.rows_of_entry.quotient(static_cast<uint32_t>(min(item, args.num_items - 1)));
+    return args.partials.entries + args.first_entry + entry;
+  };
+  const auto row_of_entry = [&args](int32_t item) {
+    return item - static_cast<int32_t>(args.rows_of_entry.quotient(item) * args.rows_of_entry.divisor);
+  };
+#pragma unroll 1
+  for (int round = 0; round < 2; ++round) {
+    const bool real = round == 1;
+    if (real) ptx::wait_for_previous_kernel();
+    const Merge<Element, kCols> merger{args, shared, real};
+#pragma unroll 1
+    for (int32_t base = unit; base < args.num_items; base += 32 * num_units) {
+      // Most have nothing to merge: each lane looks at one.
+      const int32_t own = base + lane * num_units;
+      const bool there = row_of_entry(own) < __ldcg(&entry_of(own)->rows) && own < args.num_items;
+      uint32_t todo = __ballot_sync(0xffffffffu, there);
+      if (!real) todo = 1;
+#pragma unroll 1
+      for (; todo != 0; todo &= todo - 1) {
+        const int32_t item = base + (__ffs(static_cast<int>(todo)) - 1) * num_units;
+        core::SplitEntry entry = load_past_l1(entry_of(item));
+        if (!real) entry = {0, 0, 0, 1, args.many_pieces ? kMergeWarps : 1, 0, 0, 0, 0};
+        merger.merge(merger.row(entry, real ? row_of_entry(item) : 0));
+      }
+      if (!real) break;
+    }
   }
+}
+
+// Of a fixed number of splits. Block (x, y, z): pair x of sequence and KV head, and every gridDim.x-th behind it; of
+// those tile y, and every gridDim.y-th; of that row z, or where tiles are in few pieces kMergeWarps of them, and every
+// gridDim.z-th.
+template <class Element, int kCols>
+__global__ void __launch_bounds__(kMergeThreads) merge_splits_kernel(const __grid_constant__ MergeArgs args) {
+  __shared__ MergeShared<kCols> shared;
+  const Merge<Element, kCols> merger{args, shared, true};
+  const core::SplitSchedule &s = args.schedule;
   const int64_t pairs = int64_t{s.batch} * s.nheads_k;
+  const auto block = static_cast<int32_t>(blockIdx.z);
+  const auto blocks = static_cast<int32_t>(gridDim.z);
+  const int32_t warp = threadIdx.x / 32;
+  ptx::wait_for_previous_kernel();
 #pragma unroll 1
   for (int64_t i = blockIdx.x; i < pairs; i += gridDim.x) {
     const auto b = static_cast<int32_t>(i / s.nheads_k);
@@ -186,7 +260,11 @@ __global__ void __launch_bounds__(kMergeThreads) merge_kernel(const __grid_const
     const int32_t m_blocks = s.num_m_blocks(s.lengths(b));
 #pragma unroll 1
     for (int32_t m = blockIdx.y; m < m_blocks; m += gridDim.y) {
-      merger.merge(s.entry_of_tile(b, kv_head, m), blockIdx.z, gridDim.z);
+      const core::SplitEntry entry = s.entry_of_tile(b, kv_head, m);
+      const int32_t first = args.many_pieces ? block : kMergeWarps * block + warp;
+      const int32_t step = args.many_pieces ? blocks : kMergeWarps * blocks;
+#pragma unroll 1
+      for (int32_t r = first; r < entry.rows; r += step) merger.merge(merger.row(entry, r));
     }
   }
 }

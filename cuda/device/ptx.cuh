@@ -89,6 +89,9 @@ __device__ __forceinline__ void cp_async_16(uint32_t shared, const void *from, u
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(bytes) : "memory");
 }
 
+// Returns once all copies of this thread so far have completed.
+__device__ __forceinline__ void cp_async_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 // One of the arrivals that the barrier counts, once all copies of this thread so far have completed.
 __device__ __forceinline__ void cp_async_mbarrier_arrive(const uint64_t *bar) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(bar)) : "memory");
@@ -158,6 +161,16 @@ __device__ __forceinline__ void tma_store_commit_group() { cute::tma_store_arriv
 
 // Waits until the shared memory of this thread's committed stores has been read.
 __device__ __forceinline__ void tma_store_wait_read() { cute::tma_store_wait<0>(); }
+
+// An instruction that is fetched and run whatever the condition is, unlike one that is branched around.
+__device__ __forceinline__ void store_if(bool condition, void *global, uint32_t value) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %0, 0;\n@p st.global.b32 [%1], %2;\n}" ::"r"(static_cast<int>(condition)),
+      "l"(global), "r"(value)
+      : "memory");
+}
+
+__device__ __forceinline__ void prefetch(const void *global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
 
 __device__ __forceinline__ void prefetch_tensormap(const void *map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");

@@ -31,6 +31,11 @@ struct Partials {
     const auto nheads = static_cast<int64_t>(s.group.divisor) * s.nheads_k;
     return piece * rows_of_split + query * nheads + head;
   }
+
+  // From there to that of the piece whose number is larger by `step`, of the same tile.
+  FLASH3_HD int64_t stride(const core::SplitSchedule &s, int32_t step) const {
+    return step * (s.balanced() ? tile_rows : rows_of_split);
+  }
 };
 
 struct SplitArgs {

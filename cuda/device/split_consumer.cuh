@@ -63,6 +63,8 @@ struct SplitConsumer {
       : args(a), schedule(s), smem(storage) {}
 
   __device__ __forceinline__ void run(core::SplitCursor cursor, const core::SplitPartId &part) {
+    // Also where there is nothing to do, so that this kernel ends behind the one before.
+    if (args.follows_append) ptx::wait_for_previous_kernel();
 #pragma unroll 1
     for (; !cursor.done(); cursor.advance()) {
       const core::SplitPiece piece = cursor.piece();
@@ -72,10 +74,9 @@ struct SplitConsumer {
 
  private:
   __device__ __forceinline__ void compute(const core::SplitPiece &piece, const core::SplitPartId &part) {
-    const PackedRows rows(schedule, piece, threadIdx.x / 32 * 16);
     const core::SeqSpan q_span = schedule.q.span(piece.batch);
     if (piece.n_begin < piece.n_end) load_q(piece, q_span);
-
+    const PackedRows rows(schedule, piece, threadIdx.x / 32 * 16);
     const core::Mask mask{schedule.window, piece.lengths.seqlen_q, piece.lengths.seqlen_k};
     RowScores scores;
 #pragma unroll
@@ -84,11 +85,11 @@ struct SplitConsumer {
       scores.key_end[r] = mask.key_end(rows.query[r]);
       scores.diagonal[r] = mask.diagonal(rows.query[r]);
       scores.alibi_slope_log2[r] =
-          args.alibi_slopes == nullptr
+          !modifies_scores() || args.alibi_slopes == nullptr
               ? 0.f
               : args.alibi_slopes[piece.batch * args.alibi_batch_stride + rows.head[r]] * core::kLog2e;
     }
-    OnlineSoftmax softmax(args.modifies_scores ? 1.f : args.scale_log2);
+    OnlineSoftmax softmax(modifies_scores() ? 1.f : args.scale_log2);
     float s[kScores], o[kOutputs];
 #pragma unroll
     for (int j = 0; j < kOutputs; ++j) o[j] = 0.f;
@@ -103,18 +104,19 @@ struct SplitConsumer {
                                          OnlineSoftmax &softmax, float (&s)[kScores], float (&o)[kOutputs]) {
     uint32_t p[kScores / 2];
     float correction[2];
-    int32_t n = piece.n_end - 1;
+    int32_t n = piece.n_begin;
+    wait_for_q();
     issue_qk(s);
     wgmma_wait_group<0>();
     finish_qk(piece, scores, n, has_rows, softmax, s, correction);
 #pragma unroll 1
-    for (; ptx::uniform(n > piece.n_begin); --n) {
+    for (; ptx::uniform(n + 1 < piece.n_end); ++n) {
       prepare_pv(piece, scores, n, s, o);
       pack_probabilities<Element>(s, p);
       issue_qk(s);
       issue_pv(p, o);
       wgmma_wait_group<1>();
-      finish_qk(piece, scores, n - 1, has_rows, softmax, s, correction);
+      finish_qk(piece, scores, n + 1, has_rows, softmax, s, correction);
       wgmma_wait_group<0>();
       fence_accumulators(o);
       release(kOfV, v_ring);
@@ -162,7 +164,7 @@ struct SplitConsumer {
     correction[0] = correction[1] = 1.f;
     if (!has_rows) return;
     const int32_t first_key = n * kBlockN;
-    if (args.modifies_scores) scores.modify(s, args, first_key);
+    if (modifies_scores()) scores.modify(s, args, first_key);
     if (!piece.range.is_full(n)) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
@@ -182,12 +184,15 @@ struct SplitConsumer {
     ring.advance();
   }
 
-  // The rows of the tile, in the layout of the tensor maps. What lies behind them in shared memory may be anything: a
-  // row of a product depends on nothing but its own row of Q.
+  __device__ __forceinline__ bool modifies_scores() const { return !Traits::kPlain && args.modifies_scores; }
+
+  // Starts to load the rows of the tile, in the layout of the tensor maps. What lies behind them in shared memory may
+  // be anything: a row of a product depends on nothing but its own row of Q.
   __device__ __forceinline__ void load_q(const core::SplitPiece &piece, const core::SeqSpan &q_span) const {
     constexpr int kChunks = Traits::kHeadDim / 8;
     ptx::bar_sync(kBarrier, Traits::kConsumerThreads);  // the products of the piece before have read theirs
     const int32_t rows = schedule.tile_rows(piece.lengths, piece.m_block);
+    const uint32_t to = ptx::shared_address(smem.q);
 #pragma unroll 1
     for (int32_t i = threadIdx.x; i < rows * kChunks; i += Traits::kConsumerThreads) {
       const int row = i / kChunks;
@@ -195,15 +200,16 @@ struct SplitConsumer {
       const int64_t packed = int64_t{piece.m_block} * schedule.kBlockM + row;
       const int32_t query = schedule.query(packed);
       const auto in_group = static_cast<int32_t>(packed - int64_t{query} * schedule.group.divisor);
-      uint4 value = make_uint4(0, 0, 0, 0);
-      if (col < args.head_dim) {
-        const auto *from = row_of<Element>(args.q, piece.batch, q_span.start + query,
-                                           int64_t{piece.kv_head} * schedule.group.divisor + in_group);
-        value = *reinterpret_cast<const uint4 *>(from + col);
-      }
-      char *const to = reinterpret_cast<char *>(smem.q) + Traits::template offset<Traits::kBlockM>(row, col);
-      *reinterpret_cast<uint4 *>(to) = value;
+      const bool inside = col < args.head_dim;
+      const auto *const from = row_of<Element>(args.q, piece.batch, q_span.start + query,
+                                               int64_t{piece.kv_head} * schedule.group.divisor + in_group);
+      ptx::cp_async_16(to + Traits::template offset<Traits::kBlockM>(row, col), from + (inside ? col : 0),
+                       inside ? 16 : 0);
     }
+  }
+
+  __device__ __forceinline__ void wait_for_q() const {
+    ptx::cp_async_wait_all();
     ptx::fence_proxy_async_shared();
     ptx::bar_sync(kBarrier, Traits::kConsumerThreads);
   }

@@ -34,7 +34,10 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
   auto &smem = *reinterpret_cast<typename Traits::SharedStorage *>(shared_memory);
   const int warp = ptx::uniform(threadIdx.x / 32);
   constexpr int kConsumerWarps = Traits::kConsumerThreads / 32;
-  if (warp == kConsumerWarps) {
+  const core::SplitSchedule schedule = Traits::known(args.schedule);
+  const PartFinder<Traits> finder{schedule, args.partials, smem};
+  finder.prefetch();
+  if (warp == kConsumerWarps + 3) {  // which has nothing to load first
     init_split<Traits>(args, smem);
     if (ptx::elect_one() && args.key_loads == KeyLoads::kTma) {
       ptx::prefetch_tensormap(&args.k_map);
@@ -42,12 +45,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
     }
   }
   ptx::launch_dependents();  // the merging kernel waits for this one's results
-  if (args.follows_append) ptx::wait_for_previous_kernel();
 
-  core::SplitSchedule schedule = args.schedule;
-  schedule.block_n = Traits::kBlockN;  // known to the compiler
   const core::SplitPartId part = {static_cast<int32_t>(blockIdx.x), static_cast<int32_t>(blockIdx.y)};
-  const PartFinder<Traits> finder{schedule, args.partials, smem};
   const core::SplitParts parts = finder.find(part);
   const core::SplitCursor cursor = {schedule, smem.part.begin, smem.part.end, smem.part.tile};
   if (warp < kConsumerWarps) {

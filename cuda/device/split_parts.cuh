@@ -5,6 +5,7 @@
 
 #include "core/split_cursor.h"
 #include "core/split_schedule.h"
+#include "device/ptx.cuh"
 #include "device/split_args.h"
 
 namespace flash3::device {
@@ -25,6 +26,12 @@ struct PartFinder {
   const core::SplitSchedule &schedule;
   const Partials &partials;
   typename Traits::SharedStorage &smem;
+
+  // Lengths that are in no cache come from memory, while barriers are initialised.
+  __device__ __forceinline__ void prefetch() const {
+    const auto b = static_cast<int32_t>(threadIdx.x);
+    if (b < schedule.batch && schedule.k.filled.seqused != nullptr) ptx::prefetch(schedule.k.filled.seqused + b);
+  }
 
   // Leaves the part in smem.part. Returns the parts of its line.
   __device__ __forceinline__ core::SplitParts find(const core::SplitPartId &part) const {

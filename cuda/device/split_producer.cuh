@@ -53,23 +53,30 @@ struct SplitProducer {
                                            SplitSide of, int which)
       : args(a), schedule(s), smem(storage), side(of), half(which) {}
 
-  __device__ __forceinline__ void run(core::SplitCursor cursor) {
-#pragma unroll 1
-    for (; !cursor.done(); cursor.advance()) {
-      const core::SplitPiece piece = cursor.piece();
-      if (piece.n_begin == piece.n_end || (half != 0 && args.key_loads == KeyLoads::kTma)) continue;
-      const core::KeySpan span = schedule.k.span(piece.batch);
-      if (args.key_loads == KeyLoads::kAsyncCopy) {
-        copy_rows(piece, span);
-      } else if (schedule.k.page_table != nullptr) {
-        load_pages(piece, span);
-      } else {
-        load_blocks(piece, span);
-      }
+  __device__ __forceinline__ void run(const core::SplitCursor &cursor) {
+    if (args.key_loads == KeyLoads::kAsyncCopy) {
+      for_each_piece(cursor, [this](const auto &piece, const auto &span) { copy_rows(piece, span); });
+    } else if (half == 0) {
+      for_each_piece(cursor, [this](const auto &piece, const auto &span) {
+        if (schedule.k.page_table != nullptr) {
+          load_pages(piece, span);
+        } else {
+          load_blocks(piece, span);
+        }
+      });
     }
   }
 
  private:
+  template <class Body>
+  __device__ __forceinline__ void for_each_piece(core::SplitCursor cursor, Body body) {
+#pragma unroll 1
+    for (; !cursor.done(); cursor.advance()) {
+      const core::SplitPiece piece = cursor.piece();
+      if (piece.n_begin < piece.n_end) body(piece, schedule.k.span(piece.batch));
+    }
+  }
+
   __device__ __forceinline__ const TensorRows &tensor() const { return side == kOfK ? args.k : args.v; }
   __device__ __forceinline__ int32_t head_dim() const { return side == kOfK ? args.head_dim : args.head_dim_v; }
 
@@ -91,12 +98,20 @@ struct SplitProducer {
     ring.advance();
   }
 
+  // The blocks from this one on hold new rows. The kernel that appends them may still run: everything else is loaded
+  // without waiting for it.
+  __device__ __forceinline__ int32_t first_new_block(const core::KeySpan &span) const {
+    return args.follows_append && span.appended > 0 ? max(span.len - span.appended, 0) / kBlockN : INT32_MAX;
+  }
+
   // Rows as in TileLoads: what lies behind the last key reads as zero.
   __device__ __forceinline__ void load_blocks(const core::SplitPiece &piece, const core::KeySpan &span) {
     const auto first = static_cast<int32_t>(schedule.k.filled.rows - span.len);
     const auto end = static_cast<int32_t>(span.first_row + span.len);
+    const int32_t first_new = first_new_block(span);
 #pragma unroll 1
-    for (int32_t n = piece.n_end - 1; n >= piece.n_begin; --n) {
+    for (int32_t n = piece.n_begin; n < piece.n_end; ++n) {
+      if (n >= first_new) ptx::wait_for_previous_kernel();
       load(piece, {0, first + n * kBlockN, end, piece.kv_head, static_cast<int32_t>(span.entry)});
     }
   }
@@ -104,14 +119,16 @@ struct SplitProducer {
   // Pages hold whole blocks, and the first key is the first row of the first page.
   __device__ __forceinline__ void load_pages(const core::SplitPiece &piece, const core::KeySpan &span) {
     const core::KvCache &cache = schedule.k;
-    int32_t pages = 0;  // of the blocks n, n - 1, .. in lanes 0, 1, ..
+    const int32_t first_new = first_new_block(span);
+    int32_t pages = 0;  // of the blocks n, n + 1, .. in lanes 0, 1, ..
 #pragma unroll 1
     for (int32_t i = 0; i < piece.n_end - piece.n_begin; ++i) {
-      const int32_t n = piece.n_end - 1 - i;
+      const int32_t n = piece.n_begin + i;
       if (i % 32 == 0) {
-        const int64_t own = int64_t{n} - lane;
-        pages = own < piece.n_begin ? 0 : static_cast<int32_t>(cache.place(span, own * kBlockN).entry);
+        const int64_t own = int64_t{n} + lane;
+        pages = own >= piece.n_end ? 0 : static_cast<int32_t>(cache.place(span, own * kBlockN).entry);
       }
+      if (n >= first_new) ptx::wait_for_previous_kernel();
       const int64_t row = int64_t{n} * kBlockN;
       const auto in_page = static_cast<int32_t>(row - int64_t{cache.page_divisor.quotient(static_cast<uint32_t>(row))} *
                                                           cache.page_size);
@@ -145,11 +162,13 @@ struct SplitProducer {
   __device__ __forceinline__ void copy_rows(const core::SplitPiece &piece, const core::KeySpan &span) {
     const auto *const data = static_cast<const Element *>(tensor().data);
     const int32_t cols = head_dim();
-    Places next = places(piece, span, piece.n_end - 1);
+    const int32_t first_new = first_new_block(span);
+    Places next = places(piece, span, piece.n_begin);
 #pragma unroll 1
-    for (int32_t n = piece.n_end - 1; n >= piece.n_begin; --n) {
+    for (int32_t n = piece.n_begin; n < piece.n_end; ++n) {
       const Places now = next;
-      if (n > piece.n_begin) next = places(piece, span, n - 1);
+      if (n + 1 < piece.n_end) next = places(piece, span, n + 1);
+      if (n >= first_new) ptx::wait_for_previous_kernel();
       ptx::mbarrier_wait(&smem.barriers.empty[side][ring.index], ring.parity);
       const uint32_t to = ptx::shared_address(smem.kv[side][ring.index]);
 #pragma unroll

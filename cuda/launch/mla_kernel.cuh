@@ -18,7 +18,9 @@ SplitKernel mla_kernel() {
   using Traits = device::MlaTraits<Element>;
   SplitKernel kernel;
   kernel.function = reinterpret_cast<const void *>(&device::mla_kernel_sm90<Traits>);
-  kernel.merge = reinterpret_cast<const void *>(&device::merge_kernel<Element, Traits::kHeadDimV / 32>);
+  kernel.plain = nullptr;
+  kernel.merge_parts = reinterpret_cast<const void *>(&device::merge_parts_kernel<Element, Traits::kHeadDimV / 32>);
+  kernel.merge_splits = reinterpret_cast<const void *>(&device::merge_splits_kernel<Element, Traits::kHeadDimV / 32>);
   kernel.shared_bytes = sizeof(typename Traits::SharedStorage);
   kernel.threads = Traits::kThreads;
   kernel.merge_threads = device::kMergeThreads;

@@ -30,7 +30,8 @@ core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &ker
   core::SplitSchedule s;
   s.q = {p.cu_seqlens_q, p.seqused_q, p.cu_seqlens_q != nullptr ? p.total_q : p.seqlen_q};
   s.k = core::KvCache::of(p);
-  s.window = core::Window::make(p.window_left, p.window_right);
+  s.window = core::sees_all_keys(p) ? core::Window{-1, -1} : core::Window::make(p.window_left, p.window_right);
+  s.one_tile = core::has_one_tile(p);
   s.group = core::Divisor::make(p.nheads / p.nheads_k);
   s.nheads_k = p.nheads_k;
   s.batch = p.batch;
@@ -162,9 +163,6 @@ cudaError_t launch(const void *function, dim3 blocks, int32_t threads, uint32_t 
   return cudaLaunchKernelExC(&config, function, arguments);
 }
 
-// Blocks that share the rows of a tile, where it is in many pieces.
-constexpr int32_t kMergeRows = 8;
-
 cudaError_t launch_merge(const flash3_params &p, const SplitKernel &kernel, const device::SplitArgs &args,
                          cudaStream_t stream) {
   device::MergeArgs merge = {};
@@ -179,24 +177,31 @@ cudaError_t launch_merge(const flash3_params &p, const SplitKernel &kernel, cons
   merge.head_dim_v = args.head_dim_v;
   merge.sinks = args.sinks;
   const core::SplitSchedule &schedule = args.schedule;
+  constexpr int64_t kManyPieces = 8;  // that a warp adds up at once
   const int64_t tiles = core::SplitBounds::of(p).tiles;
-  int32_t rows = std::min(args.partials.tile_rows, kMergeRows);
-  int64_t entries = 0;
-  int64_t tiles_of_pair = 1;
+  const int32_t rows = args.partials.tile_rows;
   if (!schedule.balanced()) {
     constexpr int64_t kMostBlocks = 4096;  // each takes several pairs, or tiles, if there are more
-    entries = std::min(int64_t{p.batch} * p.nheads_k, kMostBlocks);
-    tiles_of_pair = std::clamp(tiles / entries, int64_t{1}, kMostBlocks / entries);
-  } else if (tiles <= schedule.num_lines) {
-    // One tile a line, in many pieces: the second part has its entry.
-    merge.first_entry = schedule.num_lines;
-    entries = schedule.num_lines;
-    rows = args.partials.tile_rows;
-  } else {
-    entries = int64_t{schedule.parts_of_line} * schedule.num_lines;
+    constexpr int32_t kMostRows = 8;       // that get a block
+    const int64_t pairs = std::min(int64_t{p.batch} * p.nheads_k, kMostBlocks);
+    const int64_t tiles_of_pair = std::clamp(tiles / pairs, int64_t{1}, kMostBlocks / pairs);
+    merge.many_pieces = schedule.num_splits > kManyPieces;
+    const dim3 blocks(static_cast<unsigned>(pairs), static_cast<unsigned>(tiles_of_pair),
+                      static_cast<unsigned>(std::min(rows, kMostRows)));
+    return launch(kernel.merge_splits, blocks, kernel.merge_threads, 0, true, &merge, stream);
   }
-  const dim3 blocks(static_cast<unsigned>(entries), static_cast<unsigned>(tiles_of_pair), static_cast<unsigned>(rows));
-  return launch(kernel.merge, blocks, kernel.merge_threads, 0, true, &merge, stream);
+  // As many blocks as find a place while the last parts are computed.
+  constexpr int32_t kMostBlocks = 128;
+  const int32_t parts = schedule.parts_of_line * schedule.num_lines;
+  const bool one_tile_a_line = tiles <= schedule.num_lines;  // the second part has its entry
+  merge.many_pieces = parts > kManyPieces * tiles;
+  merge.first_entry = one_tile_a_line ? schedule.num_lines : 0;
+  merge.rows_of_entry = core::Divisor::make(rows);
+  merge.num_items = (one_tile_a_line ? schedule.num_lines : parts) * rows;
+  const int32_t warps = kernel.merge_threads / 32;
+  const int32_t blocks = merge.many_pieces ? merge.num_items : (merge.num_items + warps - 1) / warps;
+  return launch(kernel.merge_parts, dim3(static_cast<unsigned>(std::min(blocks, kMostBlocks))), kernel.merge_threads, 0,
+                true, &merge, stream);
 }
 
 }  // namespace
@@ -215,7 +220,9 @@ core::Status split_forward(const flash3_params &params, const DeviceInfo &device
   device::SplitArgs args;
   status = make_args(params, *kernel, std::max(device.multiprocessors - params.sm_margin, 1), &args);
   if (!status.ok()) return status;
-  cudaError_t error = allow_shared_memory(kernel->function, kernel->shared_bytes, device.ordinal);
+  const bool plain = core::is_plain_decoding(params) && args.schedule.balanced();
+  const void *const function = plain ? kernel->plain : kernel->function;
+  cudaError_t error = allow_shared_memory(function, kernel->shared_bytes, device.ordinal);
   if (error != cudaSuccess) return cuda_error("setting the size of shared memory", error);
   if (args.follows_append) {
     error = launch_append(params, const_cast<void *>(params.rotary_cos != nullptr ? args.q.data : nullptr), stream);
@@ -224,7 +231,7 @@ core::Status split_forward(const flash3_params &params, const DeviceInfo &device
   if (core::query_rows(params) == 0) return {};
   const dim3 blocks(static_cast<unsigned>(args.schedule.num_lines * core::blocks_of_tile(params)),
                     static_cast<unsigned>(args.schedule.parts_of_line));
-  error = launch(kernel->function, blocks, kernel->threads, kernel->shared_bytes, args.follows_append, &args, stream);
+  error = launch(function, blocks, kernel->threads, kernel->shared_bytes, args.follows_append, &args, stream);
   if (error != cudaSuccess) return cuda_error("launching the split-KV kernel", error);
   const bool whole = args.schedule.num_splits == 1 || (args.schedule.balanced() && args.schedule.parts_of_line == 1);
   if (whole) return {};

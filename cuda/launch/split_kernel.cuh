@@ -15,11 +15,15 @@ namespace flash3::launch {
 template <flash3_dtype kDtype, int kConfigIndex>
 SplitKernel split_kernel() {
   using Element = std::conditional_t<kDtype == FLASH3_FLOAT16, cutlass::half_t, cutlass::bfloat16_t>;
-  using Traits = device::SplitTraits<Element, kConfigIndex>;
+  using Traits = device::SplitTraits<Element, kConfigIndex, false>;
+  using Plain = device::SplitTraits<Element, kConfigIndex, true>;
+  static_assert(sizeof(typename Traits::SharedStorage) == sizeof(typename Plain::SharedStorage));
   constexpr int kMergeCols = Traits::kHeadDim <= 64 ? 2 : Traits::kHeadDim <= 128 ? 4 : 8;
   SplitKernel kernel;
   kernel.function = reinterpret_cast<const void *>(&device::split_kernel_sm90<Traits>);
-  kernel.merge = reinterpret_cast<const void *>(&device::merge_kernel<Element, kMergeCols>);
+  kernel.plain = reinterpret_cast<const void *>(&device::split_kernel_sm90<Plain>);
+  kernel.merge_parts = reinterpret_cast<const void *>(&device::merge_parts_kernel<Element, kMergeCols>);
+  kernel.merge_splits = reinterpret_cast<const void *>(&device::merge_splits_kernel<Element, kMergeCols>);
   kernel.shared_bytes = sizeof(typename Traits::SharedStorage);
   kernel.threads = Traits::kThreads;
   kernel.merge_threads = device::kMergeThreads;

@@ -8,8 +8,9 @@
 namespace flash3::launch {
 
 struct SplitKernel {
-  const void *function;  // __global__ void(device::SplitArgs)
-  const void *merge;     // __global__ void(device::MergeArgs)
+  const void *function;                    // __global__ void(device::SplitArgs)
+  const void *plain;                       // the same for calls that core::is_plain_decoding
+  const void *merge_parts, *merge_splits;  // __global__ void(device::MergeArgs), of a balanced schedule and of others
   uint32_t shared_bytes;
   int32_t threads, merge_threads;
   int32_t blocks_per_sm;

@@ -25,6 +25,7 @@ class CacheShape:
     head_dim: int = 128
     page_size: int | None = None
     append: bool = False  # one row per sequence is new, and rotated like q; timed beside the call without it
+    captured: bool = False  # the call is replayed from a captured graph; timed beside the same call launched directly
     label: str = field(default="", compare=False)  # instead of the lengths
     latent_dim_v: int | None = None  # the values are so many columns of the keys; None: an array of their own
 
@@ -50,7 +51,8 @@ class CacheShape:
         cache = "dense" if self.page_size is None else f"pages of {self.page_size}"
         queries = [] if self.seqlen_q == 1 else [f"q{self.seqlen_q}"]
         dim = f"d{self.head_dim}" if self.latent_dim_v is None else f"latent d{self.head_dim}/{self.latent_dim_v}"
-        return " ".join([f"cache {length}", *queries, heads, dim, cache, *["append"] * self.append])
+        marks = [*["append"] * self.append, *["captured"] * self.captured]
+        return " ".join([f"cache {length}", *queries, heads, dim, cache, *marks])
 
     def flops(self) -> float:
         """2 * heads * (head_dim + head_dim_v) for every pair of a query and a key that it sees."""
@@ -102,4 +104,5 @@ def decode() -> list[CacheShape]:
         *(CacheShape(usual, 4, page_size=size) for size in PAGES_OF_OTHERS),
         *(CacheShape((16_384 + 512,) * 4, 512, page_size=size) for size in (1, 16, 64, 256)),
         *(CacheShape(usual, page_size=size, append=True) for size in PAGES_OF_OTHERS),
+        *(CacheShape(x, page_size=64, append=new, captured=True) for x in (usual, usual[:1]) for new in (False, True)),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import cupy
@@ -18,8 +19,10 @@ from .peers import Peers
 from .timing import Calls
 
 WITHOUT_APPEND = "pyflash3, no new rows"
+WITHOUT_GRAPH = "pyflash3, launched directly"
 # What the peer, which has no dense caches, sees of one: pages of these sizes in order, or one page per sequence.
 _VIEWS = (None, 256)
+_POOLED_BYTES = 256 << 20  # more than out, lse and scratch of a captured call
 
 
 def prepare(shape: CacheShape, dtype: str, peers: Peers) -> Problem:
@@ -38,7 +41,8 @@ def prepare(shape: CacheShape, dtype: str, peers: Peers) -> Problem:
     calls = _ours(shape, arrays, table)
     outs = {name: first(call()) for name, call in calls.items()}
     problem = Problem(arrays, calls, outs, {})
-    if shape.append or shape.latent_dim_v or peers.serving is None or torch is None:
+    alone = shape.append or shape.captured or shape.latent_dim_v is not None
+    if alone or peers.serving is None or torch is None:
         return problem
     views = [(f"pages of {shape.page_size}", shape.page_size)] if shape.page_size else [
         ("one page per sequence" if size is None else f"in pages of {size}", size or capacity) for size in _VIEWS
@@ -91,7 +95,7 @@ def _ours(shape: CacheShape, arrays: list[Any], table: Any) -> Calls:
         return pyflash3.flash_attn_with_kvcache(q, k, v, **options)
 
     if not shape.append:
-        return {OURS: plain}
+        return _beside_a_graph(plain) if shape.captured else {OURS: plain}
     new_k, new_v = (cupy.ascontiguousarray(x[:, :1]) for x in arrays[1:])
     angle = np.arange(shape.capacity)[:, None] / 10_000 ** np.linspace(0, 1, shape.head_dim // 2, endpoint=False)
     cos, sin = (cupy.asarray(x.astype(q.dtype)) for x in (np.cos(angle), np.sin(angle)))
@@ -100,7 +104,28 @@ def _ours(shape: CacheShape, arrays: list[Any], table: Any) -> Calls:
     def append() -> Any:
         return pyflash3.flash_attn_with_kvcache(q, k, v, new_k, new_v, cos, sin, **appending)
 
-    return {OURS: append, WITHOUT_APPEND: plain}
+    return _beside_a_graph(append) if shape.captured else {OURS: append, WITHOUT_APPEND: plain}
+
+
+def _beside_a_graph(call: Callable[[], Any]) -> Calls:
+    """The replay of a graph of the call, and the call itself."""
+    cupy.cuda.Device().synchronize()  # the inputs come from another stream
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        call()  # loads kernels
+        cupy.empty(_POOLED_BYTES, np.int8)  # for this stream's pool: nothing can be allocated during the capture
+        stream.synchronize()
+        stream.begin_capture(mode=cupy.cuda.runtime.streamCaptureModeThreadLocal)
+        try:
+            result = call()
+        finally:
+            graph = stream.end_capture()
+
+    def replay() -> Any:
+        graph.launch()
+        return result
+
+    return {OURS: replay, WITHOUT_GRAPH: call}
 
 
 def _serving(shape: CacheShape, tensors: list[Any], table: Any, size: int, peers: Peers) -> Any:

@@ -105,10 +105,11 @@ def measure(
     """The row of one shape, whose memory is given back."""
     if isinstance(shape, CacheShape):
         problem = caches.prepare(shape, options.dtype, peers)
+        same = shape.captured or not shape.append  # new rows make another problem
         if shape.latent_dim_v:
             differences = caches.formula_difference(shape, problem)
         else:
-            differences = {} if shape.append else largest_difference(problem)  # new rows make another problem
+            differences = largest_difference(problem) if same else {}
     else:
         problem = prepare(shape, options.dtype, peers)
         differences = largest_difference(problem)

@@ -37,6 +37,7 @@ def make_row(grid: str, shape: Shape | CacheShape, times: dict[str, list[float]]
             "kv_bytes": shape.kv_bytes(), "kv_tb_per_s": round(rate, 4),
             "share_of_copy": round(rate / ceilings["copy_tb_per_s"], 4),
         }  # fmt: skip
-        if shape.append:  # beside our own call without new rows, which is no peer
-            row |= {"best_peer": None, "ratio": None, "append_us": round((seconds[OURS] - peers[str(best)]) * 1e6, 3)}
+        if shape.append or shape.captured:  # beside another call of ours, which is no peer
+            extra = "graph_us" if shape.captured else "append_us"
+            row |= {"best_peer": None, "ratio": None, extra: round((seconds[OURS] - peers[str(best)]) * 1e6, 3)}
     return row

@@ -118,8 +118,9 @@ def test_every_split_kernel_is_there_and_uses(sass: dict[str, str]) -> None:
     info = library().build_info()
     dtypes, head_dims = (info[key].replace(";", ",").split(",") for key in ("dtypes", "head_dims"))
     expected = {
-        f"SplitTraitsIN7cutlass{ {'fp16': '6half_t', 'bf16': '10bfloat16_t'}[dtype] }ELi{index}E"
+        f"SplitTraitsIN7cutlass{ {'fp16': '6half_t', 'bf16': '10bfloat16_t'}[dtype] }ELi{index}ELb{plain}E"
         for dtype in dtypes
+        for plain in (0, 1)
         for index, head_dim in enumerate(CLASSES)
         if head_dim in head_dims
     }

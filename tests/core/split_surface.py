@@ -16,6 +16,10 @@ def takes_split_kernel(params: Params) -> bool:
     return bool(surface_function("takes_split_kernel", c_int32, [POINTER(Params)])(byref(params)))
 
 
+def is_plain_decoding(params: Params) -> bool:
+    return bool(surface_function("is_plain_decoding", c_int32, [POINTER(Params)])(byref(params)))
+
+
 def most_tiles(params: Params) -> int:
     """At most, whatever cu_seqlens_q holds."""
     count: int = surface_function("most_tiles", c_int64, [POINTER(Params)])(byref(params))

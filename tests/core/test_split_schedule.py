@@ -11,8 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflash3._abi import Params
-from tests.core.problems import packed, params
-from tests.core.split_surface import Piece, most_tiles, split_pieces, split_places, takes_split_kernel
+from tests.core.problems import ADDRESS, packed, params
+from tests.core.split_surface import (
+    Piece,
+    is_plain_decoding,
+    most_tiles,
+    split_pieces,
+    split_places,
+    takes_split_kernel,
+)
 from tests.core.surface import MaskCase, int32_array, workspace_layout
 
 BLOCK_M, BLOCK_N = 64, 64
@@ -171,6 +178,53 @@ def test_splits_do_not_depend_on_the_parts() -> None:
 )
 def test_calls_of_the_split_kernel(p: Params, takes: bool) -> None:
     assert takes_split_kernel(p) == takes
+
+
+@given(
+    st.integers(1, 16),
+    st.lists(st.integers(0, 900), min_size=1, max_size=6),
+    st.integers(1, 40),
+    st.sampled_from([0, 3]),
+)
+def test_one_tile_is_a_case_of_several(
+    seqlen_q: int, lengths_k: list[int], parts_of_line: int, num_splits: int
+) -> None:
+    """What is known of dense calls with few queries changes nothing: they are cut like packed ones."""
+    used = int32_array(lengths_k)
+    dense = params(
+        batch=len(lengths_k), nheads=4, nheads_k=2, seqlen_q=seqlen_q, seqlen_k=900, num_splits=num_splits,
+        seqused_k=ctypes.addressof(used),
+    )  # fmt: skip
+    of = [(seqlen_q, n) for n in lengths_k]
+    same = split_pieces(call(of, (4, 2), (-1, -1), num_splits), BLOCK_N, 2, 2 * parts_of_line)
+    assert split_pieces(dense, BLOCK_N, 2, 2 * parts_of_line) == same
+
+
+@pytest.mark.parametrize(
+    ("changes", "plain"),
+    [
+        ({}, True),
+        ({"seqlen_q": 16}, True),
+        ({"seqlen_q": 17}, False),  # 68 rows a KV head
+        ({"window_right": 0}, True),  # a single query sees all keys
+        ({"window_right": 0, "seqlen_q": 2}, False),
+        ({"window_left": 50}, False),
+        ({"num_splits": 2}, False),
+        ({"seqused_k": ADDRESS, "cache_batch_idx": ADDRESS}, True),
+        ({"seqused_q": ADDRESS}, False),
+        ({"cache_leftpad": ADDRESS}, False),
+        ({"cu_seqlens_q": ADDRESS}, False),
+        ({"cu_seqlens_k": ADDRESS}, False),
+        ({"cu_seqlens_k_new": ADDRESS}, False),
+        ({"softcap": 3.0}, False),
+        ({"alibi_slopes": ADDRESS}, False),
+        ({"softmax_scale": -1.0}, False),
+        ({"sinks": ADDRESS}, True),
+    ],
+    ids=str,
+)
+def test_plain_decoding(changes: dict[str, float], plain: bool) -> None:
+    assert is_plain_decoding(params(**({"seqlen_q": 1, "seqlen_k": 4096} | changes))) == plain
 
 
 def test_workspace_of_splits() -> None:

@@ -85,6 +85,17 @@ def test_large_scores_of_one_split_outweigh_all_others() -> None:
             assert difference.max() < 0.02, f"{num_splits} splits: query {i} does not find its key {place}"
 
 
+@pytest.mark.parametrize("num_splits", [0, 3])
+def test_a_single_query_sees_all_keys_under_a_causal_mask(num_splits: int) -> None:
+    q, k, v = (normal((2, n, heads, 128), "bfloat16", n) for n, heads in ((1, 8), (3001, 2), (3001, 2)))
+    plain, causal = (
+        pyflash3.flash_attn_func(q, k, v, causal=x, num_splits=num_splits, return_lse=True) for x in (False, True)
+    )
+    wait()
+    for x, y in zip(plain, causal, strict=True):
+        assert same_bits(x, y)
+
+
 CASES: dict[str, CacheCase] = {
     "decode": CacheCase(1, 3000, None, "bfloat16", nheads=8, nheads_k=2, head_dim=128, full=True),
     "pages of 1": CacheCase(1, 900, 1, "bfloat16", nheads=8, nheads_k=2, head_dim=128, full=True),

@@ -24,7 +24,7 @@ def test_the_grid() -> None:
         "cache 1x131072 h32/8 d128 dense", "cache 128 of 1 to 16384 h32/1 d128 pages of 64",
         "cache 256x512 h8 d128 dense",
         "cache 64x8192 q4 h32/8 d128 pages of 64", "cache 4x16896 q512 h32/8 d128 pages of 64",
-        "cache 64x8192 h32/8 d128 pages of 64 append",
+        "cache 64x8192 h32/8 d128 pages of 64 append", "cache 64x8192 h32/8 d128 pages of 64 append captured",
     ):  # fmt: skip
         assert name in names
     for shape in grid:
@@ -49,13 +49,14 @@ def test_a_row_and_its_table() -> None:
     assert row["ratio"] == pytest.approx(1.1)
     assert "append_us" not in row
     line = screen.cache_table([row]).splitlines()[1]
-    assert line.split()[-8:] == [
+    assert line.split()[-9:] == [
         f"{seconds * 1e6:.1f}",
         f"{1.1 * seconds * 1e6:.1f}",
         "1.100",
         "2.00",
         "0.50",
         f"{shape.flops() / seconds * 1e-12:.0f}",
+        "-",
         "-",
         "peer",
     ]
@@ -72,6 +73,17 @@ def test_new_rows_are_compared_with_the_call_without_them(capsys: pytest.Capture
     assert "pyflash3 1005.0, pyflash3, no new rows 1000.0 us" in capsys.readouterr().out
     screen.show({"rows": [row]})
     assert "5.0" in capsys.readouterr().out
+
+
+def test_a_graph_is_compared_with_the_call_that_it_replays(capsys: pytest.CaptureFixture[str]) -> None:
+    shape = CacheShape((8192,) * 64, append=True, captured=True)
+    row = rows.make_row("decode", shape, {"pyflash3": [5.015e-4], "pyflash3, launched directly": [5e-4]}, CEILINGS)
+    assert row["graph_us"] == pytest.approx(1.5)
+    assert "append_us" not in row
+    assert row["ratio"] is None
+    assert records.summarise([row]) is None
+    screen.show({"rows": [row]})
+    assert capsys.readouterr().out.splitlines()[1].split()[-2:] == ["1.5", "-"]
 
 
 def test_the_serving_peer_on_disk(tmp_path: Path) -> None:

@@ -36,13 +36,26 @@ def table(rows: list[Row]) -> str:
 
 def cache_table(rows: list[Row]) -> str:
     """One line per shape with a KV cache, where moving K and V is all of the work, or for latent caches may be."""
-    lines = [["shape", "us", "peer us", "ratio", "K/V TB/s", "of the copy", "TFLOP/s", "new rows us", "best peer"]]
+    lines = [
+        [
+            "shape",
+            "us",
+            "peer us",
+            "ratio",
+            "K/V TB/s",
+            "of the copy",
+            "TFLOP/s",
+            "new rows us",
+            "graph us",
+            "best peer",
+        ]
+    ]
     for row in rows:
         peer = row["best_peer"]
         figures = ["-", "-"] if peer is None else [f"{row['us'][peer]:.1f}", f"{row['ratio']:.3f}"]
-        append = f"{row['append_us']:.1f}" if "append_us" in row else "-"
+        extra = [f"{row[key]:.1f}" if key in row else "-" for key in ("append_us", "graph_us")]
         rate = [f"{row['kv_tb_per_s']:.2f}", f"{row['share_of_copy']:.2f}", f"{row['tflops'][OURS]:.0f}"]
-        lines.append([row["name"], f"{row['us'][OURS]:.1f}", *figures, *rate, append, peer or "-"])
+        lines.append([row["name"], f"{row['us'][OURS]:.1f}", *figures, *rate, *extra, peer or "-"])
     return _aligned(lines)
 
 
