@@ -97,9 +97,6 @@ __device__ __forceinline__ void cp_async_mbarrier_arrive(const uint64_t *bar) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(bar)) : "memory");
 }
 
-// Returns once all copies of this thread have completed.
-__device__ __forceinline__ void cp_async_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-
 // Returns once the kernel before, if it let this one start early, has completed and what it wrote can be seen.
 __device__ __forceinline__ void wait_for_previous_kernel() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
