@@ -100,11 +100,6 @@ __device__ __forceinline__ void cp_async_wait_all() { asm volatile("cp.async.wai
 // Returns once the kernel before, if it let this one start early, has completed and what it wrote can be seen.
 __device__ __forceinline__ void wait_for_previous_kernel() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
-// The line of 128 bytes into L2.
-__device__ __forceinline__ void prefetch_l2(const void *line) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(line) : "memory");
-}
-
 struct TmaCoord {
   int32_t col, row, end, head, batch;
 };
