@@ -42,7 +42,7 @@ struct MlaConsumer {
   const int32_t warp_row = threadIdx.x % 128 / 32 * 16;  // first row of the warp, among those of the thread block
   uint32_t parity = 0;                                   // of this warpgroup's buffer
   uint32_t peer_parity = 0;                              // of what the other warpgroup publishes
-  int sums_at = 0;                                       // those of the piece before may still be read
+  uint32_t sums_at = 0;                                  // those of the piece before may still be read
 
   __device__ __forceinline__ MlaConsumer(const SplitArgs &a, const core::SplitSchedule &s, SharedStorage &storage,
                                          int which)
@@ -267,9 +267,7 @@ struct MlaConsumer {
     if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&smem.barriers.empty[buffer][side]);
   }
 
-  __device__ __forceinline__ void release_q() const {
-    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&smem.barriers.q_empty);
-  }
+  __device__ __forceinline__ void release_q() const { ptx::mbarrier_arrive(&smem.barriers.q_empty); }
 
   // The sums of both warpgroups' blocks, which have the same reference now; the first lane of a quad holds them.
   __device__ __forceinline__ void add_sums(OnlineSoftmax &softmax) {
@@ -280,7 +278,8 @@ struct MlaConsumer {
       own[r] = quad_sum(softmax.row_sum[r]);
       if (lane % 4 == 0) smem.sums[sums_at][kGroup][warp_row + lane / 4 + 8 * r] = own[r];
     }
-    ptx::bar_sync(kMlaAll, Traits::kConsumerThreads);
+    ptx::mbarrier_arrive(&smem.barriers.summed[kGroup]);
+    ptx::mbarrier_wait(&smem.barriers.summed[kPeer], sums_at);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const float other = smem.sums[sums_at][kPeer][warp_row + lane / 4 + 8 * r];

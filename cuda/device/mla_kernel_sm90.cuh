@@ -25,10 +25,13 @@ __device__ __forceinline__ void init_mla(typename Traits::SharedStorage &smem) {
   static_assert(kFull <= 32 && kEmpty <= 32, "a barrier a lane");
   if (lane < kFull) ptx::mbarrier_init(&smem.barriers.full[0][0] + lane, 1);
   if (lane < kEmpty) ptx::mbarrier_init(&smem.barriers.empty[0][0] + lane, 4);
-  if (lane < Traits::kGroups) ptx::mbarrier_init(&smem.barriers.published[lane], 128);
+  if (lane < Traits::kGroups) {
+    ptx::mbarrier_init(&smem.barriers.published[lane], 128);
+    ptx::mbarrier_init(&smem.barriers.summed[lane], 128);
+  }
   if (lane == 0) {
     ptx::mbarrier_init(&smem.barriers.q_full, Traits::kQueryThreads + 1);
-    ptx::mbarrier_init(&smem.barriers.q_empty, Traits::kConsumerThreads / 32);
+    ptx::mbarrier_init(&smem.barriers.q_empty, Traits::kConsumerThreads);
   }
   ptx::fence_mbarrier_init();
 }
@@ -92,7 +95,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) mla_kernel_sm90(const __g
   if (warp >= kProducerWarp) {
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
     if (warp == kProducerWarp) {
-      MlaProducer<Traits>(args, schedule, smem, rank).run(cursor);
+      MlaProducer<Traits>(args, schedule, smem).run(cursor);
     } else {
       const int thread = threadIdx.x - (Traits::kThreads - Traits::kQueryThreads);
       MlaQueries<Traits>{args, schedule, smem, rank, thread}.run(cursor);

@@ -6,7 +6,6 @@
 #include "core/kv_cache.h"
 #include "core/split_cursor.h"
 #include "core/split_schedule.h"
-#include "device/fwd_args.h"
 #include "device/mla_traits.cuh"
 #include "device/ptx.cuh"
 #include "device/split_args.h"
@@ -21,12 +20,10 @@ struct MlaProducer {
   const SplitArgs &args;
   const core::SplitSchedule &schedule;
   SharedStorage &smem;
-  const int rank;         // of the thread block, among those of a tile
   uint32_t parities = 3;  // a bit a buffer: of the phase that is waited for, the one before the first to begin with
 
-  __device__ __forceinline__ MlaProducer(const SplitArgs &a, const core::SplitSchedule &s, SharedStorage &storage,
-                                         int which)
-      : args(a), schedule(s), smem(storage), rank(which) {}
+  __device__ __forceinline__ MlaProducer(const SplitArgs &a, const core::SplitSchedule &s, SharedStorage &storage)
+      : args(a), schedule(s), smem(storage) {}
 
   // By one whole warp.
   __device__ __forceinline__ void run(core::SplitCursor cursor) {
@@ -37,17 +34,12 @@ struct MlaProducer {
       int buffer = 0;
 #pragma unroll 1
       for (int32_t n = piece.n_end - 1; n >= piece.n_begin; --n, buffer ^= 1) {
-        if (n - kAhead >= piece.n_begin) prefetch(span, piece.kv_head, (n - kAhead) * kBlockN);
         load(box(span, piece.kv_head, n * kBlockN + first_row), buffer);
       }
     }
   }
 
  private:
-  // Two buffers are too little for what is under way between the memory and a multiprocessor: once one is free, the
-  // block has to come from L2.
-  static constexpr int32_t kAhead = 2;  // blocks in front of those that have buffers
-
   // A chunk is some boxes of rows, a box a lane.
   const bool has_box = static_cast<int32_t>(threadIdx.x % 32) * args.box_rows < kBlockN;
   const int32_t first_row = has_box ? threadIdx.x % 32 * args.box_rows : 0;
@@ -66,22 +58,6 @@ struct MlaProducer {
     const auto in_page = static_cast<int32_t>(at.row);
     const int32_t filled = min(span.len - key + in_page, cache.page_size);
     return {0, cache.page_size - filled + in_page, filled, kv_head, static_cast<int32_t>(at.entry)};
-  }
-
-  // The block from that key on, by lines, which leaves the copy engine alone: it takes as long for L2 as for shared
-  // memory. Thread blocks that share a tile share its rows.
-  __device__ __forceinline__ void prefetch(const core::KeySpan &span, int32_t kv_head, int32_t key) const {
-    const int blocks = schedule.block_m / Traits::kBlockM;
-    const int32_t rows = kBlockN / blocks;
-#pragma unroll 1
-    for (int32_t r = threadIdx.x % 32; r < rows; r += 32) {
-      const int32_t own = key + rank * rows + r;
-      if (own >= span.len) return;
-      const core::RowPlace at = schedule.k.place(span, span.first_row + own);
-      const auto *const row = row_of<typename Traits::Element>(args.k, at.entry, at.row, kv_head);
-#pragma unroll
-      for (int c = 0; c < Traits::kChunks; ++c) ptx::prefetch_l2(row + c * Traits::kChunkCols);
-    }
   }
 
   __device__ __forceinline__ void load(const ptx::TmaCoord &at, int buffer) {

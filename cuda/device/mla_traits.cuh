@@ -51,6 +51,7 @@ struct MlaTraits {
     uint64_t full[kGroups][kChunks], empty[kGroups][kSides];
     uint64_t q_full, q_empty;
     uint64_t published[kGroups];  // what a warpgroup has to say of its block
+    uint64_t summed[kGroups];     // its sums of a piece are there
   };
 
   // What comes with Q.
@@ -91,10 +92,6 @@ struct MlaTraits {
   }
 };
 
-// The named barriers of the consumers.
-enum MlaBarrier : uint32_t {
-  kMlaAll = 0,     // both warpgroups
-  kMlaWithin = 1,  // + warpgroup: its own
-};
+inline constexpr uint32_t kMlaWithin = 0;  // + warpgroup: the named barrier of its own
 
 }  // namespace flash3::device

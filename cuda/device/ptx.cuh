@@ -131,11 +131,6 @@ __device__ __forceinline__ void st_async_16(uint32_t to, float x0, float x1, flo
                : "memory");
 }
 
-// The line of 128 bytes into L2.
-__device__ __forceinline__ void prefetch_l2(const void *line) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(line) : "memory");
-}
-
 struct TmaCoord {
   int32_t col, row, end, head, batch;
 };

@@ -133,7 +133,6 @@ def test_every_split_kernel_is_there_and_uses(sass: dict[str, str]) -> None:
 MLA_USES = {
     "HGMMA": "wgmma",
     "UTMALDG": "TMA load",
-    "CCTL": "prefetching to L2",
     "SYNCS": "mbarrier",
     "STSM": "probabilities for the other warpgroup",
     "USETMAXREG": "registers for the consumers",
