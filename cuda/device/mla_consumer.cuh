@@ -71,9 +71,6 @@ struct MlaConsumer {
 
   __device__ __forceinline__ void compute(const core::SplitPiece &piece, int32_t q_start,
                                           const core::SplitPartId &part) {
-    if (schedule.num_splits > 1 && piece.first && threadIdx.x == 0 && rank == 0) {
-      args.partials.entries[schedule.tile_number(piece, part.line)] = schedule.entry_of_tile(piece, part.line);
-    }
     const PackedRows rows(schedule, piece, rank * Traits::kBlockM + warp_row);
     const core::Mask mask{schedule.window, piece.lengths.seqlen_q, piece.lengths.seqlen_k};
     Work work = {piece, {}, false, false, OnlineSoftmax(args.modifies_scores ? 1.f : args.scale_log2)};
