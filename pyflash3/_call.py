@@ -165,7 +165,9 @@ def native(name: str, x: Any) -> Any:
             f"{name} is of type {type(x).__name__}, but arrays on a GPU need CuPy, which cannot be imported ({error}); "
             "install it with: pip install 'cupy-cuda13x[ctk]'"
         ) from None
-    return device.from_dlpack(name, x)
+    array = device.from_dlpack(name, x)
+    native_types[type(array)] = False
+    return array
 
 
 def _check_values_given(name: str, v: Any, d_v: Any) -> None:

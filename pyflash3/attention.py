@@ -124,7 +124,7 @@ def flash_attn_varlen_func(
         cu_seqlens_q: (batch + 1,) int32, in the same place as q: sequence b has rows cu_seqlens_q[b] up to but not
             including cu_seqlens_q[b + 1], the last entry is total_q. Lengths of 0 are allowed.
         cu_seqlens_k: the same for k and v; None with page_table.
-        max_seqlen_q: longest sequence, a hint for tuning; a wrong one never changes a result. None or 0: unknown.
+        max_seqlen_q: longest sequence, a hint for tuning; a wrong one changes rounding at most. None or 0: unknown.
         max_seqlen_k: the same for k.
         seqused_q: (batch,) int32: how many of its rows each sequence uses, from its start. Rows behind them are not
             written, so a newly allocated out holds arbitrary values there.

@@ -129,8 +129,8 @@ typedef struct flash3_params {
   /* (batch): rows of k in use, at most the sequence's own, cache_leftpad included and new rows not; NULL: all. Not NULL
    * with k_new. */
   const int32_t *seqused_k;
-  int64_t max_seqlen_q; /* tuning hint for packed q; 0: unknown. Never changes a result */
-  int64_t max_seqlen_k; /* tuning hint for packed or cached k; 0: unknown. Never changes a result */
+  int64_t max_seqlen_q; /* tuning hint for packed q; 0: unknown. Changes a result by rounding at most */
+  int64_t max_seqlen_k; /* tuning hint for packed or cached k; 0: unknown. As above */
 
   /* The cache. All of it goes with dense or paged k alone. */
   const int32_t *cache_batch_idx;  /* (batch): entry of k and v, or row of page_table; NULL: sequence b has number b */

@@ -87,7 +87,8 @@ int32_t num_m_blocks(const flash3_params &p, const FwdKernel &kernel) {
 int64_t l2_budget(const FwdKernel &kernel, const core::Window &window) {
   if (kernel.cluster_blocks > 1) return core::kL2BudgetWide;
   if (!window.limited()) return core::kL2Budget;
-  return kernel.head_dim != kernel.head_dim_v ? core::kL2BudgetWide : core::kL2BudgetCausal;
+  if (kernel.head_dim != kernel.head_dim_v) return core::kL2BudgetWide;
+  return kernel.head_dim == 192 ? core::kL2Budget192 : core::kL2BudgetCausal;
 }
 
 core::Status make_args(const flash3_params &p, const FwdKernel &kernel, const SchedulerState &state,

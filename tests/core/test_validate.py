@@ -155,7 +155,7 @@ ALLOWED = [
     params(seqlen_k=0, k=None, v=None),
     params(seqlen_k=0, k=None, v=None, head_dim_v=256),
     params(v=None, v_row_stride=-3, v_head_stride=TEBI),  # the strides of a v that is not given
-    params(v=None, head_dim=576, head_dim_v=512),
+    params(v=None, head_dim=576, head_dim_v=512, workspace_bytes=2**40),
     packed(v=None, head_dim_v=64, v_batch_stride=1),
     params(batch=1, q_batch_stride=-1, k_batch_stride=3, out_batch_stride=0, lse_batch_stride=0),  # extent 1
     params(nheads=1, nheads_k=1, q_head_stride=5, k_head_stride=-1, out_head_stride=0),
