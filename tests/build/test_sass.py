@@ -28,8 +28,8 @@ FORWARD = "fwd_kernel_sm90"
 
 # Of so many exponentials in a row, how many may take their argument from the same register. More is the mark of a
 # kernel that ptxas has scheduled to save registers: each exponential then waits for the one before
-# (docs/performance.md, "What the compiler makes of it"). That depends on the compiler; these are the kernels in which it
-# is known to be so: d 96 packed in tiles of 128 rows, and bfloat16 d 96 on a cache.
+# (docs/performance.md, "What the compiler makes of it"). That depends on the compiler; these are the kernels in which
+# it is known to be so: d 96 packed in tiles of 128 rows, and bfloat16 d 96 on a cache.
 EXPONENTIALS, MOST_OF_A_REGISTER = 40, 16
 SCHEDULED_FOR_REGISTERS = r"(half_tELi5E|bfloat16_tELi5E)Lb0ELb1ELb0E|bfloat16_tELi1ELb0ELb1ELb1E"
 COMPILER = "13.0"
