@@ -41,12 +41,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", metavar="PATH", help="write every test's outcome and figures to this JSON file")
 
 
+def _short(figure: Any) -> Any:
+    """Four digits say what an error is, and keep a record of thousands of rows small."""
+    return float(f"{figure:.4g}") if isinstance(figure, float) else figure
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """One row per test: the call itself, or the phase that skipped or broke it."""
     if report.when != "call" and report.passed:
         return
     row: dict[str, Any] = {"test": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 4)}
-    row |= {name: value for name, value in report.user_properties if not name.startswith("_")}
+    row |= {name: _short(value) for name, value in report.user_properties if not name.startswith("_")}
     if report.skipped and isinstance(report.longrepr, tuple):
         row["reason"] = report.longrepr[2]
     elif report.failed:
