@@ -181,12 +181,7 @@ struct SplitSchedule {
   // The entry of a part of a balanced schedule, by its first piece: what is to be merged if it is the second of its
   // tile. So every tile that is in pieces has one entry.
   FLASH3_HD SplitEntry entry_of_part(const SplitPiece &x, const SplitParts &parts, const SplitPartId &part) const {
-    SplitEntry e = {};
-    e.batch = x.batch;
-    e.kv_head = x.kv_head;
-    e.m_block = x.m_block;
-    e.rows = tile_rows(x.lengths, x.m_block);
-    e.q_start = static_cast<int32_t>(q.span(x.batch).start);
+    SplitEntry e = entry(x.batch, x.kv_head, x.m_block, x.lengths);
     const int32_t begun_by = parts.part_of(x.tile_begin);
     if (x.first || begun_by + 1 != part.index) {
       e.rows = 0;
@@ -201,15 +196,22 @@ struct SplitSchedule {
 
   // Of a fixed number of splits nothing is noted: the lengths say which tiles there are, each in so many pieces.
   FLASH3_HD SplitEntry entry_of_tile(int32_t b, int32_t kv_head, int32_t m_block) const {
+    SplitEntry e = entry(b, kv_head, m_block, lengths(b));
+    e.next_piece = 1;
+    e.step = 1;
+    e.count = num_splits;
+    return e;
+  }
+
+ private:
+  // Of a tile, without its pieces.
+  FLASH3_HD SplitEntry entry(int32_t b, int32_t kv_head, int32_t m_block, const SplitLengths &s) const {
     SplitEntry e = {};
     e.batch = b;
     e.kv_head = kv_head;
     e.m_block = m_block;
-    e.rows = tile_rows(lengths(b), m_block);
+    e.rows = tile_rows(s, m_block);
     e.q_start = static_cast<int32_t>(q.span(b).start);
-    e.next_piece = 1;
-    e.step = 1;
-    e.count = num_splits;
     return e;
   }
 };

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "core/tile_config.h"
-#include "core/validate.h"
 #include "launch/fwd.h"
 
 namespace flash3::launch {
