@@ -75,7 +75,7 @@ inline bool sees_all_keys(const flash3_params &p) {
 // Whether every sequence has one tile for each KV head, whatever the lengths are.
 inline bool has_one_tile(const flash3_params &p) {
   return p.cu_seqlens_q == nullptr && p.seqused_q == nullptr && p.seqlen_q > 0 &&
-         p.seqlen_q * (p.nheads / p.nheads_k) <= SplitSchedule::kBlockM;
+         p.seqlen_q * (p.nheads / p.nheads_k) <= SplitSchedule::kBlockM * blocks_of_tile(p);
 }
 
 // Whether a call is one of plain decoding, which has a kernel of its own: every sequence has the same few queries, one
@@ -85,7 +85,7 @@ inline bool has_one_tile(const flash3_params &p) {
 inline bool is_plain_decoding(const flash3_params &p) {
   const bool keys_by_length = p.cu_seqlens_k == nullptr && p.cu_seqlens_k_new == nullptr && p.cache_leftpad == nullptr;
   const bool plain_scores = p.softcap <= 0.f && p.alibi_slopes == nullptr && p.softmax_scale > 0.f;
-  return p.num_splits == 0 && !is_latent(p) && has_one_tile(p) && keys_by_length && plain_scores && sees_all_keys(p);
+  return p.num_splits == 0 && has_one_tile(p) && keys_by_length && plain_scores && sees_all_keys(p);
 }
 
 // Rows of out and q in all.

@@ -128,7 +128,8 @@ struct Mainloop {
           if constexpr (Traits::kExactMax) {
             step(q, s, p, o, [&] {
               release_k(n == range.begin);
-              softmax.update(s, correction);
+              softmax.update_lazily(s, (range.end - 1 - n) * kBlockN, correction);
+              softmax.add(s);
             });
           } else {
             float sum[2];

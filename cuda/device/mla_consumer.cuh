@@ -71,21 +71,8 @@ struct MlaConsumer {
 
   __device__ __forceinline__ void compute(const core::SplitPiece &piece, int32_t q_start,
                                           const core::SplitPartId &part) {
-    const PackedRows rows(schedule, piece, rank * Traits::kBlockM + warp_row);
-    const core::Mask mask{schedule.window, piece.lengths.seqlen_q, piece.lengths.seqlen_k};
-    Work work = {piece, {}, false, false, OnlineSoftmax(args.modifies_scores ? 1.f : args.scale_log2)};
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      work.scores.key_begin[r] = mask.key_begin(rows.query[r]);
-      work.scores.key_end[r] = mask.key_end(rows.query[r]);
-      work.scores.diagonal[r] = mask.diagonal(rows.query[r]);
-      work.scores.alibi_slope_log2[r] =
-          args.alibi_slopes == nullptr
-              ? 0.f
-              : args.alibi_slopes[piece.batch * args.alibi_batch_stride + rows.head[r]] * core::kLog2e;
-    }
-    work.has_rows = ptx::uniform(rows.first_row < schedule.tile_rows(piece.lengths, piece.m_block));
-    work.hides_keys = mask.key_end(0) < piece.lengths.seqlen_k || mask.key_begin(piece.lengths.seqlen_q - 1) > 0;
+    Work work = {piece, {}, false, false, OnlineSoftmax(modifies_scores() ? 1.f : args.scale_log2)};
+    prepare(work);
     float o[kOutputs];
 #pragma unroll
     for (int j = 0; j < kOutputs; ++j) o[j] = 0.f;
@@ -95,7 +82,29 @@ struct MlaConsumer {
     } else {
       release_q();
     }
+    // Made anew, since registers are short in between.
+    const PackedRows rows(schedule, piece, rank * Traits::kBlockM + warp_row);
     store_mla<Traits, kGroup>(args, schedule, piece, schedule.number(piece, part), q_start, rows, work.softmax, o);
+  }
+
+  __device__ __forceinline__ bool modifies_scores() const { return !Traits::kPlain && args.modifies_scores; }
+
+  __device__ __forceinline__ void prepare(Work &work) const {
+    const core::SplitPiece &piece = work.piece;
+    const core::Mask mask{schedule.window, piece.lengths.seqlen_q, piece.lengths.seqlen_k};
+    const PackedRows rows(schedule, piece, rank * Traits::kBlockM + warp_row);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      work.scores.key_begin[r] = mask.key_begin(rows.query[r]);
+      work.scores.key_end[r] = mask.key_end(rows.query[r]);
+      work.scores.diagonal[r] = mask.diagonal(rows.query[r]);
+      work.scores.alibi_slope_log2[r] =
+          Traits::kPlain || args.alibi_slopes == nullptr
+              ? 0.f
+              : args.alibi_slopes[piece.batch * args.alibi_batch_stride + rows.head[r]] * core::kLog2e;
+    }
+    work.has_rows = ptx::uniform(rows.first_row < schedule.tile_rows(piece.lengths, piece.m_block));
+    work.hides_keys = mask.key_end(0) < piece.lengths.seqlen_k || mask.key_begin(piece.lengths.seqlen_q - 1) > 0;
   }
 
   __device__ __forceinline__ void attend(Work &work, float (&o)[kOutputs]) {
@@ -103,23 +112,25 @@ struct MlaConsumer {
     uint32_t p[kScores / 2];
     const int32_t begin = ptx::uniform(work.piece.n_begin);
     int32_t n = ptx::uniform(work.piece.n_end) - 1;
+    bool pending = false;  // whether the other block's product is on its way
     if (kGroup == 1 && n == begin) release_q();
 #pragma unroll 1
     for (; n > begin; n -= 2) {
-      compute_scores(s);
+      compute_scores(s, pending, o);
       if (n - kGroup - 2 < begin) release_q();
       if constexpr (kGroup == 0) {
         own_block(work, n, s, p, o);
         issue_other_block(work, n - 1, o);
-        finish_other_block(o);
+        pending = true;
       } else {
         issue_other_block(work, n, o);
         own_block(work, n - 1, s, p, o);
       }
     }
-    if (n < begin) return;
-    if constexpr (kGroup == 0) {
-      compute_scores(s);
+    if (n < begin) {
+      if constexpr (kGroup == 0) finish_other_block(o);
+    } else if constexpr (kGroup == 0) {
+      compute_scores(s, pending, o);
       release_q();
       own_block(work, n, s, p, o);
     } else {
@@ -128,29 +139,45 @@ struct MlaConsumer {
     }
   }
 
-  // All chunks of the block, those first that were given back first.
-  __device__ __forceinline__ void compute_scores(float (&s)[kScores]) {
-    using Atom = typename Gmma<Element, kBlockN, Major::K>::Ss;
+  // All chunks of the block, those first that were given back first. The product before, if it is on its way, is
+  // finished in passing.
+  __device__ __forceinline__ void compute_scores(float (&s)[kScores], bool pending, float (&o)[kOutputs]) {
     const uint32_t q = ptx::uniform(Descriptor::k_major(ptx::shared_address(smem.q)));
     const uint32_t k = ptx::uniform(Descriptor::k_major(ptx::shared_address(smem.k[kGroup])));
     fence_accumulators(s);
 #pragma unroll
-    for (int i = 0; i < Traits::kChunks; ++i) {
-      const int chunk = i < Traits::kLastChunk ? (i + kGroup * Traits::kHalfChunks) % Traits::kLastChunk : i;
-      ptx::mbarrier_wait(&smem.barriers.full[kGroup][chunk], parity);
-      wgmma_fence();
-#pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-        const uint32_t at = chunk * (Traits::kChunkBytes / 16) + 2 * step;
-        detail::wgmma_ss<Atom>(Descriptor::at(q + at), Descriptor::at(k + at), s,
-                               i == 0 && step == 0 ? ScaleOut::Zero : ScaleOut::One,
-                               std::make_index_sequence<kScores>{});
-      }
+    for (int i = 0; i < Traits::kHalfChunks; ++i) {
+      multiply_chunk(s, q, k, kGroup * Traits::kHalfChunks + i, i == 0 ? ScaleOut::Zero : ScaleOut::One);
     }
+    wgmma_commit_group();
+    if constexpr (kGroup == 0) {
+      wgmma_wait_group<1>();
+      fence_accumulators(o);
+      if (pending) release(kPeer, Traits::kOther);
+    }
+#pragma unroll
+    for (int i = 0; i < Traits::kHalfChunks; ++i) {
+      multiply_chunk(s, q, k, kPeer * Traits::kHalfChunks + i, ScaleOut::One);
+    }
+    multiply_chunk(s, q, k, Traits::kLastChunk, ScaleOut::One);
     wgmma_commit_group();
     wgmma_wait_group<0>();
     fence_accumulators(s);
     parity ^= 1;
+  }
+
+  // Adds to the scores what a chunk of Q and one of K make, once that is there.
+  __device__ __forceinline__ void multiply_chunk(float (&s)[kScores], uint32_t q, uint32_t k, int chunk,
+                                                 ScaleOut scale) const {
+    using Atom = typename Gmma<Element, kBlockN, Major::K>::Ss;
+    ptx::mbarrier_wait(&smem.barriers.full[kGroup][chunk], parity);
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const uint32_t at = chunk * (Traits::kChunkBytes / 16) + 2 * step;
+      detail::wgmma_ss<Atom>(Descriptor::at(q + at), Descriptor::at(k + at), s, step == 0 ? scale : ScaleOut::One,
+                             std::make_index_sequence<kScores>{});
+    }
   }
 
   // From the scores of the block to the product of its probabilities with this warpgroup's columns.
@@ -159,7 +186,7 @@ struct MlaConsumer {
     float correction[2] = {1.f, 1.f};
     if (work.has_rows) {
       const int32_t first_key = n * kBlockN;
-      if (__builtin_expect(args.modifies_scores, false)) work.scores.modify(s, args, first_key);
+      if (__builtin_expect(modifies_scores(), false)) work.scores.modify(s, args, first_key);
       if (__builtin_expect(!work.piece.range.is_full(n), false)) {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
@@ -167,20 +194,22 @@ struct MlaConsumer {
                    schedule.window.left >= 0);
         }
       }
-      work.softmax.update(s, correction);
+      work.softmax.update_lazily(s, (work.piece.n_end - 1 - n) * kBlockN, correction);
     }
     pack_probabilities<Element>(s, p);
+    put_down(work.softmax, correction, p);
+    // Published, the place of the probabilities may be given back by the other warpgroup.
+    const bool poison = may_hold_poison(work, n);
+    if (!poison) ptx::mbarrier_arrive(&smem.barriers.published[kGroup]);
     if constexpr (kGroup == 1) finish_other_block(o);
     OnlineSoftmax::rescale(o, correction);
-    const bool poison = may_hold_poison(work, n);
     if (poison) {
-      put_down(work.softmax, correction, p);
       take_out_poison(work, n, kGroup, o);
+      ptx::mbarrier_arrive(&smem.barriers.published[kGroup]);
     }
     gemm_rs<Element, Traits::kHalfCols, kBlockN, Traits::kSwizzleBytes>(p, ptx::uniform(values(kGroup)), o);
-    // Published, the place of the probabilities may be given back by the other warpgroup.
-    if (!poison) put_down(work.softmax, correction, p);
-    ptx::mbarrier_arrive(&smem.barriers.published[kGroup]);
+    fence_accumulators(s);
+    if (work.has_rows) work.softmax.add(s);
     wgmma_wait_group<0>();
     fence_accumulators(o);
     release(kGroup, Traits::kOwn);

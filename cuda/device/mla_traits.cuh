@@ -13,9 +13,12 @@
 
 namespace flash3::device {
 
-template <class Element_>
+// kPlain: for calls that core::is_plain_decoding alone; see there.
+template <class Element_, bool kPlain_>
 struct MlaTraits {
   using Element = Element_;
+  static constexpr bool kPlain = kPlain_;
+  static constexpr bool kWholeTiles = true;  // see PartFinder: to merge partial results takes long, they are large
   static constexpr int kHeadDim = core::kLatentHeadDim;
   static constexpr int kHeadDimV = core::kLatentHeadDimV;
   static constexpr int kBlockM = core::SplitSchedule::kBlockM;  // of one thread block
@@ -25,8 +28,8 @@ struct MlaTraits {
   static constexpr int kGroups = 2;
   static constexpr int kConsumerThreads = kGroups * 128;
   static constexpr int kThreads = kConsumerThreads + 128;
-  static constexpr int kConsumerRegisters = 232;
-  static constexpr int kProducerRegisters = 40;
+  static constexpr int kConsumerRegisters = 224;
+  static constexpr int kProducerRegisters = 56;
   static_assert(kConsumerThreads * kConsumerRegisters + 128 * kProducerRegisters <= 65536 / kThreads / 8 * 8 * kThreads,
                 "threads get no more registers than a thread block starts with");
   // One warp sets the copy engine to K, the others of its warpgroup copy Q.
@@ -66,10 +69,6 @@ struct MlaTraits {
     float reference, correction;  // see OnlineSoftmax
   };
 
-  struct TileCosts {
-    int32_t total, tiles, largest;
-  };
-
   struct SharedStorage {
     alignas(1024) Chunk q[kChunks];
     alignas(1024) Chunk k[kGroups][kChunks];
@@ -79,7 +78,7 @@ struct MlaTraits {
     Job jobs[2];
     uint32_t poison[kGroups][kBlockN / 32];  // see MlaPoison; a bit a key
     int32_t warp_costs[kThreads / 32];       // see PartFinder
-    TileCosts tile_costs[kThreads / 32];     // of a warp's sequences
+    int32_t warp_largest[kThreads / 32];     // likewise
     SplitPart part;
   };
   static_assert(sizeof(SharedStorage) <= 232448, "a thread block has 227 KB of shared memory");

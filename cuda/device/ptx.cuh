@@ -145,6 +145,11 @@ __device__ __forceinline__ void tma_load(void *smem, const void *map, uint64_t *
   cute::SM90_TMA_LOAD_5D::copy(map, bar, static_cast<uint64_t>(hint), smem, c.col, c.row, c.end, c.head, c.batch);
 }
 
+// Into L2.
+__device__ __forceinline__ void tma_prefetch(const void *map, TmaCoord c) {
+  cute::SM90_TMA_LOAD_5D::PREFETCH::copy(map, c.col, c.row, c.end, c.head, c.batch);
+}
+
 __device__ __forceinline__ void tma_store(const void *map, const void *smem, TmaCoord c) {
   cute::SM90_TMA_STORE_5D::copy(map, smem, c.col, c.row, c.end, c.head, c.batch);
 }

@@ -83,27 +83,36 @@ struct OnlineSoftmax {
   // returns in `correction` the factor for everything accumulated before.
   template <int kS>
   __device__ __forceinline__ void update(float (&s)[kS], float (&correction)[2]) {
-    float top[2][4];  // independent chains, so that the maximum does not wait for itself
-#pragma unroll
-    for (int i = 0; i < 8; ++i) top[i / 2 % 2][i / 4 * 2 + i % 2] = s[i];
-#pragma unroll
-    for (int i = 8; i < kS; ++i) {
-      float &t = top[i / 2 % 2][i / 4 % 2 * 2 + i % 2];
-      t = fmaxf(t, s[i]);
-    }
+    raise(maxima(s), correction);
+    count(s, correction);
+  }
+
+  // The same, but where no score of a warp exceeds its row's reference by more than some headroom all references stay as
+  // they are: nothing has to be corrected then, and the lanes of a row need not agree on its maximum. (So how a row is
+  // rounded may depend on the other rows of its warp, which are of the same sequence.) There is no headroom in the first
+  // blocks, keys_before being the keys that were seen before this one: relative to the maximum of few keys the largest
+  // probabilities are rounded worse, see accept().
+  static constexpr float kHeadroom = 8.f;  // in units of log2; 256 times what float16 holds of a row is far from its end
+  static constexpr int kKeysBefore = 256;
+  template <int kS>
+  __device__ __forceinline__ void update_lazily(float (&s)[kS], int32_t keys_before, float (&correction)[2]) {
+    const float headroom = keys_before < kKeysBefore ? 0.f : kHeadroom;
+    const Pair top = maxima(s);
+    correction[0] = correction[1] = 1.f;
+    const bool grows = top.of_row[0] * scale_log2 > reference[0] + headroom ||
+                       top.of_row[1] * scale_log2 > reference[1] + headroom;
+    if (__any_sync(0xffffffffu, grows)) raise(top, correction);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const float block = fmaxf(fmaxf(top[r][0], top[r][1]), fmaxf(top[r][2], top[r][3]));
-      const float now = quad_max(block) * scale_log2;
-      const bool grows = now > reference[r];
-      // Exactly 1 where nothing changed: callers skip the rescaling then.
-      correction[r] = grows ? ptx::ex2(reference[r] - now) : 1.f;
-      reference[r] = grows ? now : reference[r];
+      exponentials(s, r);
+      row_sum[r] *= correction[r];
     }
-    float sum[2];
-    exponentials(s, sum);
+  }
+  // After update_lazily(): the sums of what it made of the scores, for which nobody waits.
+  template <int kS>
+  __device__ __forceinline__ void add(const float (&s)[kS]) {
 #pragma unroll
-    for (int r = 0; r < 2; ++r) row_sum[r] = row_sum[r] * correction[r] + sum[r];
+    for (int r = 0; r < 2; ++r) row_sum[r] += sum_of_row(s, r);
   }
 
   // The same in two steps and without looking for the maximum, for a block without masked keys and rows that have a
@@ -128,18 +137,66 @@ struct OnlineSoftmax {
   __device__ __forceinline__ void exponentials(float (&s)[kS], float (&sum)[2]) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      // A row without a reference has only masked scores: relative to 0 they give exp2(-inf) = 0.
-      const float shift = reference[r] == -INFINITY ? 0.f : reference[r];
-#pragma unroll
-      for (int j = 0; j < kS / 4; ++j) {
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          float &x = s[4 * j + 2 * r + c];
-          x = ptx::ex2(fmaf(x, scale_log2, -shift));
-        }
-      }
+      exponentials(s, r);
       sum[r] = sum_of_row(s, r);
     }
+  }
+
+  // Of one row.
+  template <int kS>
+  __device__ __forceinline__ void exponentials(float (&s)[kS], int r) const {
+    // A row without a reference has only masked scores: relative to 0 they give exp2(-inf) = 0.
+    const float shift = reference[r] == -INFINITY ? 0.f : reference[r];
+#pragma unroll
+    for (int j = 0; j < kS / 4; ++j) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        float &x = s[4 * j + 2 * r + c];
+        x = ptx::ex2(fmaf(x, scale_log2, -shift));
+      }
+    }
+  }
+
+  struct Pair {
+    float of_row[2];
+  };
+
+  // Of a thread's scores.
+  template <int kS>
+  static __device__ __forceinline__ Pair maxima(const float (&s)[kS]) {
+    float top[2][4];  // independent chains, so that the maximum does not wait for itself
+#pragma unroll
+    for (int i = 0; i < 8; ++i) top[i / 2 % 2][i / 4 * 2 + i % 2] = s[i];
+#pragma unroll
+    for (int i = 8; i < kS; ++i) {
+      float &t = top[i / 2 % 2][i / 4 % 2 * 2 + i % 2];
+      t = fmaxf(t, s[i]);
+    }
+    Pair out;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) out.of_row[r] = fmaxf(fmaxf(top[r][0], top[r][1]), fmaxf(top[r][2], top[r][3]));
+    return out;
+  }
+
+  // Makes the maximum so far the reference; top: of the thread's new scores.
+  __device__ __forceinline__ void raise(const Pair &top, float (&correction)[2]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float now = quad_max(top.of_row[r]) * scale_log2;
+      const bool grows = now > reference[r];
+      // Exactly 1 where nothing changed: callers skip the rescaling then.
+      correction[r] = grows ? ptx::ex2(reference[r] - now) : 1.f;
+      reference[r] = grows ? now : reference[r];
+    }
+  }
+
+  // Exponentials of the scores and their sums.
+  template <int kS>
+  __device__ __forceinline__ void count(float (&s)[kS], const float (&correction)[2]) {
+    float sum[2];
+    exponentials(s, sum);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) row_sum[r] = row_sum[r] * correction[r] + sum[r];
   }
 
   // Row maxima settle after a few blocks; from then on the factor is 1 nearly always.

@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
   auto &smem = *reinterpret_cast<typename Traits::SharedStorage *>(shared_memory);
   const int warp = ptx::uniform(threadIdx.x / 32);
   constexpr int kConsumerWarps = Traits::kConsumerThreads / 32;
-  const core::SplitSchedule schedule = Traits::known(args.schedule);
+  core::SplitSchedule schedule = known_schedule<Traits>(args.schedule);
   const PartFinder<Traits> finder{schedule, args.partials, smem};
   finder.prefetch();
   if (warp == kConsumerWarps + 3) {  // which has nothing to load first

@@ -18,12 +18,14 @@ struct SplitPart {
 
 // Collective over the thread block: every thread adds up the costs of some sequences, and the one whose sequences hold
 // the part's first place finds out the rest, for all.
+//
+// With Traits::kWholeTiles a balanced schedule becomes one of one split where that does as well.
 template <class Traits>
 struct PartFinder {
   static constexpr int kThreads = Traits::kThreads;
   static constexpr int kWarps = kThreads / 32;
 
-  const core::SplitSchedule &schedule;
+  core::SplitSchedule &schedule;
   const Partials &partials;
   typename Traits::SharedStorage &smem;
 
@@ -45,9 +47,13 @@ struct PartFinder {
 #pragma unroll 1
     for (int round = 0; round < 2; ++round) {
       int32_t sum = 0;
+      [[maybe_unused]] int32_t tiles = 0, largest = 0;
 #pragma unroll 1
       for (int32_t b = first; b < behind; ++b) {
         const int32_t cost = schedule.sequence_cost(b);
+        if constexpr (Traits::kWholeTiles) {
+          if (round == 0) add_tiles(b, &tiles, &largest);
+        }
         if (round == 1 && begin < schedule.behind(schedule.behind(at, sum), cost)) {
           smem.part = {begin, end, core::SplitTile::find(schedule, part.line, begin, b, at + sum)};
           break;
@@ -56,7 +62,14 @@ struct PartFinder {
       }
       if (round == 1) break;
       int32_t total;
+      if constexpr (Traits::kWholeTiles) {
+        largest = __reduce_max_sync(0xffffffffu, largest);
+        if (threadIdx.x % 32 == 0) smem.warp_largest[threadIdx.x / 32] = largest;
+      }
       at = scan(sum, &total);
+      if constexpr (Traits::kWholeTiles) {
+        if (schedule.balanced()) take_whole_tiles(tiles, first, &sum, &at, &total);
+      }
       parts = schedule.parts(total);
       begin = parts.begin(part.index);
       end = parts.begin(part.index + 1);
@@ -80,6 +93,39 @@ struct PartFinder {
   }
 
  private:
+  // Of sequence b, on a line.
+  __device__ __forceinline__ void add_tiles(int32_t b, int32_t *tiles, int32_t *largest) const {
+    const core::SplitLengths lengths = schedule.lengths(b);
+    const int32_t m_blocks = schedule.num_m_blocks(lengths);
+    const bool equal = schedule.tiles_cost_the_same();
+    *tiles = schedule.behind(*tiles, schedule.heads_of_line * m_blocks);
+#pragma unroll 1
+    for (int32_t m = 0; m < (equal && m_blocks > 0 ? 1 : m_blocks); ++m) {
+      *largest = max(*largest, schedule.tile_cost(schedule.range(lengths, m)));
+    }
+  }
+
+  // Of the thread's sequences: tiles, cost, place, and the cost of all; in tiles, where whole ones do.
+  __device__ __forceinline__ void take_whole_tiles(int32_t tiles, int32_t first, int32_t *cost, int32_t *at,
+                                                   int32_t *total) const {
+    int32_t largest = 0;
+#pragma unroll 1
+    for (int w = 0; w < kWarps; ++w) largest = max(largest, smem.warp_largest[w]);
+    int32_t tiles_before, all_tiles;
+    if (schedule.one_tile) {
+      tiles_before = first * schedule.heads_of_line;
+      all_tiles = schedule.batch * schedule.heads_of_line;
+    } else {
+      __syncthreads();
+      tiles_before = scan(tiles, &all_tiles);
+    }
+    if (!schedule.whole_tiles_do(*total, all_tiles, largest)) return;
+    schedule.num_splits = 1;
+    *cost = tiles;
+    *at = tiles_before;
+    *total = all_tiles;
+  }
+
   // The sum of x over the threads before this one, and over all.
   __device__ __forceinline__ int32_t scan(int32_t x, int32_t *total) const {
     const int lane = threadIdx.x % 32;

@@ -9,11 +9,26 @@
 
 namespace flash3::device {
 
+// The schedule with what is the same in all calls of a kernel known to the compiler.
+template <class Traits>
+__device__ __forceinline__ core::SplitSchedule known_schedule(core::SplitSchedule s) {
+  s.block_n = Traits::kBlockN;
+  if constexpr (Traits::kPlain) {
+    s.q.cu_seqlens = s.q.seqused = nullptr;
+    s.k.filled.cu_seqlens = s.k.appended.cu_seqlens = s.k.appended.seqused = s.k.leftpad = nullptr;
+    s.window = {-1, -1};
+    s.num_splits = 0;
+    s.one_tile = true;
+  }
+  return s;
+}
+
 // kPlain: for calls that core::is_plain_decoding alone; see there.
 template <class Element_, int kConfigIndex, bool kPlain_>
 struct SplitTraits {
   using Element = Element_;
   static constexpr bool kPlain = kPlain_;
+  static constexpr bool kWholeTiles = false;  // see PartFinder
   static constexpr core::SplitConfig kConfig = core::kSplitConfigs[kConfigIndex];
   static constexpr int kHeadDim = kConfig.head_dim;
   static constexpr int kBlockM = core::SplitSchedule::kBlockM;
@@ -49,19 +64,6 @@ struct SplitTraits {
   };
   static_assert(kBlocksPerSm * (sizeof(SharedStorage) + 1024) <= 233472,
                 "a multiprocessor has 228 KB of shared memory");
-
-  // The schedule with what is the same in all calls of this kernel known to the compiler.
-  static __device__ __forceinline__ core::SplitSchedule known(core::SplitSchedule s) {
-    s.block_n = kBlockN;
-    if constexpr (kPlain) {
-      s.q.cu_seqlens = s.q.seqused = nullptr;
-      s.k.filled.cu_seqlens = s.k.appended.cu_seqlens = s.k.appended.seqused = s.k.leftpad = nullptr;
-      s.window = {-1, -1};
-      s.num_splits = 0;
-      s.one_tile = true;
-    }
-    return s;
-  }
 
   // Byte offset of 16 bytes in a tile of kRows rows, as the tensor maps lay it out; col: a multiple of 8.
   template <int kRows>

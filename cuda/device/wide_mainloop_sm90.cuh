@@ -113,7 +113,8 @@ struct WideMainloop {
         const core::Mask mask{args.window, tile.seqlen_q, tile.seqlen_k};
         mask_scores(s, core::BlockMask::make(mask, first_row, int64_t{n} * kBlockN), args.window.left >= 0);
       }
-      softmax.update(s, correction);
+      softmax.update_lazily(s, (range.end - 1 - n) * kBlockN, correction);
+      softmax.add(s);
     };
     // The next block's scores are sent as soon as they are there: they travel while this block's softmax is computed.
     const auto send_next = [&] {

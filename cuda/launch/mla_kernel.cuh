@@ -15,10 +15,12 @@ namespace flash3::launch {
 template <flash3_dtype kDtype>
 SplitKernel mla_kernel() {
   using Element = std::conditional_t<kDtype == FLASH3_FLOAT16, cutlass::half_t, cutlass::bfloat16_t>;
-  using Traits = device::MlaTraits<Element>;
+  using Traits = device::MlaTraits<Element, false>;
+  using Plain = device::MlaTraits<Element, true>;
+  static_assert(sizeof(typename Traits::SharedStorage) == sizeof(typename Plain::SharedStorage));
   SplitKernel kernel;
   kernel.function = reinterpret_cast<const void *>(&device::mla_kernel_sm90<Traits>);
-  kernel.plain = nullptr;
+  kernel.plain = reinterpret_cast<const void *>(&device::mla_kernel_sm90<Plain>);
   kernel.merge_parts = reinterpret_cast<const void *>(&device::merge_parts_kernel<Element, Traits::kHeadDimV / 32>);
   kernel.merge_splits = reinterpret_cast<const void *>(&device::merge_splits_kernel<Element, Traits::kHeadDimV / 32>);
   kernel.shared_bytes = sizeof(typename Traits::SharedStorage);
