@@ -18,7 +18,7 @@ struct Window {
     return {left > kWidest ? kWidest : left, right > kWidest ? kWidest : right};
   }
 
-  FLASH3_HD bool limited() const { return left >= 0 || right >= 0; }
+  FLASH3_HD constexpr bool limited() const { return left >= 0 || right >= 0; }
 };
 
 // The mask of one sequence: keys [key_begin(i), key_end(i)) are visible to row i. 64-bit arithmetic throughout, since

@@ -148,6 +148,12 @@ FLASH3_API void flash3_test_dense_tile(int32_t num_m_blocks, int32_t nheads, int
   put(DenseSchedule::make(num_m_blocks, nheads, sections).tile(t), tile);
 }
 
+FLASH3_API int32_t flash3_test_pairs_of(int32_t num_m_blocks) { return pairs_of(num_m_blocks); }
+
+FLASH3_API int32_t flash3_test_tile_of_pair(int32_t pair, int32_t rank, int32_t num_m_blocks) {
+  return tile_of_pair(pair, rank, num_m_blocks);
+}
+
 FLASH3_API int32_t flash3_test_find_sequence(const int32_t *first, int32_t n, int32_t x) {
   return find_sequence(first, n, x, CountLeading{});
 }
@@ -169,15 +175,19 @@ FLASH3_API int32_t flash3_test_tile_class(int32_t head_dim, int32_t head_dim_v) 
   return found == nullptr ? -1 : static_cast<int32_t>(found - kTileConfigs);
 }
 
-// config: head_dim, head_dim_v, block_m, block_n, stages, tile_clocks, block_clocks, most_rows, is_short. Returns 0
-// where there is no such index.
+// config: head_dim, head_dim_v, block_m, block_n, stages, tile_clocks, block_clocks, most_rows, is_short, pairs.
+// Returns 0 where there is no such index.
 FLASH3_API int32_t flash3_test_tile_config(int32_t index, int32_t *config) {
   if (index < 0 || index >= kNumTileConfigs) return 0;
   const TileConfig &c = kTileConfigs[index];
-  const int32_t values[] = {c.head_dim,    c.head_dim_v,   c.block_m,   c.block_n,   c.stages,
-                            c.tile_clocks, c.block_clocks, c.most_rows, c.is_short()};
-  for (int i = 0; i < 9; ++i) config[i] = values[i];
+  const int32_t values[] = {c.head_dim,    c.head_dim_v,   c.block_m,   c.block_n,    c.stages,
+                            c.tile_clocks, c.block_clocks, c.most_rows, c.is_short(), c.pairs};
+  for (int i = 0; i < 10; ++i) config[i] = values[i];
   return 1;
+}
+
+FLASH3_API int32_t flash3_test_takes_pairs(int32_t index, int64_t left, int64_t right, int64_t rows) {
+  return takes_pairs(kTileConfigs[index], Window::make(left, right), rows);
 }
 
 FLASH3_API int64_t flash3_test_estimated_clocks(int32_t index, int64_t left, int64_t right, int32_t seqlen_q,

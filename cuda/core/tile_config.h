@@ -28,6 +28,7 @@ struct TileConfig {
   // tile, and for each of its key blocks in addition.
   int32_t tile_clocks, block_clocks;
   int32_t most_rows;  // longest query sequence that it is made for; 0: any
+  bool pairs;         // there is also a kernel in which two neighbouring tiles share what is loaded of K and V
 
   constexpr bool is_of_class(const TileConfig &other) const {
     return head_dim == other.head_dim && head_dim_v == other.head_dim_v;
@@ -41,23 +42,23 @@ struct TileConfig {
 // registers.
 // clang-format off
 inline constexpr TileConfig kTileConfigs[] = {
-    // head_dim, head_dim_v, block_m, block_n, stages, q_stages, streams, blocks_per_sm, exact_max, tile_clocks, block_clocks, most_rows
-    {64, 64, 192, 128, 4, 2, 1, 1, false, 5600, 2330, 0},
-    {64, 64, 256, 64, 4, 2, 1, 1, false, 5640, 1740, 0},
-    {64, 64, 128, 64, 4, 2, 2, 1, false, 2850, 890, 0},
-    {64, 64, 64, 128, 4, 2, 1, 1, false, 3500, 1100, 0},
-    {64, 64, 64, 64, 1, 1, 1, 4, true, 1400, 640, 256},
-    {96, 96, 128, 128, 2, 2, 1, 1, false, 2800, 2300, 0},
-    {96, 96, 192, 96, 2, 2, 1, 1, false, 5000, 2340, 0},
-    {96, 96, 64, 64, 1, 1, 1, 3, true, 1500, 850, 256},
-    {128, 128, 128, 128, 2, 2, 1, 1, false, 2800, 2600, 0},
-    {128, 128, 64, 128, 2, 2, 1, 1, false, 2800, 1500, 0},
-    {128, 128, 64, 64, 1, 1, 1, 3, true, 1500, 1000, 256},
-    {192, 128, 128, 128, 2, 1, 1, 1, false, 0, 0, 0},
-    {192, 192, 128, 96, 2, 1, 1, 1, true, 0, 0, 0},
-    {256, 256, 128, 80, 2, 1, 1, 1, true, 9000, 3050, 0},
-    {256, 256, 64, 80, 2, 1, 1, 1, true, 8000, 1750, 0},
-    {512, 512, 128, 64, 2, 1, 1, 1, true, 0, 0, 0},
+    // head_dim, head_dim_v, block_m, block_n, stages, q_stages, streams, blocks_per_sm, exact_max, tile_clocks, block_clocks, most_rows, pairs
+    {64, 64, 192, 128, 4, 2, 1, 1, false, 5600, 2330, 0, false},
+    {64, 64, 256, 64, 4, 2, 1, 1, false, 5640, 1740, 0, false},
+    {64, 64, 128, 64, 4, 2, 2, 1, false, 2850, 890, 0, false},
+    {64, 64, 64, 128, 4, 2, 1, 1, false, 3500, 1100, 0, false},
+    {64, 64, 64, 64, 1, 1, 1, 4, true, 1400, 640, 256, false},
+    {96, 96, 128, 128, 2, 2, 1, 1, false, 2800, 2300, 0, false},
+    {96, 96, 192, 96, 2, 2, 1, 1, false, 5000, 2340, 0, false},
+    {96, 96, 64, 64, 1, 1, 1, 3, true, 1500, 850, 256, false},
+    {128, 128, 128, 128, 2, 2, 1, 1, false, 2800, 2600, 0, true},
+    {128, 128, 64, 128, 2, 2, 1, 1, false, 2800, 1500, 0, false},
+    {128, 128, 64, 64, 1, 1, 1, 3, true, 1500, 1000, 256, false},
+    {192, 128, 128, 128, 2, 1, 1, 1, false, 0, 0, 0, true},
+    {192, 192, 128, 96, 2, 1, 1, 1, true, 0, 0, 0, true},
+    {256, 256, 128, 80, 2, 1, 1, 1, true, 9000, 3050, 0, true},
+    {256, 256, 64, 80, 2, 1, 1, 1, true, 8000, 1750, 0, false},
+    {512, 512, 128, 64, 2, 1, 1, 1, true, 0, 0, 0, false},
 };
 // clang-format on
 
@@ -66,11 +67,11 @@ inline constexpr TileConfig kTileConfigs[] = {
 // clang-format off
 inline constexpr TileConfig kCacheConfigs[] = {
     // as above
-    {64, 64, 128, 128, 4, 2, 1, 1, false, 2800, 2100, 0},
-    {96, 96, 128, 128, 2, 2, 1, 1, false, 2800, 2300, 0},
-    {128, 128, 128, 128, 2, 2, 1, 1, false, 2800, 2600, 0},
-    {192, 192, 128, 96, 2, 1, 1, 1, true, 6000, 2800, 0},
-    {256, 256, 128, 80, 2, 1, 1, 1, true, 9000, 3050, 0},
+    {64, 64, 128, 128, 4, 2, 1, 1, false, 2800, 2100, 0, false},
+    {96, 96, 128, 128, 2, 2, 1, 1, false, 2800, 2300, 0, false},
+    {128, 128, 128, 128, 2, 2, 1, 1, false, 2800, 2600, 0, false},
+    {192, 192, 128, 96, 2, 1, 1, 1, true, 6000, 2800, 0, false},
+    {256, 256, 128, 80, 2, 1, 1, 1, true, 9000, 3050, 0, false},
 };
 // clang-format on
 
@@ -110,6 +111,14 @@ inline int64_t estimated_clocks(const TileConfig &config, const Mask &mask) {
     clocks += config.tile_clocks + int64_t{range.count()} * config.block_clocks;
   }
   return clocks;
+}
+
+// Whether the tiles of a dense call, `rows` queries a sequence, are computed in pairs: all see the same keys then, and
+// few enough are computed twice, since the last one of an odd number is.
+constexpr bool takes_pairs(const TileConfig &config, const Window &window, int64_t rows) {
+  constexpr int64_t kManyTiles = 16;
+  const int64_t tiles = rows / config.block_m + (rows % config.block_m != 0);
+  return config.pairs && !window.limited() && (tiles % 2 == 0 || tiles > kManyTiles);
 }
 
 // The lengths of a call as far as the host knows them: those of every sequence, or only what they are on average.

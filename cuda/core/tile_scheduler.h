@@ -88,6 +88,14 @@ struct PreparedSectionDivision {
   FLASH3_HD uint32_t by_width(uint32_t n, bool wide) const { return (wide ? width_wide : width_narrow).quotient(n); }
 };
 
+// Where tiles are computed in pairs, the schedule counts pairs: which tile of its column the thread block `rank` of a
+// pair computes. The last one of an odd number is computed by both, to the same result.
+FLASH3_HD int32_t pairs_of(int32_t num_m_blocks) { return ceil_div(num_m_blocks, 2); }
+FLASH3_HD int32_t tile_of_pair(int32_t pair, int32_t rank, int32_t num_m_blocks) {
+  const int32_t m_block = 2 * pair + rank;
+  return m_block < num_m_blocks ? m_block : num_m_blocks - 1;
+}
+
 // Every sequence has the same number of m_blocks.
 struct DenseSchedule {
   int32_t num_m_blocks;

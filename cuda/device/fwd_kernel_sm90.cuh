@@ -96,6 +96,10 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) fwd_kernel_sm90(const __g
   } else {
     if (warp < Traits::kStreams) init_barriers<Traits>(smem[warp]);
   }
+  if constexpr (Traits::kPaired) {
+    __syncwarp();
+    ptx::cluster_arrive_relaxed();
+  }
   if (warp == 4 && ptx::elect_one()) {
     ptx::prefetch_tensormap(&args.q_map);
     ptx::prefetch_tensormap(&args.k_map);
@@ -103,6 +107,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) fwd_kernel_sm90(const __g
     ptx::prefetch_tensormap(&args.out_map);
   }
   __syncthreads();
+  if constexpr (Traits::kPaired) ptx::cluster_wait();  // the other block's barriers are there, too
   if (warpgroup == 0) {
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
     if constexpr (Traits::kCache) {
@@ -113,6 +118,11 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) fwd_kernel_sm90(const __g
   } else {
     ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
     consume<Traits>(args, smem[(warpgroup - 1) / Traits::kConsumers], (warpgroup - 1) % Traits::kConsumers);
+  }
+  if constexpr (Traits::kPaired) {
+    // The other block still uses this one's memory.
+    ptx::cluster_arrive_relaxed();
+    ptx::cluster_wait();
   }
 }
 

@@ -54,9 +54,9 @@ struct Mainloop {
       : args(a),
         smem(s),
         warpgroup(wg),
-        q_low(ptx::uniform(Descriptor::k_major(ptx::shared_address(s.q[0] + wg * 64 * Traits::kBoxCols)))),
-        k_low(ptx::uniform(Descriptor::k_major(ptx::shared_address(s.k)))),
-        v_low(ptx::uniform(Descriptor::template mn_major<kBlockN>(ptx::shared_address(s.v)))) {}
+        q_low(ptx::uniform(Descriptor::k_major(place(s.q[0] + wg * 64 * Traits::kBoxCols)))),
+        k_low(ptx::uniform(Descriptor::k_major(place(s.k)))),
+        v_low(ptx::uniform(Descriptor::template mn_major<kBlockN>(place(s.v)))) {}
 
   // The ring of turns starts with the first warpgroup: the last one gives it its first turn, once in a kernel.
   __device__ __forceinline__ void begin_turns() const {
@@ -119,6 +119,8 @@ struct Mainloop {
     pack_probabilities<Element>(s, p);
     --n;
 
+    const int32_t exact_keys = args.window.limited() ? OnlineSoftmax::kExactKeysMasked : OnlineSoftmax::kExactKeys;
+    const int32_t exact_from = range.end - (exact_keys + kBlockN - 1) / kBlockN;
     const int32_t blocks_before = args.window.limited() ? 1 : OnlineSoftmax::kBlocksBefore;
     // The inner loop is the one that counts: whole blocks, whose scores go to the softmax as they are.
     while (ptx::uniform(n >= range.begin)) {
@@ -128,7 +130,7 @@ struct Mainloop {
           if constexpr (Traits::kExactMax) {
             step(q, s, p, o, [&] {
               release_k(n == range.begin);
-              softmax.update_lazily(s, (range.end - 1 - n) * kBlockN, correction);
+              softmax.update_lazily(s, n >= exact_from, correction);
               softmax.add(s);
             });
           } else {
@@ -212,6 +214,13 @@ struct Mainloop {
   }
 
  private:
+  // An address inside of the own block: in a cluster the number of the block is part of shared addresses, and a matrix
+  // descriptor has no room for it.
+  static __device__ __forceinline__ uint32_t place(const void *smem) {
+    const uint32_t address = ptx::shared_address(smem);
+    return Traits::kPaired ? address & 0x3ffff : address;
+  }
+
   // One key block: s = Q * K^T of this block while o += P * V of the block before; then p = what the functor makes of
   // s, after it has given back the key block.
   template <class ToProbabilities>
@@ -260,14 +269,22 @@ struct Mainloop {
   __device__ __forceinline__ void release_out() const {
     if (q_state.step == 0 || !ptx::elect_one()) return;
     ptx::tma_store_wait_read();
-    ptx::mbarrier_arrive(&smem.barriers.out_empty);
+    arrive_at_readers(&smem.barriers.out_empty);
   }
 
   // One arrival a warp, once the whole warp has read the buffer.
   template <int kStages>
   __device__ __forceinline__ static void release(uint64_t (&empty)[kStages], RingState<kStages> &state) {
-    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&empty[state.index()]);
+    if (threadIdx.x % 32 == 0) arrive_at_readers(&empty[state.index()]);
     state.advance();
+  }
+
+  // Whoever loads into a buffer of a pair must know of both of them that they have been read.
+  __device__ __forceinline__ static void arrive_at_readers(uint64_t *bar) {
+    ptx::mbarrier_arrive(bar);
+    if constexpr (Traits::kPaired) {
+      ptx::mbarrier_arrive_cluster(ptx::mapa(ptx::shared_address(bar), ptx::cluster_rank() ^ 1));
+    }
   }
 
   // A single warpgroup has its turn always, but its warps still meet there.

@@ -2,9 +2,10 @@
 // its result, final where the piece is the whole tile, else partial.
 //
 // The blocks of a piece are taken in pairs. Warpgroup 0 goes ahead: scores and softmax of its block, product of that
-// with its columns, product of the other block with them. Warpgroup 1 has its scores on their way meanwhile, then the
-// product of the first block, and under that its softmax. So one of them always has something for the tensor cores.
-// The reference of the softmax goes from block to block, hence from warpgroup to warpgroup.
+// with its columns, product of the other block with them, behind which its next scores are issued at once. Warpgroup 1
+// has its scores on their way meanwhile, then the product of the first block, and under that its softmax. The reference
+// of the softmax goes from block to block, hence from warpgroup to warpgroup, so the way from one softmax to the next
+// is what the speed hangs on: probabilities are published before anything else is done with them.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +14,7 @@
 #include "core/split_schedule.h"
 #include "device/fwd_args.h"
 #include "device/gmma.cuh"
+#include "device/mla_exchange.cuh"
 #include "device/mla_poison.cuh"
 #include "device/mla_store.cuh"
 #include "device/mla_traits.cuh"
@@ -41,8 +43,7 @@ struct MlaConsumer {
   const int rank;                                        // of the thread block, among those of a tile
   const int32_t warp_row = threadIdx.x % 128 / 32 * 16;  // first row of the warp, among those of the thread block
   uint32_t parity = 0;                                   // of this warpgroup's buffer
-  uint32_t peer_parity = 0;                              // of what the other warpgroup publishes
-  uint32_t sums_at = 0;                                  // those of the piece before may still be read
+  MlaExchange<Traits, kGroup> exchange{smem, warp_row};
 
   __device__ __forceinline__ MlaConsumer(const SplitArgs &a, const core::SplitSchedule &s, SharedStorage &storage,
                                          int which)
@@ -78,7 +79,7 @@ struct MlaConsumer {
     for (int j = 0; j < kOutputs; ++j) o[j] = 0.f;
     if (piece.n_begin < piece.n_end) {
       attend(work, o);
-      add_sums(work.softmax);
+      exchange.add_sums(work.softmax);
     } else {
       release_q();
     }
@@ -194,18 +195,18 @@ struct MlaConsumer {
                    schedule.window.left >= 0);
         }
       }
-      work.softmax.update_lazily(s, (work.piece.n_end - 1 - n) * kBlockN, correction);
+      work.softmax.update_lazily(s, n + OnlineSoftmax::kExactKeys / kBlockN >= work.piece.n_end, correction);
     }
     pack_probabilities<Element>(s, p);
-    put_down(work.softmax, correction, p);
+    exchange.put_down(work.softmax, correction, p);
     // Published, the place of the probabilities may be given back by the other warpgroup.
     const bool poison = may_hold_poison(work, n);
-    if (!poison) ptx::mbarrier_arrive(&smem.barriers.published[kGroup]);
+    if (!poison) exchange.publish();
     if constexpr (kGroup == 1) finish_other_block(o);
     OnlineSoftmax::rescale(o, correction);
     if (poison) {
       take_out_poison(work, n, kGroup, o);
-      ptx::mbarrier_arrive(&smem.barriers.published[kGroup]);
+      exchange.publish();
     }
     gemm_rs<Element, Traits::kHalfCols, kBlockN, Traits::kSwizzleBytes>(p, ptx::uniform(values(kGroup)), o);
     fence_accumulators(s);
@@ -215,41 +216,10 @@ struct MlaConsumer {
     release(kGroup, Traits::kOwn);
   }
 
-  // The probabilities go to where the last chunk of K was, and what belongs to rows beside them.
-  __device__ __forceinline__ void put_down(const OnlineSoftmax &softmax, const float (&correction)[2],
-                                           const uint32_t (&p)[kScores / 2]) const {
-    const int lane = threadIdx.x % 32;
-    ptx::bar_sync(kMlaWithin + kGroup, 128);  // no warp's scores are on their way any more
-    if (lane % 4 == 0) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        smem.rows[kGroup][warp_row + lane / 4 + 8 * r] = {softmax.reference[r], correction[r]};
-      }
-    }
-    // Matrices (row half, column half) = (0,0) (1,0) (0,1) (1,1) of 8x8; lane l gives the address of row l % 16 and
-    // column half l / 16.
-    char *const to = reinterpret_cast<char *>(smem.k[kGroup][Traits::kLastChunk]);
-#pragma unroll
-    for (int j = 0; j < kSteps; ++j) {
-      ptx::stmatrix_x4(to + Traits::offset(warp_row + lane % 16, 16 * j + lane / 16 * 8), p[4 * j], p[4 * j + 1],
-                       p[4 * j + 2], p[4 * j + 3]);
-    }
-    ptx::fence_proxy_async_shared();
-  }
-
   // Waits for the probabilities of the other warpgroup's block.
   __device__ __forceinline__ void issue_other_block(Work &work, int32_t n, float (&o)[kOutputs]) {
-    ptx::mbarrier_wait(&smem.barriers.published[kPeer], peer_parity);
-    peer_parity ^= 1;
-    const int lane = threadIdx.x % 32;
     float correction[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const typename Traits::RowState row = smem.rows[kPeer][warp_row + lane / 4 + 8 * r];
-      correction[r] = row.correction;
-      work.softmax.reference[r] = row.reference;
-      work.softmax.row_sum[r] *= row.correction;
-    }
+    exchange.receive(work.softmax, correction);
     OnlineSoftmax::rescale(o, correction);
     if (may_hold_poison(work, n)) take_out_poison(work, n, kPeer, o);
     using Atom = typename Gmma<Element, Traits::kHalfCols, Major::MN>::Ss;
@@ -294,26 +264,6 @@ struct MlaConsumer {
   }
 
   __device__ __forceinline__ void release_q() const { ptx::mbarrier_arrive(&smem.barriers.q_empty); }
-
-  // The sums of both warpgroups' blocks, which have the same reference now; the first lane of a quad holds them.
-  __device__ __forceinline__ void add_sums(OnlineSoftmax &softmax) {
-    const int lane = threadIdx.x % 32;
-    float own[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      own[r] = quad_sum(softmax.row_sum[r]);
-      if (lane % 4 == 0) smem.sums[sums_at][kGroup][warp_row + lane / 4 + 8 * r] = own[r];
-    }
-    ptx::mbarrier_arrive(&smem.barriers.summed[kGroup]);
-    ptx::mbarrier_wait(&smem.barriers.summed[kPeer], sums_at);
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const float other = smem.sums[sums_at][kPeer][warp_row + lane / 4 + 8 * r];
-      // The same order in both warpgroups.
-      softmax.row_sum[r] = lane % 4 != 0 ? 0.f : kGroup == 0 ? own[r] + other : other + own[r];
-    }
-    sums_at ^= 1;
-  }
 };
 
 }  // namespace flash3::device

@@ -21,8 +21,8 @@ struct MlaProducer {
   const SplitArgs &args;
   const core::SplitSchedule &schedule;
   SharedStorage &smem;
-  const int rank;       // of the thread block, among those of a tile
-  const bool fetches;   // whether there are several
+  const int rank;                             // of the thread block, among those of a tile
+  const bool fetches;                         // whether there are several
   uint32_t parity[Traits::kGroups] = {1, 1};  // of what is waited for, the phase before the first one to begin with
 
   __device__ __forceinline__ MlaProducer(const SplitArgs &a, const core::SplitSchedule &s, SharedStorage &storage,
@@ -93,8 +93,8 @@ struct MlaProducer {
     pages[kAhead] = page_id(span, piece.n_begin, n - 1 - kAhead);
   }
 
-  // Half of the chunks from kFirst on, and the one that is in no half. By one lane, and from places that are known to be
-  // the same in all: the copy engine is slow to be set to values that may differ.
+  // Half of the chunks from kFirst on, and the one that is in no half. By one lane, and from places that are known to
+  // be the same in all: the copy engine is slow to be set to values that may differ.
   template <int kBuffer, int kFirst, bool kAndLast>
   __device__ __forceinline__ void load_half(const ptx::TmaCoord &at, const ptx::TmaCoord &first) const {
     if (ptx::elect_one()) {

@@ -26,6 +26,7 @@ struct Producer : TileLoads<Traits> {
   RingState<Traits::kStages> v_state = RingState<Traits::kStages>::producer();
   RingState<1> out_state = RingState<1>::producer();
   RingState<Traits::kTileSlots> tile_state = RingState<Traits::kTileSlots>::producer();
+  int32_t pair = 0;  // the last one that has been looked for
 
   __device__ __forceinline__ Producer(const FwdArgs &a, SharedStorage &s, int st) : Loads{a, s}, stream(st) {}
 
@@ -33,7 +34,8 @@ struct Producer : TileLoads<Traits> {
   __device__ __forceinline__ void run() {
     if (this->packed_q()) ptx::wait_for_previous_kernel();  // first_m_block is its work
     Job job;
-    int64_t t = int64_t{blockIdx.x} + stream * gridDim.x;
+    int64_t t = Traits::kPaired ? blockIdx.x / 2 : int64_t{blockIdx.x} + stream * gridDim.x;
+    pair = static_cast<int32_t>(t);
     do {
       // The next tile is looked for, and its first loads issued, before the last load of this one, which waits longest.
       const Job next = next_job(t);
@@ -54,7 +56,9 @@ struct Producer : TileLoads<Traits> {
     ptx::wait_for_previous_kernel();  // until then the counter is not zero
     return atomicAdd(args.tile_counter, 1);
   }
-  static __device__ __forceinline__ int64_t successor(int32_t ticket) {
+  // Pairs of tiles take equally long: each has its own from the start, and the blocks of a cluster agree on them.
+  __device__ __forceinline__ int64_t successor(int32_t ticket) {
+    if constexpr (Traits::kPaired) return pair += gridDim.x / 2;
     return int64_t{gridDim.x} * Traits::kStreams + __shfl_sync(0xffffffffu, ticket, 0);
   }
 
@@ -88,7 +92,10 @@ struct Producer : TileLoads<Traits> {
   __device__ __forceinline__ void load_first(const Job &job) {
     const Load first_k = next_k(job, job.range.end - 1);
     if constexpr (Traits::kQStages == 1) {
-      Loads::load(first_k);
+      Loads::load_keys(first_k);
+    } else if constexpr (Traits::kPaired) {
+      Loads::load(next_q(job));
+      Loads::load_keys(first_k);
     } else {
       // In a loop, so that the first tile, when no code is in a cache yet, does not wait for it twice.
       const Load q = next_q(job);
@@ -106,7 +113,7 @@ struct Producer : TileLoads<Traits> {
 #pragma unroll 1
     for (int32_t n = job.range.end - 2; n >= job.range.begin; --n) {
       if (n == job.range.begin) ticket = claim();
-      Loads::load(next_k(job, n));
+      Loads::load_keys(next_k(job, n));
       load_v(job, n + 1);
     }
     return successor(ticket);

@@ -145,6 +145,13 @@ __device__ __forceinline__ void tma_load(void *smem, const void *map, uint64_t *
   cute::SM90_TMA_LOAD_5D::copy(map, bar, static_cast<uint64_t>(hint), smem, c.col, c.row, c.end, c.head, c.batch);
 }
 
+// Into the same place of both blocks of a cluster, counted on the same barrier of each.
+__device__ __forceinline__ void tma_load_both(void *smem, const void *map, uint64_t *bar, L2Hint hint, TmaCoord c) {
+  constexpr uint16_t kBoth = 3;
+  cute::SM90_TMA_LOAD_MULTICAST_5D::copy(map, bar, kBoth, static_cast<uint64_t>(hint), smem, c.col, c.row, c.end,
+                                         c.head, c.batch);
+}
+
 // Into L2.
 __device__ __forceinline__ void tma_prefetch(const void *map, TmaCoord c) {
   cute::SM90_TMA_LOAD_5D::PREFETCH::copy(map, c.col, c.row, c.end, c.head, c.batch);

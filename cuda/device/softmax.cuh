@@ -87,20 +87,22 @@ struct OnlineSoftmax {
     count(s, correction);
   }
 
-  // The same, but where no score of a warp exceeds its row's reference by more than some headroom all references stay as
-  // they are: nothing has to be corrected then, and the lanes of a row need not agree on its maximum. (So how a row is
-  // rounded may depend on the other rows of its warp, which are of the same sequence.) There is no headroom in the first
-  // blocks, keys_before being the keys that were seen before this one: relative to the maximum of few keys the largest
-  // probabilities are rounded worse, see accept().
-  static constexpr float kHeadroom = 8.f;  // in units of log2; 256 times what float16 holds of a row is far from its end
-  static constexpr int kKeysBefore = 256;
+  // The same, but where no score of a warp exceeds its row's reference by more than some headroom all references stay
+  // as they are: nothing has to be corrected then, and the lanes of a row need not agree on its maximum. (So how a row
+  // is rounded may depend on the other rows of its warp, which are of the same sequence.) There is no headroom in the
+  // first blocks, where `exact`: relative to the maximum of few keys the largest probabilities are rounded worse, see
+  // accept().
+  static constexpr float kHeadroom =
+      8.f;  // in units of log2; 256 times what float16 holds of a row is far from its end
+  static constexpr int kExactKeys = 256;
+  static constexpr int kExactKeysMasked = 160;  // under a mask, where rows with few keys make up most of the error
   template <int kS>
-  __device__ __forceinline__ void update_lazily(float (&s)[kS], int32_t keys_before, float (&correction)[2]) {
-    const float headroom = keys_before < kKeysBefore ? 0.f : kHeadroom;
+  __device__ __forceinline__ void update_lazily(float (&s)[kS], bool exact, float (&correction)[2]) {
+    const float headroom = exact ? 0.f : kHeadroom;
     const Pair top = maxima(s);
     correction[0] = correction[1] = 1.f;
-    const bool grows = top.of_row[0] * scale_log2 > reference[0] + headroom ||
-                       top.of_row[1] * scale_log2 > reference[1] + headroom;
+    const bool grows =
+        top.of_row[0] * scale_log2 > reference[0] + headroom || top.of_row[1] * scale_log2 > reference[1] + headroom;
     if (__any_sync(0xffffffffu, grows)) raise(top, correction);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {

@@ -39,9 +39,11 @@ __device__ __forceinline__ void init_barriers(typename Traits::SharedStorage &sm
     ptx::mbarrier_init(&smem.barriers.q_full[0] + lane, of_keys ? key_arrivals : 1);
   }
   const bool of_threads = lane >= Traits::kFirstTileEmpty && lane < Traits::kFirstTileEmpty + Traits::kTileSlots;
+  const bool of_pair = of_keys || lane == Traits::kFirstTileEmpty + Traits::kTileSlots;  // out_empty
   if (lane < Traits::kEmptyBarriers) {
+    const int readers = of_pair ? Traits::kReaders : 1;
     ptx::mbarrier_init(&smem.barriers.q_empty[0] + lane,
-                       Traits::kConsumers * (of_threads ? 128 : 4) + (of_threads ? followers : 0));
+                       Traits::kConsumers * readers * (of_threads ? 128 : 4) + (of_threads ? followers : 0));
   }
   ptx::fence_mbarrier_init();
 }
@@ -68,8 +70,9 @@ struct BoxLoad {
 };
 
 // Waits until the buffer is free, then loads all column blocks: those that hold columns of the head dim from `map`, the
-// others from `zero_map`.
-template <class Traits, int kColBlocks = Traits::kColBlocks>
+// others from `zero_map`. Where the blocks of a pair share them, the first one loads the even ones or the odd ones.
+enum class Share { kAll, kEven, kOdd };
+template <class Traits, int kColBlocks = Traits::kColBlocks, Share kShare = Share::kAll>
 __device__ __forceinline__ void load_boxes(const BoxLoad<Traits> &l) {
   if (!ptx::elect_one()) return;
   ptx::mbarrier_wait(l.empty, l.parity);
@@ -81,7 +84,13 @@ __device__ __forceinline__ void load_boxes(const BoxLoad<Traits> &l) {
     const bool inside = (c == 0 && l.at.col == 0) || col < l.head_dim;
     const ptx::TmaCoord box = {col, inside ? l.at.row : 0, inside ? l.at.end : 0, inside ? l.at.head : 0,
                                inside ? l.at.batch : 0};
-    ptx::tma_load(l.to + c * l.rows * Traits::kBoxCols, inside ? l.map : l.zero_map, l.full, l.hint, box);
+    auto *const to = l.to + c * l.rows * Traits::kBoxCols;
+    const CUtensorMap *const map = inside ? l.map : l.zero_map;
+    if constexpr (kShare == Share::kAll) {
+      ptx::tma_load(to, map, l.full, l.hint, box);
+    } else if ((c + (kShare == Share::kOdd)) % 2 == ptx::cluster_rank()) {
+      ptx::tma_load_both(to, map, l.full, l.hint, box);
+    }
   }
 }
 
@@ -99,7 +108,11 @@ struct TileLoads {
         return core::Sections::make(args.nheads, args.group, keys(b).len * args.kv_bytes_per_key, args.l2_budget);
       });
     }
-    return args.dense_schedule.tile(t);
+    core::Tile tile = args.dense_schedule.tile(t);
+    if constexpr (Traits::kPaired) {
+      tile.m_block = core::tile_of_pair(tile.m_block, static_cast<int32_t>(ptx::cluster_rank()), args.num_m_blocks);
+    }
+    return tile;
   }
 
   __device__ __forceinline__ bool packed_q() const { return Traits::kVarlen && args.first_m_block != nullptr; }
@@ -218,9 +231,15 @@ struct TileLoads {
             {Traits::first_column(), job.k_row + n * Traits::kBlockN, job.k_end, job.kv_head, job.batch_k}};
   }
 
-  // Of Q and K, and of V.
+  // Of Q, of K, and of V.
   static __device__ __forceinline__ void load(const Load &l) { load_boxes<Traits, Traits::kColBlocks>(l); }
-  static __device__ __forceinline__ void load_values(const Load &l) { load_boxes<Traits, Traits::kColBlocksV>(l); }
+  // Those of V go the other way, so that both blocks of a pair load as much where the column blocks are odd in number.
+  static __device__ __forceinline__ void load_keys(const Load &l) {
+    load_boxes<Traits, Traits::kColBlocks, Traits::kPaired ? Share::kEven : Share::kAll>(l);
+  }
+  static __device__ __forceinline__ void load_values(const Load &l) {
+    load_boxes<Traits, Traits::kColBlocksV, Traits::kPaired ? Share::kOdd : Share::kAll>(l);
+  }
 };
 
 }  // namespace flash3::device

@@ -24,13 +24,17 @@ struct alignas(16) WorkTile {
 // kVarlen: lengths come from device memory (cu_seqlens, seqused).
 // kCache: so do the places of K and V (FwdArgs::cache), and pages may be too small for the copy engine. It would cost
 // the other kernels registers of the producer and a branch at every key block.
-template <class Element_, int kConfigIndex, bool kScoreMod_, bool kVarlen_, bool kCache_ = false>
+// kPaired: two thread blocks of a cluster have neighbouring tiles of a head, which see the same keys; each of them
+// loads half of the column blocks of K and V for both. For calls without a mask.
+template <class Element_, int kConfigIndex, bool kScoreMod_, bool kVarlen_, bool kCache_ = false, bool kPaired_ = false>
 struct TileTraits {
   using Element = Element_;
   static constexpr bool kScoreMod = kScoreMod_;
   static constexpr bool kVarlen = kVarlen_;
   static constexpr bool kCache = kCache_;
+  static constexpr bool kPaired = kPaired_;
   static_assert(kVarlen || !kCache, "a cache has lengths of its own");
+  static_assert(!kPaired || !(kVarlen || kCache || kScoreMod), "both tiles of a pair have the same key blocks");
   static constexpr core::TileConfig kConfig =
       kCache ? core::kCacheConfigs[kConfigIndex] : core::kTileConfigs[kConfigIndex];
   static constexpr int kHeadDim = kConfig.head_dim;     // columns of Q and K
@@ -87,6 +91,7 @@ struct TileTraits {
 
   // One thread block has all columns of a tile.
   static constexpr int kCtas = 1;
+  static constexpr int kReaders = kPaired ? 2 : 1;  // thread blocks that read what is loaded of K and V
   static __device__ __forceinline__ int32_t first_column() { return 0; }
   static constexpr int kStagedRows = 64;  // of a column block where the output of a warpgroup is staged
 

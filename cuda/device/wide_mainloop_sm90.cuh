@@ -106,6 +106,8 @@ struct WideMainloop {
     float s[kScores], next[kScores];
     uint32_t p[kScores / 2];
     float correction[2];
+    const int32_t exact_keys = args.window.limited() ? OnlineSoftmax::kExactKeysMasked : OnlineSoftmax::kExactKeys;
+    const int32_t exact_from = range.end - (exact_keys + kBlockN - 1) / kBlockN;
     const auto to_probabilities = [&](int32_t n) {
       const int64_t first_row = Traits::warp_row(tile, warpgroup);
       if constexpr (Traits::kScoreMod) RowScores(args, tile, first_row, slope).modify(s, args, n * kBlockN);
@@ -113,7 +115,7 @@ struct WideMainloop {
         const core::Mask mask{args.window, tile.seqlen_q, tile.seqlen_k};
         mask_scores(s, core::BlockMask::make(mask, first_row, int64_t{n} * kBlockN), args.window.left >= 0);
       }
-      softmax.update_lazily(s, (range.end - 1 - n) * kBlockN, correction);
+      softmax.update_lazily(s, n >= exact_from, correction);
       softmax.add(s);
     };
     // The next block's scores are sent as soon as they are there: they travel while this block's softmax is computed.

@@ -24,6 +24,7 @@ struct WideTraits {
   static_assert(kConfig.streams == 1 && kConfig.blocks_per_sm == 1 && kConfig.q_stages == 1, "one tile at a time");
 
   static constexpr int kCtas = 2;  // thread blocks of a cluster, each with its share of the columns
+  static constexpr bool kPaired = false;
   static constexpr int kHeadDim = kConfig.head_dim / kCtas;
   static constexpr int kHeadDimV = kConfig.head_dim_v / kCtas;
   static __device__ __forceinline__ int32_t first_column() {

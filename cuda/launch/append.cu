@@ -3,6 +3,7 @@
 
 #include "device/append_kernel.cuh"
 #include "launch/append.h"
+#include "launch/cache.h"
 
 namespace flash3::launch {
 namespace {
@@ -80,13 +81,11 @@ void set_new_rows(const flash3_params &p, const Rotation &rotation, device::Appe
   args->new_values = make_move(v_new, v, side, p.batch, p.nheads_k, p.head_dim_v, {0, false});
 }
 
-void set_queries(const flash3_params &p, void *rotated_q, const Rotation &rotation, device::AppendArgs *args) {
+void set_queries(const flash3_params &p, const Rotation &rotation, device::AppendArgs *args) {
   const bool packed = p.cu_seqlens_q != nullptr;
-  const int64_t row = int64_t{p.nheads} * p.head_dim;
   const core::SeqSide side{p.cu_seqlens_q, p.seqused_q, packed ? p.total_q : p.seqlen_q};
   const device::TensorRows from{p.q, packed ? 0 : p.q_batch_stride, p.q_row_stride, p.q_head_stride};
-  const device::TensorRows to{rotated_q, packed ? 0 : p.seqlen_q * row, row, p.head_dim};
-  args->queries = make_move(from, to, side, p.batch, p.nheads, p.head_dim, rotation);
+  args->queries = make_move(from, queries(p), side, p.batch, p.nheads, p.head_dim, rotation);
 }
 
 template <class Element>
@@ -97,7 +96,8 @@ const void *kernel_of(bool by_halves) {
 
 }  // namespace
 
-cudaError_t launch_append(const flash3_params &p, void *rotated_q, cudaStream_t stream) {
+cudaError_t launch_append(const flash3_params &p, cudaStream_t stream) {
+  if (!has_append(p)) return cudaSuccess;
   const bool rotary = p.rotary_cos != nullptr;
   const Rotation rotation{rotary ? p.rotary_dim : 0, rotary && p.rotary_interleaved == 0};
   device::AppendArgs args = {};
@@ -110,7 +110,7 @@ cudaError_t launch_append(const flash3_params &p, void *rotated_q, cudaStream_t 
   args.rotary_half = rotation.by_halves ? rotation.columns / 2 : 0;
   args.batch = p.batch;
   if (p.k_new != nullptr) set_new_rows(p, rotation, &args);
-  if (rotary && rotated_q != nullptr) set_queries(p, rotated_q, rotation, &args);
+  if (rotary) set_queries(p, rotation, &args);
   const int64_t blocks = share_out(&args);
   if (blocks == 0) return cudaSuccess;
   if (!fits(args, blocks)) return cudaErrorInvalidValue;

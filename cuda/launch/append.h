@@ -7,11 +7,13 @@
 
 namespace flash3::launch {
 
-// Enqueues device::append_kernel: new rows of k and v go into the cache where params have k_new, and q goes to
-// rotated_q where params have rotary_cos and rotated_q is not NULL. rotated_q is (batch, seqlen_q, nheads, head_dim)
-// or, packed, (total_q, nheads, head_dim), contiguous, at a multiple of 16 bytes; rows that are in no sequence are not
-// written. A kernel launched behind it may start early, and finds all of this done after griddepcontrol.wait. params
+// Whether a call has new rows for the cache, or queries to rotate.
+inline bool has_append(const flash3_params &params) { return params.k_new != nullptr || params.rotary_cos != nullptr; }
+
+// Enqueues device::append_kernel: new rows of k and v go into the cache where params have k_new, and q goes to where
+// queries() says where params have rotary_cos; rows that are in no sequence are not written. Nothing where there is
+// neither. A kernel launched behind it may start early, and finds all of this done after griddepcontrol.wait. params
 // have passed core::validate, and the device is current.
-cudaError_t launch_append(const flash3_params &params, void *rotated_q, cudaStream_t stream);
+cudaError_t launch_append(const flash3_params &params, cudaStream_t stream);
 
 }  // namespace flash3::launch

@@ -84,6 +84,12 @@ int32_t num_m_blocks(const flash3_params &p, const FwdKernel &kernel) {
   return core::ceil_div(packed ? core::ceil_div(rows, p.batch) : rows, kernel.block_m);
 }
 
+// Those that the schedule counts: pairs of them, where they are computed so.
+int32_t scheduled_m_blocks(const flash3_params &p, const FwdKernel &kernel) {
+  const int32_t m_blocks = num_m_blocks(p, kernel);
+  return kernel.paired ? core::pairs_of(m_blocks) : m_blocks;
+}
+
 int64_t l2_budget(const FwdKernel &kernel, const core::Window &window) {
   if (kernel.cluster_blocks > 1) return core::kL2BudgetWide;
   if (!window.limited()) return core::kL2Budget;
@@ -111,14 +117,15 @@ core::Status make_args(const flash3_params &p, const FwdKernel &kernel, const Sc
   args->head_dim = p.head_dim;
   args->head_dim_v = p.head_dim_v;
   args->num_m_blocks = num_m_blocks(p, kernel);
-  args->num_tiles = packed_q && !kernel.is_short ? 0 : args->num_m_blocks * p.nheads * p.batch;
+  const int32_t scheduled = scheduled_m_blocks(p, kernel);
+  args->num_tiles = packed_q && !kernel.is_short ? 0 : scheduled * p.nheads * p.batch;
   args->kv_bytes_per_key = 2 * (int64_t{p.head_dim} + p.head_dim_v);
   args->l2_budget = l2_budget(kernel, args->window);
   // Of packed keys only the mean length is known here; the order of tiles is a matter of speed alone.
   const int64_t keys = packed_k ? p.total_k / p.batch : args->k_side.rows;
   const core::Sections sections =
       core::Sections::make(p.nheads * p.batch, args->group, keys * args->kv_bytes_per_key, args->l2_budget);
-  args->dense_schedule = core::DenseSchedule::make(args->num_m_blocks, p.nheads, sections);
+  args->dense_schedule = core::DenseSchedule::make(scheduled, p.nheads, sections);
   args->group_divisor = core::Divisor::make(args->group);
   args->m_blocks_divisor = core::Divisor::make(args->num_m_blocks);
   args->scale = p.softmax_scale;
@@ -138,7 +145,7 @@ core::Status make_args(const flash3_params &p, const FwdKernel &kernel, const Sc
 
 // Upper bound: the lengths of a packed call are only known on the device.
 int64_t most_tiles(const flash3_params &p, const FwdKernel &kernel) {
-  if (p.cu_seqlens_q == nullptr || kernel.is_short) return int64_t{num_m_blocks(p, kernel)} * p.nheads * p.batch;
+  if (p.cu_seqlens_q == nullptr || kernel.is_short) return int64_t{scheduled_m_blocks(p, kernel)} * p.nheads * p.batch;
   return (p.total_q / kernel.block_m + p.batch) * p.nheads;
 }
 
@@ -160,12 +167,17 @@ cudaError_t enqueue_forward(const FwdKernel &kernel, device::FwdArgs *args, unsi
   config.blockDim = dim3(kernel.threads);
   config.dynamicSmemBytes = kernel.shared_bytes;
   config.stream = stream;
-  // It may start while the preparing kernel runs, if there is one; that one waits for everything before, as usual.
   cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+  if (kernel.paired) {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {2, 1, 1};
+  } else {
+    // It may start while the preparing kernel runs, if there is one; that one waits for everything before, as usual.
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
   config.attrs = &attribute;
-  config.numAttrs = args->tile_counter != nullptr ? 1 : 0;
+  config.numAttrs = kernel.paired || args->tile_counter != nullptr ? 1 : 0;
   void *arguments[] = {args};
   return cudaLaunchKernelExC(&config, kernel.function, arguments);
 }
@@ -190,19 +202,18 @@ core::Status forward(const flash3_params &params, void *stream) {
                        " tiles; at most ", most, " fit one call");
   }
   const int64_t most_blocks = int64_t{std::max(device.multiprocessors - params.sm_margin, 1)} * kernel->blocks_per_sm;
-  // A cluster has one tile, and the hardware hands them out.
+  // A cluster has one tile, and the hardware hands them out. Pairs of tiles are shared out beforehand.
   const bool clusters = kernel->cluster_blocks > 1;
-  const int64_t blocks = clusters ? tiles * kernel->cluster_blocks : std::min(tiles, most_blocks);
-  const SchedulerState state = scheduler_state(params, *kernel, clusters || tiles <= most_blocks * kernel->streams);
+  const int64_t blocks = clusters         ? tiles * kernel->cluster_blocks
+                         : kernel->paired ? 2 * std::min(tiles, std::max(most_blocks / 2, int64_t{1}))
+                                          : std::min(tiles, most_blocks);
+  const bool counts = !clusters && !kernel->paired && tiles > most_blocks * kernel->streams;
+  const SchedulerState state = scheduler_state(params, *kernel, !counts);
   device::FwdArgs args;
   status = make_args(params, *kernel, state, &args);
   if (!status.ok()) return status;
-  cudaError_t error = cudaSuccess;
-  if (params.k_new != nullptr || params.rotary_cos != nullptr) {
-    error = launch_append(params, const_cast<void *>(params.rotary_cos != nullptr ? queries(params).data : nullptr),
-                          static_cast<cudaStream_t>(stream));
-    if (error != cudaSuccess) return cuda_error("launching the append", error);
-  }
+  cudaError_t error = launch_append(params, static_cast<cudaStream_t>(stream));
+  if (error != cudaSuccess) return cuda_error("launching the append", error);
   error = enqueue_scheduler(params, *kernel, state, static_cast<cudaStream_t>(stream));
   if (error != cudaSuccess) return cuda_error("preparing the tile scheduler", error);
   error =

@@ -26,6 +26,7 @@ FwdKernel describe_kernel(void (*function)(device::FwdArgs)) {
   kernel.streams = Traits::kStreams;
   kernel.blocks_per_sm = Traits::kConfig.blocks_per_sm;
   kernel.cluster_blocks = Traits::kCtas;
+  kernel.paired = Traits::kPaired;
   kernel.threads = Traits::kThreads;
   kernel.head_dim = Traits::kConfig.head_dim;
   kernel.head_dim_v = Traits::kConfig.head_dim_v;
@@ -53,6 +54,12 @@ FwdKernel fwd_kernel() {
   }
 }
 
+template <flash3_dtype kDtype, int kConfigIndex>
+FwdKernel paired_kernel() {
+  using Traits = device::TileTraits<typename ElementOf<kDtype>::Type, kConfigIndex, false, false, false, true>;
+  return describe_kernel<Traits>(&device::fwd_kernel_sm90<Traits>);
+}
+
 template <flash3_dtype kDtype, int kConfigIndex, bool kScoreMod>
 FwdKernel cache_kernel() {
   using Traits = device::TileTraits<typename ElementOf<kDtype>::Type, kConfigIndex, kScoreMod, true, true>;
@@ -67,6 +74,8 @@ FwdKernel cache_kernel() {
   template FwdKernel fwd_kernel<dtype, config, false, true>();  \
   template FwdKernel fwd_kernel<dtype, config, true, false>();  \
   template FwdKernel fwd_kernel<dtype, config, true, true>()
+
+#define FLASH3_INSTANTIATE_PAIRED(dtype, config) template FwdKernel paired_kernel<dtype, config>()
 
 #define FLASH3_INSTANTIATE_CACHE(dtype, config)            \
   template FwdKernel cache_kernel<dtype, config, false>(); \

@@ -14,6 +14,7 @@ struct FwdKernel {
   bool is_short;  // the kernel for short sequences, which needs no tile counter and nothing prepared
   int32_t streams, blocks_per_sm;
   int32_t cluster_blocks;  // thread blocks that work on a tile together; more than one: each cluster has one tile
+  bool paired;             // the thread blocks of a cluster have a tile each, and share what they load
   int32_t head_dim, head_dim_v, block_m, block_n;
   int32_t box_cols, swizzle_bytes;
 };
@@ -22,6 +23,10 @@ struct FwdKernel {
 // memory; defined in cuda/instantiations.
 template <flash3_dtype kDtype, int kConfigIndex, bool kScoreMod, bool kVarlen>
 FwdKernel fwd_kernel();
+
+// The one that computes tiles in pairs, of a config that has it.
+template <flash3_dtype kDtype, int kConfigIndex>
+FwdKernel paired_kernel();
 
 // The one for caches, of one of core::kCacheConfigs, with or without softcap and ALiBi.
 template <flash3_dtype kDtype, int kConfigIndex, bool kScoreMod>

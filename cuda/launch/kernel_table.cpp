@@ -14,7 +14,14 @@ struct Entry {
   flash3_dtype dtype;
   int32_t config;           // of core::kTileConfigs
   FwdKernel kernels[2][2];  // [modified scores][lengths from device memory]
+  FwdKernel paired;         // of a config that has it
 };
+
+template <flash3_dtype kDtype, int kConfig>
+FwdKernel paired_if_there() {
+  if constexpr (core::kTileConfigs[kConfig].pairs) return paired_kernel<kDtype, kConfig>();
+  return {};
+}
 
 // The build defines FLASH3_HAS_<dtype>_HDIM<d> for every instantiation that it compiles.
 constexpr bool is_built(flash3_dtype dtype, int32_t head_dim) {
@@ -78,9 +85,10 @@ Entry entry_if_built() {
     return {kDtype,
             kConfig,
             {{fwd_kernel<kDtype, kConfig, false, false>(), fwd_kernel<kDtype, kConfig, false, true>()},
-             {fwd_kernel<kDtype, kConfig, true, false>(), fwd_kernel<kDtype, kConfig, true, true>()}}};
+             {fwd_kernel<kDtype, kConfig, true, false>(), fwd_kernel<kDtype, kConfig, true, true>()}},
+            paired_if_there<kDtype, kConfig>()};
   }
-  return {kDtype, -1, {}};
+  return {kDtype, -1, {}, {}};
 }
 
 struct CacheEntry {
@@ -219,7 +227,10 @@ core::Status find_kernel(const flash3_params &params, int32_t multiprocessors, c
   const bool varlen = params.cu_seqlens_q != nullptr || params.cu_seqlens_k != nullptr || params.seqused_q != nullptr ||
                       params.seqused_k != nullptr;
   for (const Entry &e : table().entries) {
-    if (e.dtype == params.dtype && e.config == chosen) *kernel = &e.kernels[score_mod][varlen];
+    if (e.dtype != params.dtype || e.config != chosen) continue;
+    const core::Window window = core::Window::make(params.window_left, params.window_right);
+    const bool paired = !score_mod && !varlen && core::takes_pairs(core::kTileConfigs[chosen], window, params.seqlen_q);
+    *kernel = paired ? &e.paired : &e.kernels[score_mod][varlen];
   }
   return {};
 }

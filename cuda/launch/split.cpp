@@ -10,6 +10,7 @@
 #include "device/merge_args.h"
 #include "device/split_args.h"
 #include "launch/append.h"
+#include "launch/cache.h"
 #include "launch/kernel_table.h"
 #include "launch/shared_memory.h"
 #include "launch/tensor_map.h"
@@ -118,14 +119,9 @@ core::Status make_args(const flash3_params &p, const SplitKernel &kernel, int32_
   const bool packed_k = p.cu_seqlens_k != nullptr;
   args->schedule = make_schedule(p, kernel, multiprocessors);
   args->key_loads = key_loads(p, kernel);
-  args->follows_append = p.k_new != nullptr || p.rotary_cos != nullptr;
+  args->follows_append = has_append(p);
   args->modifies_scores = p.softcap > 0.f || p.alibi_slopes != nullptr || !(p.softmax_scale > 0.f);
-  args->q = {p.q, packed_q ? 0 : p.q_batch_stride, p.q_row_stride, p.q_head_stride};
-  if (p.rotary_cos != nullptr) {
-    const int64_t row = int64_t{p.nheads} * p.head_dim;
-    args->q = {static_cast<char *>(p.workspace) + core::workspace_layout(p).rotated_q, packed_q ? 0 : p.seqlen_q * row,
-               row, p.head_dim};
-  }
+  args->q = queries(p);
   args->k = {p.k, packed_k ? 0 : p.k_batch_stride, p.k_row_stride, p.k_head_stride};
   args->v = {p.v, packed_k ? 0 : p.v_batch_stride, p.v_row_stride, p.v_head_stride};
   args->out = {p.out, packed_q ? 0 : p.out_batch_stride, p.out_row_stride, p.out_head_stride};
@@ -224,10 +220,8 @@ core::Status split_forward(const flash3_params &params, const DeviceInfo &device
   const void *const function = plain ? kernel->plain : kernel->function;
   cudaError_t error = allow_shared_memory(function, kernel->shared_bytes, device.ordinal);
   if (error != cudaSuccess) return cuda_error("setting the size of shared memory", error);
-  if (args.follows_append) {
-    error = launch_append(params, const_cast<void *>(params.rotary_cos != nullptr ? args.q.data : nullptr), stream);
-    if (error != cudaSuccess) return cuda_error("launching the append", error);
-  }
+  error = launch_append(params, stream);
+  if (error != cudaSuccess) return cuda_error("launching the append", error);
   if (core::query_rows(params) == 0) return {};
   const dim3 blocks(static_cast<unsigned>(args.schedule.num_lines * core::blocks_of_tile(params)),
                     static_cast<unsigned>(args.schedule.parts_of_line));

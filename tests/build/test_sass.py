@@ -78,10 +78,27 @@ def test_every_built_kernel_is_there(sass: dict[str, str]) -> None:
                 continue
             # With and without modified scores, with and without lengths from device memory.
             for flags in itertools.product("01", repeat=2):
-                no_cache = "" if config.head_dim > 256 else "Lb0E"  # the kernels for wide heads have none
-                kind = f"Li{index}ELb{flags[0]}ELb{flags[1]}E{no_cache}"
+                # Neither on a cache nor in pairs; the kernels for wide heads have neither.
+                plain = "" if config.head_dim > 256 else "Lb0ELb0E"
+                kind = f"Li{index}ELb{flags[0]}ELb{flags[1]}E{plain}"
                 marks = ({"fp16": "half_t", "bf16": "bfloat16_t"}[dtype], kind)
                 assert any(all(mark in name for mark in marks) for name in forward), (dtype, config, flags)
+
+
+def test_every_kernel_for_pairs_is_there_and_loads_for_both(sass: dict[str, str]) -> None:
+    info = library().build_info()
+    dtypes, head_dims = (info[key].replace(";", ",").split(",") for key in ("dtypes", "head_dims"))
+    expected = {
+        f"{ {'fp16': 'half_t', 'bf16': 'bfloat16_t'}[dtype] }ELi{index}ELb0ELb0ELb0ELb1E"
+        for dtype in dtypes
+        for index, config in enumerate(tile_configs())
+        if config.pairs and str(config.head_dim) in head_dims
+    }
+    for traits in expected:
+        (code,) = (code for name, code in sass.items() if FORWARD in name and traits in name)
+        assert "UTMALDG.5D.MULTICAST" in code, traits
+    multicast = [name for name, code in sass.items() if FORWARD in name and "MULTICAST" in code]
+    assert len(multicast) == len(expected)
 
 
 USES = {
@@ -111,7 +128,7 @@ def test_every_kernel_for_caches_is_there_and_copies_rows(sass: dict[str, str]) 
         for index, head_dim in enumerate(CLASSES):
             if head_dim not in head_dims:
                 continue
-            traits = f"{element}ELi{index}ELb{score_mod}ELb1ELb1E"
+            traits = f"{element}ELi{index}ELb{score_mod}ELb1ELb1ELb0E"
             (code,) = (code for name, code in sass.items() if FORWARD in name and traits in name)
             assert "LDGSTS" in code, traits
 
@@ -153,8 +170,8 @@ MLA_USES = {
 def test_every_kernel_of_latent_attention_is_there_and_uses(sass: dict[str, str]) -> None:
     info = library().build_info()
     dtypes, head_dims = (info[key].replace(";", ",").split(",") for key in ("dtypes", "head_dims"))
-    for dtype in dtypes if "576" in head_dims else ():
-        traits = f"MlaTraitsIN7cutlass{ {'fp16': '6half_t', 'bf16': '10bfloat16_t'}[dtype] }E"
+    for dtype, plain in itertools.product(dtypes if "576" in head_dims else (), (0, 1)):
+        traits = f"MlaTraitsIN7cutlass{ {'fp16': '6half_t', 'bf16': '10bfloat16_t'}[dtype] }ELb{plain}E"
         (code,) = (code for name, code in sass.items() if "mla_kernel_sm90" in name and traits in name)
         missing = [what for instruction, what in MLA_USES.items() if instruction not in code]
         assert missing == [], traits

@@ -26,11 +26,14 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "sections": (None, [c_int32, c_int32, c_int64, c_int64, _int32_p]),
     "quotient": (c_uint32, [c_uint32, c_int64]),
     "dense_tile": (None, [c_int32] * 6 + [_int32_p]),
+    "pairs_of": (c_int32, [c_int32]),
+    "tile_of_pair": (c_int32, [c_int32] * 3),
     "find_sequence": (c_int32, [c_void_p, c_int32, c_int32]),
     "varlen_num_tiles": (c_int64, [c_void_p, c_int32, c_int32]),
     "varlen_tile": (None, [c_void_p, c_int32, c_int32, c_void_p, c_int32, _int32_p]),
     "tile_class": (c_int32, [c_int32, c_int32]),
     "tile_config": (c_int32, [c_int32, _int32_p]),
+    "takes_pairs": (c_int32, [c_int32, c_int64, c_int64, c_int64]),
     "cache_class": (c_int32, [c_int32, c_int32]),
     "estimated_clocks": (c_int64, [c_int32, c_int64, c_int64, c_int32, c_int32]),
     "cheapest_config": (c_int32, [c_int32, c_int64, c_int64, c_int32, c_int32, c_int32, c_int64, c_int64, c_int32]),
@@ -170,6 +173,12 @@ def dense_tile(num_m_blocks: int, nheads: int, batch: int, group: int, most: int
     return m_block, head, entry
 
 
+def tiles_of_pairs(num_m_blocks: int) -> list[tuple[int, int]]:
+    """The m_blocks that both thread blocks compute, of every pair of a column."""
+    tile = _function("tile_of_pair")
+    return [(tile(i, 0, num_m_blocks), tile(i, 1, num_m_blocks)) for i in range(_function("pairs_of")(num_m_blocks))]
+
+
 def find_sequence(first: Sequence[int], x: int) -> int:
     return int(_function("find_sequence")(int32_array(first), len(first) - 1, x))
 
@@ -198,15 +207,21 @@ class TileConfig(NamedTuple):
     block_clocks: int
     most_rows: int
     is_short: int
+    pairs: int
 
 
 def tile_configs() -> list[TileConfig]:
     """Every tile shape that kernels are instantiated for."""
     found: list[TileConfig] = []
-    values = (c_int32 * 9)()
+    values = (c_int32 * 10)()
     while _function("tile_config")(len(found), values):
         found.append(TileConfig(*values))
     return found
+
+
+def takes_pairs(index: int, left: int, right: int, rows: int) -> bool:
+    """Whether a dense call of `rows` queries a sequence is computed in pairs of tiles of that config."""
+    return bool(_function("takes_pairs")(index, left, right, rows))
 
 
 def tile_class(head_dim: int, head_dim_v: int) -> int | None:

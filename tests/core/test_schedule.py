@@ -16,6 +16,7 @@ from tests.core.surface import (
     find_sequence,
     section_widths,
     seq_span,
+    tiles_of_pairs,
     varlen_tiles,
 )
 
@@ -47,6 +48,12 @@ def test_dense_every_tile_once(num_m_blocks: int, nheads_k: int, batch: int, gro
     assert sorted(tiles) == sorted(expected)
     columns = [(m_block, b * nheads + h) for m_block, h, b in tiles]
     check_order(columns, sections_of_columns(nheads * batch, group, most))
+
+
+@given(st.integers(1, 300))
+def test_pairs_hold_every_tile_once_but_for_the_last_of_an_odd_number(num_m_blocks: int) -> None:
+    tiles = [tile for pair in tiles_of_pairs(num_m_blocks) for tile in pair]
+    assert tiles == [*range(num_m_blocks), *[num_m_blocks - 1] * (num_m_blocks % 2)]
 
 
 def test_dense_nothing_to_do() -> None:

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.core.surface import MaskCase, TileConfig, cheapest_config, estimated_clocks, tile_class, tile_configs
+from tests.core.surface import (
+    MaskCase,
+    TileConfig,
+    cheapest_config,
+    estimated_clocks,
+    takes_pairs,
+    tile_class,
+    tile_configs,
+)
 
 CONFIGS = tile_configs()
 CLASSES = sorted({(config.head_dim, config.head_dim_v) for config in CONFIGS})
@@ -76,6 +84,21 @@ def test_lengths_that_vary_never_get_a_config_made_for_shorter_ones(
 @pytest.mark.parametrize("head_dims", CLASSES)
 def test_every_class_has_a_config_for_any_length(head_dims: tuple[int, int]) -> None:
     assert any(config.most_rows == 0 for config in CONFIGS if class_of(config) == head_dims)
+
+
+@given(st.sampled_from(range(len(CONFIGS))), sides, sides, st.integers(1, 5000))
+def test_pairs_of_tiles_see_the_same_keys_and_compute_little_twice(
+    index: int, left: int, right: int, rows: int
+) -> None:
+    config = CONFIGS[index]
+    tiles = -(-rows // config.block_m)
+    taken = takes_pairs(index, left, right, rows)
+    if taken:
+        assert config.pairs
+        assert (left, right) == (-1, -1), "a mask gives neighbouring tiles different keys"
+        assert (tiles % 2) / tiles < 1 / 16
+    elif config.pairs and (left, right) == (-1, -1):
+        assert tiles % 2 == 1
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,11 @@ CASES: list[Case] = [
     # The usual ones of head dims 128 and 256; the cases above get the smaller ones for few tiles.
     (BF16, [(128, 200)] * 2, (80, 1), (128, 128), False, {"causal": True}),
     (BF16, [(128, 200)] * 2, (80, 1), (256, 256), False, {"causal": True}),
+    # Pairs of tiles, several of them for a thread block.
+    (BF16, [(250, 200)], (150, 1), (128, 128), False, {}),
+    (HALF, [(400, 100)], (80, 1), (256, 256), False, {}),
+    (BF16, [(200, 150)], (140, 1), (192, 192), False, {}),
+    (HALF, [(140, 200)] * 2, (3, 1), (192, 128), False, {}),
     # Wide heads, and values narrower and wider than the keys.
     (BF16, [(130, 200)], (2, 1), (512, 512), False, {"causal": True}),
     (HALF, [(100, 50), (0, 5), (129, 140)], (2, 2), (264, 264), True, {"window_size": (40, 20), "softcap": 5.0}),

@@ -16,6 +16,8 @@ from tests.gpu.problem import Inputs, Problem, expected, judge, make
 DENSE = ((100, 300),) * 2 if HOST else ((700, 900),) * 2
 RAGGED = ((5, 300), (100, 200), (0, 7)) if HOST else ((5, 300), (300, 1000), (513, 513), (0, 7), (191, 640))
 
+DIMS = ((8, 8), (40, 64), (64, 64), (72, 72), (128, 128), (192, 128), (192, 192), (256, 256), (512, 512))
+
 
 def heights(pattern: str, length: int, nats: float) -> Any:
     """What is added to every score of each key of a sequence. The kernel goes from the last key to the first."""
@@ -38,7 +40,7 @@ def raise_scores(inputs: Inputs, pattern: str, nats: float) -> None:
 
 @pytest.mark.parametrize("nats", [12.0, 40.0, 300.0])
 @pytest.mark.parametrize("pattern", ["first_key", "some_keys", "growing"])
-@pytest.mark.parametrize("dims", [(8, 8), (40, 64), (64, 64), (72, 72), (128, 128), (192, 128), (256, 256)], ids=str)
+@pytest.mark.parametrize("dims", DIMS, ids=str)
 @pytest.mark.parametrize("options", [{}, {"causal": True}, {"window": (260, 40)}], ids=["full", "causal", "window"])
 def test_jumps(pattern: str, nats: float, dims: tuple[int, int], options: dict[str, Any]) -> None:
     seed = round(nats) + dims[0]
