@@ -22,6 +22,8 @@ FLASH3_HD int32_t ceil_div(int32_t a, int32_t b) { return a / b + (a % b != 0); 
 // tiles of the last section, which are of all lengths, must be many enough to fill the gaps.
 inline constexpr int64_t kL2Budget = int64_t{8} << 20;
 inline constexpr int64_t kL2BudgetCausal = int64_t{16} << 20;
+// Pairs of tiles, which read half as much from L2.
+inline constexpr int64_t kL2BudgetPaired = int64_t{4} << 20;
 // Where two multiprocessors share a tile, and causal where a key has 640 bytes (192, 128), whose sections of 16 MB are
 // too narrow: the longest tile of the last one then takes longer than its share of all of them.
 inline constexpr int64_t kL2BudgetWide = int64_t{32} << 20;

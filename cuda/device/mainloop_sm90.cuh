@@ -119,8 +119,7 @@ struct Mainloop {
     pack_probabilities<Element>(s, p);
     --n;
 
-    const int32_t exact_keys = args.window.limited() ? OnlineSoftmax::kExactKeysMasked : OnlineSoftmax::kExactKeys;
-    const int32_t exact_from = range.end - (exact_keys + kBlockN - 1) / kBlockN;
+    const int32_t exact_from = range.end - OnlineSoftmax::exact_blocks(args.window.limited(), kBlockN);
     const int32_t blocks_before = args.window.limited() ? 1 : OnlineSoftmax::kBlocksBefore;
     // The inner loop is the one that counts: whole blocks, whose scores go to the softmax as they are.
     while (ptx::uniform(n >= range.begin)) {

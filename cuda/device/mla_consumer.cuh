@@ -195,7 +195,7 @@ struct MlaConsumer {
                    schedule.window.left >= 0);
         }
       }
-      work.softmax.update_lazily(s, n + OnlineSoftmax::kExactKeys / kBlockN >= work.piece.n_end, correction);
+      work.softmax.update_lazily(s, n + OnlineSoftmax::exact_blocks(false, kBlockN) >= work.piece.n_end, correction);
     }
     pack_probabilities<Element>(s, p);
     exchange.put_down(work.softmax, correction, p);

@@ -92,10 +92,12 @@ struct OnlineSoftmax {
   // is rounded may depend on the other rows of its warp, which are of the same sequence.) There is no headroom in the
   // first blocks, where `exact`: relative to the maximum of few keys the largest probabilities are rounded worse, see
   // accept().
-  static constexpr float kHeadroom =
-      8.f;  // in units of log2; 256 times what float16 holds of a row is far from its end
-  static constexpr int kExactKeys = 256;
-  static constexpr int kExactKeysMasked = 160;  // under a mask, where rows with few keys make up most of the error
+  // In units of log2: float16, too, holds probabilities of up to 256.
+  static constexpr float kHeadroom = 8.f;
+  // How many blocks are the first ones: under a mask fewer, where rows with few keys make up most of the error.
+  static constexpr __device__ __forceinline__ int32_t exact_blocks(bool masked, int block_n) {
+    return ((masked ? 160 : 240) + block_n - 1) / block_n;
+  }
   template <int kS>
   __device__ __forceinline__ void update_lazily(float (&s)[kS], bool exact, float (&correction)[2]) {
     const float headroom = exact ? 0.f : kHeadroom;

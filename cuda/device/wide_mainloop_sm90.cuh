@@ -106,8 +106,7 @@ struct WideMainloop {
     float s[kScores], next[kScores];
     uint32_t p[kScores / 2];
     float correction[2];
-    const int32_t exact_keys = args.window.limited() ? OnlineSoftmax::kExactKeysMasked : OnlineSoftmax::kExactKeys;
-    const int32_t exact_from = range.end - (exact_keys + kBlockN - 1) / kBlockN;
+    const int32_t exact_from = range.end - OnlineSoftmax::exact_blocks(args.window.limited(), kBlockN);
     const auto to_probabilities = [&](int32_t n) {
       const int64_t first_row = Traits::warp_row(tile, warpgroup);
       if constexpr (Traits::kScoreMod) RowScores(args, tile, first_row, slope).modify(s, args, n * kBlockN);

@@ -10,6 +10,7 @@
 #include "device/fwd_args.h"
 #include "launch/append.h"
 #include "launch/cache.h"
+#include "launch/clusters.h"
 #include "launch/device_info.h"
 #include "launch/fwd.h"
 #include "launch/kernel_table.h"
@@ -92,6 +93,7 @@ int32_t scheduled_m_blocks(const flash3_params &p, const FwdKernel &kernel) {
 
 int64_t l2_budget(const FwdKernel &kernel, const core::Window &window) {
   if (kernel.cluster_blocks > 1) return core::kL2BudgetWide;
+  if (kernel.paired) return core::kL2BudgetPaired;
   if (!window.limited()) return core::kL2Budget;
   if (kernel.head_dim != kernel.head_dim_v) return core::kL2BudgetWide;
   return kernel.head_dim == 192 ? core::kL2Budget192 : core::kL2BudgetCausal;
@@ -169,8 +171,7 @@ cudaError_t enqueue_forward(const FwdKernel &kernel, device::FwdArgs *args, unsi
   config.stream = stream;
   cudaLaunchAttribute attribute = {};
   if (kernel.paired) {
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {2, 1, 1};
+    attribute = pair_attribute();
   } else {
     // It may start while the preparing kernel runs, if there is one; that one waits for everything before, as usual.
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -202,17 +203,24 @@ core::Status forward(const flash3_params &params, void *stream) {
                        " tiles; at most ", most, " fit one call");
   }
   const int64_t most_blocks = int64_t{std::max(device.multiprocessors - params.sm_margin, 1)} * kernel->blocks_per_sm;
-  // A cluster has one tile, and the hardware hands them out. Pairs of tiles are shared out beforehand.
+  cudaError_t error = cudaSuccess;
   const bool clusters = kernel->cluster_blocks > 1;
-  const int64_t blocks = clusters         ? tiles * kernel->cluster_blocks
-                         : kernel->paired ? 2 * std::min(tiles, std::max(most_blocks / 2, int64_t{1}))
-                                          : std::min(tiles, most_blocks);
+  int64_t blocks = std::min(tiles, most_blocks);
+  if (clusters) blocks = tiles * kernel->cluster_blocks;  // a cluster has one tile, and the hardware hands them out
+  if (kernel->paired) {
+    // Tiles are shared out beforehand: a pair of blocks that had to wait for others would be late with all of its own.
+    int32_t pairs = 0;
+    error = resident_pairs(*kernel, device.ordinal, &pairs);
+    if (error != cudaSuccess) return cuda_error("asking how many clusters run at once", error);
+    const int64_t most_pairs = std::min(int64_t{pairs}, most_blocks / 2);
+    blocks = 2 * std::min(tiles, std::max(most_pairs, int64_t{1}));
+  }
   const bool counts = !clusters && !kernel->paired && tiles > most_blocks * kernel->streams;
   const SchedulerState state = scheduler_state(params, *kernel, !counts);
   device::FwdArgs args;
   status = make_args(params, *kernel, state, &args);
   if (!status.ok()) return status;
-  cudaError_t error = launch_append(params, static_cast<cudaStream_t>(stream));
+  error = launch_append(params, static_cast<cudaStream_t>(stream));
   if (error != cudaSuccess) return cuda_error("launching the append", error);
   error = enqueue_scheduler(params, *kernel, state, static_cast<cudaStream_t>(stream));
   if (error != cudaSuccess) return cuda_error("preparing the tile scheduler", error);
