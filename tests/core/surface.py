@@ -175,8 +175,8 @@ def dense_tile(num_m_blocks: int, nheads: int, batch: int, group: int, most: int
 
 def tiles_of_pairs(num_m_blocks: int) -> list[tuple[int, int]]:
     """The m_blocks that both thread blocks compute, of every pair of a column."""
-    tile = _function("tile_of_pair")
-    return [(tile(i, 0, num_m_blocks), tile(i, 1, num_m_blocks)) for i in range(_function("pairs_of")(num_m_blocks))]
+    tile, count = _function("tile_of_pair"), _function("pairs_of")(num_m_blocks)
+    return [(tile(i, 0, num_m_blocks), tile(i, 1, num_m_blocks)) for i in range(count)]
 
 
 def find_sequence(first: Sequence[int], x: int) -> int:
@@ -220,8 +220,7 @@ def tile_configs() -> list[TileConfig]:
 
 
 def takes_pairs(index: int, left: int, right: int, rows: int) -> bool:
-    """Whether a dense call of `rows` queries a sequence is computed in pairs of tiles of that config."""
-    return bool(_function("takes_pairs")(index, left, right, rows))
+    return bool(_function("takes_pairs")(index, left, right, rows))  # a dense call, in pairs of tiles of that config
 
 
 def tile_class(head_dim: int, head_dim_v: int) -> int | None:
