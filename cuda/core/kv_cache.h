@@ -80,18 +80,24 @@ struct KvCache {
 
   // row: from first_row of the span, or first_appended_row, up to behind the last key.
   FLASH3_HD RowPlace place(const KeySpan &span, int64_t row) const {
-    return place(span, row, page_table == nullptr ? 0 : page_id(span, row));
+    if (page_table == nullptr) return {span.entry, row, span.named};
+    const int64_t number = page_divisor.quotient(static_cast<uint32_t>(row));
+    const int64_t id = page_table[span.entry * page_table_batch_stride + number];
+    const int64_t page = SeqSide::clamp(id, 0, int64_t{num_pages} - 1);
+    return {page, row - number * page_size, span.named && page == id};
   }
 
-  // In two steps, of which the first one reads memory: what the page table says of a row, and what that means.
+  // The same in two steps, the first of which reads memory: what the page table says of a row, and what that means.
+  // place() is not made of them, since the compiler then schedules a kernel for caches to save registers
+  // (docs/performance.md, "What the compiler makes of it").
   FLASH3_HD int32_t page_id(const KeySpan &span, int64_t row) const {
     return page_table[span.entry * page_table_batch_stride + page_divisor.quotient(static_cast<uint32_t>(row))];
   }
-  FLASH3_HD RowPlace place(const KeySpan &span, int64_t row, int32_t page_id) const {
+  FLASH3_HD RowPlace place(const KeySpan &span, int64_t row, int32_t id) const {
     if (page_table == nullptr) return {span.entry, row, span.named};
     const int64_t number = page_divisor.quotient(static_cast<uint32_t>(row));
-    const int64_t page = SeqSide::clamp(page_id, 0, int64_t{num_pages} - 1);
-    return {page, row - number * page_size, span.named && page == page_id};
+    const int64_t page = SeqSide::clamp(id, 0, int64_t{num_pages} - 1);
+    return {page, row - number * page_size, span.named && page == id};
   }
 
   // How many of `rows` rows from `row` on follow each other in the place of the first one.

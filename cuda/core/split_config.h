@@ -34,7 +34,7 @@ inline bool is_latent(const flash3_params &p) {
   return p.head_dim == kLatentHeadDim && p.head_dim_v == kLatentHeadDimV;
 }
 
-// Thread blocks that share a tile. Two of latent attention load every key once for both.
+// Thread blocks that share a tile. What one of two of latent attention loads, the other one finds in L2.
 inline int32_t blocks_of_tile(const flash3_params &p) {
   if (!is_latent(p)) return 1;
   const int64_t mean_q = p.cu_seqlens_q != nullptr ? (p.total_q + p.batch - 1) / p.batch : p.seqlen_q;

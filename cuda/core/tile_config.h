@@ -23,7 +23,9 @@ struct TileConfig {
   // or one in each of `blocks_per_sm` thread blocks of the kernel for short sequences.
   int32_t streams;
   int32_t blocks_per_sm;
-  bool exact_max;  // the softmax follows the running maximum in every block; see OnlineSoftmax for the other way
+  // The softmax looks for the maxima of every block, and follows the running maximum where it has grown by much; see
+  // OnlineSoftmax, also for the other way.
+  bool exact_max;
   // The costs that decide between the configs of a head dim, as measured on an H200: clocks of a multiprocessor for a
   // tile, and for each of its key blocks in addition.
   int32_t tile_clocks, block_clocks;

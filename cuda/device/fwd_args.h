@@ -68,7 +68,7 @@ struct FwdArgs {
   int32_t batch, nheads, group;  // group: query heads per KV head
   int32_t head_dim, head_dim_v;
   int32_t num_m_blocks;  // dense q: of every sequence; packed q, short sequences: those shared out to blocks
-  int32_t num_tiles;     // num_m_blocks of every sequence and head
+  int32_t num_tiles;     // num_m_blocks of every sequence and head; pairs of them, where the kernel computes pairs
   core::DenseSchedule dense_schedule;
   core::Divisor group_divisor, m_blocks_divisor;
   int64_t l2_budget;         // for packed q, whose sections depend on the sequence
@@ -82,7 +82,7 @@ struct FwdArgs {
   int64_t alibi_batch_stride;
   const float *sinks;  // may be NULL
 
-  int32_t *tile_counter;         // zero at launch; NULL: no block has more than one tile
+  int32_t *tile_counter;  // zero at launch; NULL: no block has more than one tile, or pairs are shared out beforehand
   const int32_t *first_m_block;  // packed q: (batch + 1)
 
   // Of calls with a cache. Batch entries of k and v are then those of the cache, or pages; k_side: of cache.filled.

@@ -47,15 +47,20 @@ struct MlaQueries {
     if (thread == 0) ptx::mbarrier_arrive(&smem.barriers.q_full);
   }
 
-  // The rows of this thread block, eight lanes to a row. What lies behind them in shared memory may be anything: a row
-  // of a product depends on nothing but its own row of Q.
+  // The rows of this thread block, eight lanes to a row, and zeros up to the end of the last warp's: whether a warp
+  // raises its references depends on all of its rows, so what lies behind the last one must not be what some other
+  // kernel left. The rows of warps that have none may be anything: a row of a product depends on nothing but its own
+  // row of Q.
   __device__ __forceinline__ void copy(const core::SplitPiece &piece, const core::SeqSpan &span) const {
     const int32_t first = rank * Traits::kBlockM;
-    const int32_t rows = min(schedule.tile_rows(piece.lengths, piece.m_block) - first, Traits::kBlockM);
+    constexpr int32_t kWarpRows = 16;
+    const int32_t rows = max(min(schedule.tile_rows(piece.lengths, piece.m_block) - first, Traits::kBlockM), 0);
+    const int32_t end = (rows + kWarpRows - 1) / kWarpRows * kWarpRows;
     const uint32_t to = ptx::shared_address(smem.q);
 #pragma unroll 1
-    for (int32_t row = thread / 8; row < rows; row += Traits::kQueryThreads / 8) {
-      const int64_t packed = int64_t{piece.m_block} * schedule.block_m + first + row;
+    for (int32_t row = thread / 8; row < end; row += Traits::kQueryThreads / 8) {
+      const int64_t packed = int64_t{piece.m_block} * schedule.block_m + first + min(row, rows - 1);
+      const uint32_t bytes = row < rows ? 16 : 0;
       const int32_t query = schedule.query(packed);
       const auto in_group = static_cast<int32_t>(packed - int64_t{query} * schedule.group.divisor);
       const auto *const from = row_of<Element>(args.q, piece.batch, span.start + query,
@@ -64,7 +69,7 @@ struct MlaQueries {
 #pragma unroll
       for (int c = 0; c < Traits::kChunks; ++c) {
         ptx::cp_async_16(to + Traits::offset(row, col) + c * Traits::kChunkBytes, from + c * Traits::kChunkCols + col,
-                         16);
+                         bytes);
       }
     }
   }

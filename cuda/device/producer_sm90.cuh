@@ -94,6 +94,7 @@ struct Producer : TileLoads<Traits> {
     if constexpr (Traits::kQStages == 1) {
       Loads::load_keys(first_k);
     } else if constexpr (Traits::kPaired) {
+      // Each in its own way: Q is this block's alone.
       Loads::load(next_q(job));
       Loads::load_keys(first_k);
     } else {

@@ -117,9 +117,9 @@ __device__ __forceinline__ void cluster_wait() {
   compiler_fence();
 }
 
-// On a barrier of any block of the cluster, after loads whose values have arrived. This and mbarrier_wait have the
-// semantics of their own block only, as they do for buffers that the copy engine fills: in the whole cluster they would
-// wait for this thread's accesses to global memory, and empty the first-level cache.
+// On a barrier of any block of the cluster, after loads whose values have arrived, or reads that have been waited for.
+// This and mbarrier_wait have the semantics of their own block only, as they do for buffers that the copy engine fills:
+// in the whole cluster they would wait for this thread's accesses to global memory, and empty the first-level cache.
 __device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t bar) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(bar) : "memory");
 }

@@ -89,9 +89,10 @@ struct OnlineSoftmax {
 
   // The same, but where no score of a warp exceeds its row's reference by more than some headroom all references stay
   // as they are: nothing has to be corrected then, and the lanes of a row need not agree on its maximum. (So how a row
-  // is rounded may depend on the other rows of its warp, which are of the same sequence.) There is no headroom in the
-  // first blocks, where `exact`: relative to the maximum of few keys the largest probabilities are rounded worse, see
-  // accept().
+  // is rounded may depend on the other rows of its warp, which are of the same sequence, or zeros.) There is no
+  // headroom in the first blocks, where `exact`: relative to the maximum of few keys the largest probabilities are
+  // rounded worse, see accept().
+  //
   // In units of log2: float16, too, holds probabilities of up to 256.
   static constexpr float kHeadroom = 8.f;
   // How many blocks are the first ones: under a mask fewer, where rows with few keys make up most of the error.
@@ -182,7 +183,7 @@ struct OnlineSoftmax {
     return out;
   }
 
-  // Makes the maximum so far the reference; top: of the thread's new scores.
+  // Raises the references to the maxima of a block where these are larger; top: of the thread's new scores.
   __device__ __forceinline__ void raise(const Pair &top, float (&correction)[2]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -228,7 +229,7 @@ struct OnlineSoftmax {
       const float total = sum * keep + (sink_log2 == top ? 1.f : ptx::ex2(sink_log2 - top));
       // The first visible score gave the row its reference.
       out.empty[r] = sum == 0.f && reference[r] == -INFINITY;
-      // The approximations of the hardware do: total is at least 1, as the largest term is, or the sink.
+      // The approximations of the hardware do: total is at least 1, as the term of the reference is, or the sink.
       out.lse[r] = out.empty[r] ? sink : (top + ptx::lg2(total)) * core::kLn2;
       out.factor[r] = keep * ptx::rcp(total);
     }

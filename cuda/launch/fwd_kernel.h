@@ -14,7 +14,7 @@ struct FwdKernel {
   bool is_short;  // the kernel for short sequences, which needs no tile counter and nothing prepared
   int32_t streams, blocks_per_sm;
   int32_t cluster_blocks;  // thread blocks that work on a tile together; more than one: each cluster has one tile
-  bool paired;             // the thread blocks of a cluster have a tile each, and share what they load
+  bool paired;             // clusters of two, whose thread blocks have a tile each and share what they load
   int32_t head_dim, head_dim_v, block_m, block_n;
   int32_t box_cols, swizzle_bytes;
 };

@@ -13,7 +13,6 @@ from pyflash3 import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kv
 from tests.gpu.kvcache_problem import Arguments, call, check, on_device, on_host, packed, right_or_refused, want
 from tests.gpu.machine import HOST, bits, fill, get, int32, normal, poisoned, put, same_bits, wait
 from tests.gpu.problem import judge
-from tests.gpu.test_jumps import heights
 from tests.gpu.test_kvcache_graphs import captured
 from tests.gpu.test_repeats import _noise
 from tests.host.kvcache_cases import CacheCase
@@ -99,31 +98,6 @@ def test_many_keys_and_many_sequences() -> None:
         )  # fmt: skip
         check(case, num_splits=num_splits)
     check(mla(1, 64, 16, batch=batch, filled=(), full=True))
-
-
-def test_as_many_sequences_as_the_multiprocessors_share_evenly() -> None:
-    """Every thread block gets whole tiles then, and there is nothing to merge; lengths differ by less than a block."""
-    batch = 4 if HOST else 132
-    filled = tuple(CAPACITY - i % 9 for i in range(batch))
-    for seqlen_q, page_size in ((1, None), (1, 64), (2, 64)):
-        check(mla(seqlen_q, page_size, 128, batch=batch, filled=filled, causal=True))
-
-
-@pytest.mark.parametrize("nats", [12.0, 40.0, 300.0])
-@pytest.mark.parametrize("pattern", ["first_key", "some_keys", "growing"])
-@pytest.mark.parametrize(("nheads", "seqlen_q"), [(16, 1), (128, 2)])
-def test_scores_that_jump(nheads: int, seqlen_q: int, pattern: str, nats: float) -> None:
-    """As in test_jumps; the column that draws them is none of the values."""
-    arguments = mla(seqlen_q, None, nheads, causal=True, filled=(), full=True).arguments()
-    arguments["q"][..., -1] = 1
-    for b, length in enumerate(arguments["cache_seqlens"].tolist()):
-        rows = heights(pattern, length, nats)[:, None] * 576**0.5
-        arguments["k_cache"][b, :length, :, -1] = rows.astype(arguments["k_cache"].dtype)
-    right = want(arguments)
-    for num_splits in (0, 1, 3):
-        result = call(on_device(arguments), num_splits=num_splits)
-        wait()
-        judge(right.problem, *packed(*result), right.result)
 
 
 @pytest.mark.parametrize("nheads", [16, 128])
