@@ -213,11 +213,8 @@ struct Mainloop {
   }
 
  private:
-  // An address inside of the own block: in a cluster the number of the block is part of shared addresses, and a matrix
-  // descriptor has no room for it.
   static __device__ __forceinline__ uint32_t place(const void *smem) {
-    const uint32_t address = ptx::shared_address(smem);
-    return Traits::kPaired ? address & 0x3ffff : address;
+    return Traits::kPaired ? ptx::address_in_block(smem) : ptx::shared_address(smem);
   }
 
   // One key block: s = Q * K^T of this block while o += P * V of the block before; then p = what the functor makes of

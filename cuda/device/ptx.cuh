@@ -105,6 +105,10 @@ __device__ __forceinline__ uint32_t cluster_rank() { return cute::block_rank_in_
 
 __device__ __forceinline__ uint32_t mapa(uint32_t shared, uint32_t rank) { return cute::set_block_rank(shared, rank); }
 
+// An address for matrix descriptors of a kernel with clusters: inside of the own block. The number of the block is part
+// of shared addresses there, and a descriptor has no room for it.
+__device__ __forceinline__ uint32_t address_in_block(const void *smem) { return shared_address(smem) & 0x3ffff; }
+
 // By all threads of the cluster, warps converged: behind cluster_wait() the mbarriers are there that any of them has
 // initialised, with fence_mbarrier_init(), before cluster_arrive_relaxed(). Nothing else is ordered, and nobody waits
 // for stores to global memory.

@@ -195,10 +195,6 @@ struct WideMainloop {
   __device__ __forceinline__ Element *output_place() const { return smem.q[0] + warpgroup * 64 * Traits::kBoxCols; }
 
  private:
-  // An address inside of the own block: in a cluster the number of the block is part of shared addresses, and a matrix
-  // descriptor has no room for it.
-  static __device__ __forceinline__ uint32_t place(const void *smem) { return ptx::shared_address(smem) & 0x3ffff; }
-
   static __device__ __forceinline__ void copy(const float (&from)[kScores], float (&to)[kScores]) {
 #pragma unroll
     for (int i = 0; i < kScores; ++i) to[i] = from[i];
@@ -220,13 +216,13 @@ struct WideMainloop {
   __device__ __forceinline__ void issue_qk(float (&s)[kScores]) const {
     const Element *const q = smem.q[0] + warpgroup * 64 * Traits::kBoxCols;
     gemm_ss<Element, kBlockN, Traits::kHeadDim, Traits::kSwizzleBytes, Traits::kBlockM, kBlockN>(
-        ptx::uniform(Descriptor::k_major(place(q))), ptx::uniform(Descriptor::k_major(place(smem.k[k_state.index()]))),
-        s);
+        ptx::uniform(Descriptor::k_major(ptx::address_in_block(q))),
+        ptx::uniform(Descriptor::k_major(ptx::address_in_block(smem.k[k_state.index()]))), s);
   }
 
   __device__ __forceinline__ void issue_pv(uint32_t (&p)[kScores / 2], float (&o)[kOutputs]) const {
     gemm_rs<Element, Traits::kHeadDim, kBlockN, Traits::kSwizzleBytes>(
-        p, ptx::uniform(Descriptor::template mn_major<kBlockN>(place(smem.v[v_state.index()]))), o);
+        p, ptx::uniform(Descriptor::template mn_major<kBlockN>(ptx::address_in_block(smem.v[v_state.index()]))), o);
   }
 
   // One arrival a warp, once the whole warp has read the buffer.

@@ -60,7 +60,7 @@ core::Status encode_maps(const flash3_params &p, const FwdKernel &kernel, device
 }
 
 // The scheduler's state in the workspace: a tile counter and, for packed q, the place of each sequence in the order of
-// tiles. A dense call with a stream for every tile needs neither, nor does the kernel for short sequences.
+// tiles. A dense call with a stream for every tile needs neither, nor do pairs and the kernel for short sequences.
 struct SchedulerState {
   int32_t *tile_counter;
   int32_t *first_m_block;  // NULL for dense q
@@ -68,11 +68,11 @@ struct SchedulerState {
   bool needs_preparing() const { return tile_counter != nullptr; }
 };
 
-SchedulerState scheduler_state(const flash3_params &p, const FwdKernel &kernel, bool one_tile_a_stream) {
+SchedulerState scheduler_state(const flash3_params &p, const FwdKernel &kernel, bool draws_tickets) {
   const core::WorkspaceLayout layout = core::workspace_layout(p);
   char *workspace = static_cast<char *>(p.workspace);
   const bool packed = p.cu_seqlens_q != nullptr;
-  if (kernel.is_short || (one_tile_a_stream && !packed)) return {nullptr, nullptr};
+  if (kernel.is_short || (!draws_tickets && !packed)) return {nullptr, nullptr};
   return {reinterpret_cast<int32_t *>(workspace + layout.tile_counter),
           packed ? reinterpret_cast<int32_t *>(workspace + layout.first_m_block) : nullptr};
 }
@@ -215,8 +215,8 @@ core::Status forward(const flash3_params &params, void *stream) {
     const int64_t most_pairs = std::min(int64_t{pairs}, most_blocks / 2);
     blocks = 2 * std::min(tiles, std::max(most_pairs, int64_t{1}));
   }
-  const bool counts = !clusters && !kernel->paired && tiles > most_blocks * kernel->streams;
-  const SchedulerState state = scheduler_state(params, *kernel, !counts);
+  const bool draws_tickets = !clusters && !kernel->paired && tiles > most_blocks * kernel->streams;
+  const SchedulerState state = scheduler_state(params, *kernel, draws_tickets);
   device::FwdArgs args;
   status = make_args(params, *kernel, state, &args);
   if (!status.ok()) return status;

@@ -226,10 +226,10 @@ core::Status find_kernel(const flash3_params &params, int32_t multiprocessors, c
   const int32_t chosen = core::cheapest_config(*member, workload(params, multiprocessors));
   const bool varlen = params.cu_seqlens_q != nullptr || params.cu_seqlens_k != nullptr || params.seqused_q != nullptr ||
                       params.seqused_k != nullptr;
+  const core::Window window = core::Window::make(params.window_left, params.window_right);
+  const bool paired = !score_mod && !varlen && core::takes_pairs(core::kTileConfigs[chosen], window, params.seqlen_q);
   for (const Entry &e : table().entries) {
     if (e.dtype != params.dtype || e.config != chosen) continue;
-    const core::Window window = core::Window::make(params.window_left, params.window_right);
-    const bool paired = !score_mod && !varlen && core::takes_pairs(core::kTileConfigs[chosen], window, params.seqlen_q);
     *kernel = paired ? &e.paired : &e.kernels[score_mod][varlen];
   }
   return {};

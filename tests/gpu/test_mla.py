@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,10 @@ import pytest
 
 from pyflash3 import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
 from tests.gpu.kvcache_problem import Arguments, call, check, on_device, on_host, packed, right_or_refused, want
-from tests.gpu.machine import HOST, bits, fill, get, int32, normal, poisoned, put, same_bits, wait
+from tests.gpu.machine import HOST, fill, get, int32, normal, poisoned, put, same_bits, wait
 from tests.gpu.problem import judge
+from tests.gpu.repeats import other_work, same_every_time
 from tests.gpu.test_kvcache_graphs import captured
-from tests.gpu.test_repeats import _noise
 from tests.host.kvcache_cases import CacheCase
 
 HEADS = (16, 128) if HOST else (16, 32, 64, 128)
@@ -164,16 +163,10 @@ def test_a_bad_latent_row_shows_where_it_is_seen(nheads: int, num_splits: int, c
 @pytest.mark.parametrize(("nheads", "page_size"), [(16, None), (128, 64)])
 def test_every_run_gives_the_same_bits(nheads: int, page_size: int | None, num_splits: int) -> None:
     device = on_device(mla(2, page_size, nheads, causal=True).arguments())
-    noise: Callable[[], None] = _noise()
-    out, lse = call(device, num_splits=num_splits)
-    differing = put(np.zeros((), np.int64))
-    for i in range(2 if HOST else 60):
-        if i % 2:
-            noise()
-        again, again_lse = call(device, num_splits=num_splits)
-        differing = differing + (bits(again) != bits(out)).sum() + (bits(again_lse) != bits(lse)).sum()
-    wait()
-    assert int(get(differing)) == 0
+    noise = other_work()
+    same_every_time(
+        lambda: call(device, num_splits=num_splits), 2 if HOST else 60, lambda i: noise() if i % 2 else None
+    )
 
 
 WRONG: list[dict[str, int]] = [

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
 from tests.gpu.kvcache_problem import call, check, on_device, packed, want
-from tests.gpu.machine import HOST, bits, get, put, same_bits, wait
+from tests.gpu.machine import HOST, put, wait
 from tests.gpu.problem import judge
+from tests.gpu.repeats import other_work, same_every_time
 from tests.gpu.test_jumps import heights
 from tests.gpu.test_mla import CAPACITY, mla
-from tests.gpu.test_repeats import _noise
 from tests.host.kvcache_cases import CacheCase
 
 
@@ -51,16 +49,12 @@ def test_rows_that_fill_no_warp_give_the_same_bits_whatever_ran_before(nheads: i
     device = on_device(case.arguments())
     large = on_device(mla(4, None, 128, filled=(), full=True).arguments())
     large["q"] = large["q"] * put(np.asarray(100, large["q"].dtype))
-    noise: Callable[[], None] = _noise()
-    out, lse = call(device)
-    differing = put(np.zeros((), np.int64))
-    for i in range(2 if HOST else 40):
+    noise = other_work()
+
+    def before(i: int) -> None:
         if i % 3 == 0:
             noise()
         if i % 3 == 1:
             call(large)  # leaves large scores' queries in shared memory
-        again, again_lse = call(device)
-        differing = differing + (bits(again) != bits(out)).sum() + (bits(again_lse) != bits(lse)).sum()
-    wait()
-    assert int(get(differing)) == 0
-    assert same_bits(again, out)
+
+    same_every_time(lambda: call(device), 2 if HOST else 40, before)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.gpu.machine import HOST, bits, get, put, wait, xp
+from tests.gpu.machine import HOST
 from tests.gpu.problem import Lengths, Problem, check, make
+from tests.gpu.repeats import other_work, same_every_time
 
 BATCHES_PER_TEST = 50
 REPEATS = 20 if HOST else 1000
@@ -56,34 +57,14 @@ SAME: list[dict[str, Any]] = [
 ]
 
 
-def _noise() -> Callable[[], None]:
-    """Other work on another stream, so that blocks run at other times and places."""
-    if HOST:
-        return lambda: None
-    stream = xp.cuda.Stream(non_blocking=True)
-    with stream:
-        a = xp.ones((1024, 1024), np.float32)
-
-    def work() -> None:
-        with stream:
-            xp.matmul(a, a)
-
-    return work
-
-
 @pytest.mark.parametrize("options", SAME, ids=["causal", "float16", "window", "varlen", "many_sequences"])
 @pytest.mark.parametrize("busy", [False, True], ids=["alone", "beside_other_work"])
 def test_every_run_gives_the_same_bits(busy: bool, options: dict[str, Any]) -> None:
     inputs = make(Problem(nheads=8, nheads_k=2, **options))
-    noise = _noise() if busy else lambda: None
-    out, lse = inputs.function()(inputs.q, inputs.k, inputs.v, **inputs.lengths, **inputs.options(), return_lse=True)
-    differing = put(np.zeros((), np.int64))
+    noise = other_work() if busy else lambda: None
     arguments = {**inputs.lengths, **inputs.options(), "return_lse": True}
-    for i in range(REPEATS // (5 if busy else 1)):
-        noise()
-        again, again_lse = inputs.function()(inputs.q, inputs.k, inputs.v, **arguments)
-        differing = differing + (bits(again) != bits(out)).sum() + (bits(again_lse) != bits(lse)).sum()
-        if i % 100 == 99:
-            wait()
-    wait()
-    assert int(get(differing)) == 0
+    same_every_time(
+        lambda: inputs.function()(inputs.q, inputs.k, inputs.v, **arguments),
+        REPEATS // (5 if busy else 1),
+        lambda _: noise(),
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,9 @@ import pytest
 
 import pyflash3
 from tests.gpu.kvcache_problem import call, on_device
-from tests.gpu.machine import HOST, bits, fill, get, normal, put, same_bits, wait, xp
+from tests.gpu.machine import HOST, bits, fill, get, normal, same_bits, wait, xp
 from tests.gpu.problem import Problem, check, make
-from tests.gpu.test_repeats import _noise
+from tests.gpu.repeats import other_work, same_every_time
 from tests.host.kvcache_cases import CacheCase
 
 SPLITS = (2, 3, 5, 37, 256)
@@ -113,18 +112,15 @@ CASES: dict[str, CacheCase] = {
 def test_every_run_gives_the_same_bits(busy: bool, name: str, num_splits: int) -> None:
     # The appended rows are written again each time, with the same bytes.
     device = on_device(CASES[name].arguments())
-    noise: Callable[[], None] = _noise() if busy else lambda: None
-    out, lse = call(device, num_splits=num_splits)
+    noise = other_work() if busy else lambda: None
+    first = call(device, num_splits=num_splits)
     caches = {cache: device[cache].copy() for cache in ("k_cache", "v_cache")}
-    differing = put(np.zeros((), np.int64))
-    for _ in range(REPEATS // (5 if busy else 1)):
-        noise()
-        again, again_lse = call(device, num_splits=num_splits)
-        differing = differing + (bits(again) != bits(out)).sum() + (bits(again_lse) != bits(lse)).sum()
+    repeats = REPEATS // (5 if busy else 1)
+    out, lse = same_every_time(lambda: call(device, num_splits=num_splits), repeats, lambda _: noise())
+    assert same_bits(out, first[0])
+    assert same_bits(lse, first[1])
     for cache, x in caches.items():
-        differing = differing + (bits(device[cache]) != bits(x)).sum()
-    wait()
-    assert int(get(differing)) == 0
+        assert same_bits(device[cache], x), cache
 
 
 @pytest.mark.parametrize("num_splits", [0, 3])

@@ -6,7 +6,7 @@ What the CUDA backend has no kernel for must be refused with a reason, before an
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,10 @@ import pytest
 
 from tests.gpu import test_isolation, test_streams
 from tests.gpu.kvcache_problem import right_or_refused
-from tests.gpu.machine import HOST, bits, fill, get, poisoned, put, same_bits, wait
+from tests.gpu.machine import HOST, fill, get, poisoned, put, same_bits, wait
 from tests.gpu.problem import Inputs, Lengths, Problem, check, expected, judge, make, starts
 from tests.gpu.protocol_cases import OPTIONS, title
-from tests.gpu.test_repeats import _noise
+from tests.gpu.repeats import other_work, same_every_time
 from tests.host.kvcache_cases import CacheCase
 
 DTYPES = ("bfloat16", "float16")
@@ -185,17 +185,13 @@ SAME = [x | {"lengths": RAGGED if "packed" in x else ((30, 70),) * 2} for x in S
 @pytest.mark.parametrize("options", SAME, ids=["d512", "varlen-d328", "d192v128"])
 def test_every_run_gives_the_same_bits(options: dict[str, Any]) -> None:
     inputs = make(Problem(nheads=8, nheads_k=4, **options))
-    noise: Callable[[], None] = _noise()
+    noise = other_work()
     arguments = {**inputs.lengths, **inputs.options(), "return_lse": True}
-    out, lse = inputs.function()(inputs.q, inputs.k, inputs.v, **arguments)
-    differing = put(np.zeros((), np.int64))
-    for i in range(2 if HOST else 100):
-        if i % 2:
-            noise()
-        again, again_lse = inputs.function()(inputs.q, inputs.k, inputs.v, **arguments)
-        differing = differing + (bits(again) != bits(out)).sum() + (bits(again_lse) != bits(lse)).sum()
-    wait()
-    assert int(get(differing)) == 0
+    out, lse = same_every_time(
+        lambda: inputs.function()(inputs.q, inputs.k, inputs.v, **arguments),
+        2 if HOST else 100,
+        lambda i: noise() if i % 2 else None,
+    )
     judge(inputs.problem, out, lse, expected(inputs))
 
 
