@@ -15,9 +15,12 @@ struct TileConfig {
   // Columns of Q and K, and of V, that the kernel is instantiated for; smaller head dims run in it with zero-filled
   // columns.
   int32_t head_dim, head_dim_v;
-  int32_t block_m;   // query rows of a tile, 64 per consumer warpgroup
-  int32_t block_n;   // keys of a block
-  int32_t stages;    // K and V blocks in flight, each
+  int32_t block_m;  // query rows of a tile, 64 per consumer warpgroup
+  int32_t block_n;  // keys of a block
+  int32_t stages;   // K and V blocks in flight, each
+  // Steps of 16 columns of Q that consumers keep in registers, as many as are left over: what the products do not read
+  // of shared memory is there for what is loaded.
+  int32_t kept_steps;
   int32_t q_stages;  // 2: Q of the next tile is loaded, and its first scores computed, while this tile ends
   // Tiles that a multiprocessor works on side by side: `streams` in one thread block of the warp-specialised kernel,
   // or one in each of `blocks_per_sm` thread blocks of the kernel for short sequences.
@@ -44,23 +47,23 @@ struct TileConfig {
 // registers.
 // clang-format off
 inline constexpr TileConfig kTileConfigs[] = {
-    // head_dim, head_dim_v, block_m, block_n, stages, q_stages, streams, blocks_per_sm, exact_max, tile_clocks, block_clocks, most_rows, pairs
-    {64, 64, 192, 128, 4, 2, 1, 1, false, 5600, 2330, 0, false},
-    {64, 64, 256, 64, 4, 2, 1, 1, false, 5640, 1740, 0, false},
-    {64, 64, 128, 64, 4, 2, 2, 1, false, 2850, 890, 0, false},
-    {64, 64, 64, 128, 4, 2, 1, 1, false, 3500, 1100, 0, false},
-    {64, 64, 64, 64, 1, 1, 1, 4, true, 1400, 640, 256, false},
-    {96, 96, 128, 128, 2, 2, 1, 1, false, 2800, 2300, 0, false},
-    {96, 96, 192, 96, 2, 2, 1, 1, false, 5000, 2340, 0, false},
-    {96, 96, 64, 64, 1, 1, 1, 3, true, 1500, 850, 256, false},
-    {128, 128, 128, 128, 2, 2, 1, 1, false, 2800, 2600, 0, true},
-    {128, 128, 64, 128, 2, 2, 1, 1, false, 2800, 1500, 0, false},
-    {128, 128, 64, 64, 1, 1, 1, 3, true, 1500, 1000, 256, false},
-    {192, 128, 128, 128, 2, 1, 1, 1, false, 0, 0, 0, true},
-    {192, 192, 128, 96, 2, 1, 1, 1, true, 0, 0, 0, true},
-    {256, 256, 128, 80, 2, 1, 1, 1, true, 9000, 3050, 0, true},
-    {256, 256, 64, 80, 2, 1, 1, 1, true, 8000, 1750, 0, false},
-    {512, 512, 128, 64, 2, 1, 1, 1, true, 0, 0, 0, false},
+    // head_dim, head_dim_v, block_m, block_n, stages, kept_steps, q_stages, streams, blocks_per_sm, exact_max, tile_clocks, block_clocks, most_rows, pairs
+    {64, 64, 192, 128, 4, 0, 2, 1, 1, false, 5600, 2330, 0, false},
+    {64, 64, 256, 64, 4, 0, 2, 1, 1, false, 5640, 1740, 0, false},
+    {64, 64, 128, 64, 4, 0, 2, 2, 1, false, 2850, 890, 0, false},
+    {64, 64, 64, 128, 4, 0, 2, 1, 1, false, 3500, 1100, 0, false},
+    {64, 64, 64, 64, 1, 0, 1, 1, 4, true, 1400, 640, 256, false},
+    {96, 96, 128, 128, 2, 0, 2, 1, 1, false, 2800, 2300, 0, false},
+    {96, 96, 192, 96, 2, 0, 2, 1, 1, false, 5000, 2340, 0, false},
+    {96, 96, 64, 64, 1, 0, 1, 1, 3, true, 1500, 850, 256, false},
+    {128, 128, 128, 128, 2, 4, 2, 1, 1, false, 2800, 2600, 0, true},
+    {128, 128, 64, 128, 2, 0, 2, 1, 1, false, 2800, 1500, 0, false},
+    {128, 128, 64, 64, 1, 0, 1, 1, 3, true, 1500, 1000, 256, false},
+    {192, 128, 128, 128, 2, 4, 1, 1, 1, false, 0, 0, 0, true},
+    {192, 192, 128, 96, 2, 6, 1, 1, 1, true, 0, 0, 0, true},
+    {256, 256, 128, 80, 2, 4, 1, 1, 1, true, 9000, 3050, 0, true},
+    {256, 256, 64, 80, 2, 0, 1, 1, 1, true, 8000, 1750, 0, false},
+    {512, 512, 128, 64, 2, 0, 1, 1, 1, true, 0, 0, 0, false},
 };
 // clang-format on
 
@@ -69,11 +72,11 @@ inline constexpr TileConfig kTileConfigs[] = {
 // clang-format off
 inline constexpr TileConfig kCacheConfigs[] = {
     // as above
-    {64, 64, 128, 128, 4, 2, 1, 1, false, 2800, 2100, 0, false},
-    {96, 96, 128, 128, 2, 2, 1, 1, false, 2800, 2300, 0, false},
-    {128, 128, 128, 128, 2, 2, 1, 1, false, 2800, 2600, 0, false},
-    {192, 192, 128, 96, 2, 1, 1, 1, true, 6000, 2800, 0, false},
-    {256, 256, 128, 80, 2, 1, 1, 1, true, 9000, 3050, 0, false},
+    {64, 64, 128, 128, 4, 0, 2, 1, 1, false, 2800, 2100, 0, false},
+    {96, 96, 128, 128, 2, 0, 2, 1, 1, false, 2800, 2300, 0, false},
+    {128, 128, 128, 128, 2, 2, 2, 1, 1, false, 2800, 2600, 0, false},
+    {192, 192, 128, 96, 2, 6, 1, 1, 1, true, 6000, 2800, 0, false},
+    {256, 256, 128, 80, 2, 0, 1, 1, 1, true, 9000, 3050, 0, false},
 };
 // clang-format on
 

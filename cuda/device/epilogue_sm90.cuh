@@ -9,6 +9,7 @@
 #include "device/repair.cuh"
 #include "device/scores.cuh"
 #include "device/softmax.cuh"
+#include "device/swizzle.cuh"
 #include "device/tile_traits.cuh"
 
 namespace flash3::device {
@@ -88,15 +89,12 @@ struct Epilogue {
   // column half) = (0,0) (1,0) (0,1) (1,1), in the order of the accumulator's registers. Lane l gives the address of
   // row l % 16 and column half l / 16.
   __device__ __forceinline__ void stage(const float (&o)[kOutputs], Element *to) const {
-    constexpr int kStepsPerBox = Traits::kBoxCols / 16;
-    constexpr uint32_t kXorMask = Traits::kSwizzleBytes / 16 - 1;
     const int lane = threadIdx.x % 32;
     char *const rows = reinterpret_cast<char *>(to + threadIdx.x % 128 / 32 * 16 * Traits::kBoxCols);
 #pragma unroll
     for (int j = 0; j < Traits::kHeadDimV / 16; ++j) {
-      uint32_t at = lane % 16 * Traits::kSwizzleBytes + (j % kStepsPerBox) * 32 + lane / 16 * 16;
-      at ^= (at >> 3) & (kXorMask << 4);  // the swizzle of the tensor map, which repeats every 8 rows of 128 bytes
-      at += (j / kStepsPerBox) * (Traits::kStagedRows * Traits::kSwizzleBytes);
+      const uint32_t at =
+          swizzled_offset<Traits::kSwizzleBytes, Traits::kStagedRows>(lane % 16, 16 * j + lane / 16 * 8);
       ptx::stmatrix_x4(rows + at, pack2<Element>(o[8 * j], o[8 * j + 1]), pack2<Element>(o[8 * j + 2], o[8 * j + 3]),
                        pack2<Element>(o[8 * j + 4], o[8 * j + 5]), pack2<Element>(o[8 * j + 6], o[8 * j + 7]));
     }

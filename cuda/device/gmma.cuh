@@ -76,8 +76,9 @@ __device__ __forceinline__ void wgmma_ss(uint64_t a, uint64_t b, float (&c)[kC],
 }
 
 template <class Atom, int kC, size_t... I>
-__device__ __forceinline__ void wgmma_rs(const uint32_t *a, uint64_t b, float (&c)[kC], std::index_sequence<I...>) {
-  Atom::fma(a[0], a[1], a[2], a[3], b, c[I]..., ScaleOut::One);
+__device__ __forceinline__ void wgmma_rs(const uint32_t *a, uint64_t b, float (&c)[kC], ScaleOut scale,
+                                         std::index_sequence<I...>) {
+  Atom::fma(a[0], a[1], a[2], a[3], b, c[I]..., scale);
 }
 
 }  // namespace detail
@@ -98,21 +99,27 @@ __device__ __forceinline__ void wgmma_wait_group() {
 
 // C(64 x kN) = A(64 x kK) * B(kN x kK)^T, both in shared memory, columns along K; issued and committed, not awaited.
 // a and b are low words of descriptors; kRowsA and kRowsB are the rows of a column block of the tiles that A and B are
-// part of.
-template <class Element, int kN, int kK, int kSwizzleBytes, int kRowsA, int kRowsB>
-__device__ __forceinline__ void gemm_ss(uint32_t a, uint32_t b, float (&c)[kN / 2]) {
+// part of. The first kKept steps of 16 columns of A are taken from registers instead: `kept`, four for each.
+template <class Element, int kN, int kK, int kSwizzleBytes, int kRowsA, int kRowsB, int kKept = 0>
+__device__ __forceinline__ void gemm_ss(uint32_t a, uint32_t b, float (&c)[kN / 2], const uint32_t *kept = nullptr) {
   using Descriptor = SmemDescriptor<kSwizzleBytes>;
-  using Atom = typename Gmma<Element, kN, Major::K>::Ss;
+  using Atoms = Gmma<Element, kN, Major::K>;
   constexpr int kStepsPerBlock = kSwizzleBytes / 32;  // a step of 16 values is 32 bytes
+  static_assert(kKept <= kK / 16, "no more than there are");
   fence_accumulators(c);
   wgmma_fence();
 #pragma unroll
   for (int k = 0; k < kK / 16; ++k) {
     const int block = k / kStepsPerBlock;
     const int inside = (k % kStepsPerBlock) * 2;
-    detail::wgmma_ss<Atom>(Descriptor::at(a + block * (kRowsA * kSwizzleBytes / 16) + inside),
-                           Descriptor::at(b + block * (kRowsB * kSwizzleBytes / 16) + inside), c,
-                           k == 0 ? ScaleOut::Zero : ScaleOut::One, std::make_index_sequence<kN / 2>{});
+    const uint64_t b_step = Descriptor::at(b + block * (kRowsB * kSwizzleBytes / 16) + inside);
+    const ScaleOut scale = k == 0 ? ScaleOut::Zero : ScaleOut::One;
+    if (k < kKept) {
+      detail::wgmma_rs<typename Atoms::Rs>(kept + 4 * k, b_step, c, scale, std::make_index_sequence<kN / 2>{});
+    } else {
+      detail::wgmma_ss<typename Atoms::Ss>(Descriptor::at(a + block * (kRowsA * kSwizzleBytes / 16) + inside), b_step,
+                                           c, scale, std::make_index_sequence<kN / 2>{});
+    }
   }
   wgmma_commit_group();
 }
@@ -127,7 +134,7 @@ __device__ __forceinline__ void gemm_rs(uint32_t (&a)[kK / 4], uint32_t b, float
   wgmma_fence();
 #pragma unroll
   for (int k = 0; k < kK / 16; ++k) {
-    detail::wgmma_rs<Atom>(a + 4 * k, SmemDescriptor<kSwizzleBytes>::at(b + k * kSwizzleBytes), c,
+    detail::wgmma_rs<Atom>(a + 4 * k, SmemDescriptor<kSwizzleBytes>::at(b + k * kSwizzleBytes), c, ScaleOut::One,
                            std::make_index_sequence<kN / 2>{});
   }
   wgmma_commit_group();

@@ -14,6 +14,7 @@
 #include "device/recompute.cuh"
 #include "device/scores.cuh"
 #include "device/softmax.cuh"
+#include "device/swizzle.cuh"
 #include "device/tile_traits.cuh"
 
 namespace flash3::device {
@@ -40,6 +41,7 @@ struct Mainloop {
   static constexpr int kBlockN = Traits::kBlockN;
   static constexpr int kScores = kBlockN / 2;             // scores a thread holds
   static constexpr int kOutputs = Traits::kHeadDimV / 2;  // outputs a thread holds
+  static constexpr int kKept = Traits::kKeptSteps;
 
   const FwdArgs &args;
   SharedStorage &smem;
@@ -49,6 +51,7 @@ struct Mainloop {
   RingState<Traits::kQStages> q_state = RingState<Traits::kQStages>::consumer();
   RingState<Traits::kStages> k_state = RingState<Traits::kStages>::consumer();
   RingState<Traits::kStages> v_state = RingState<Traits::kStages>::consumer();
+  uint32_t kept_q[kKept > 0 ? 4 * kKept : 1];  // the first columns of this warp's rows of the tile's Q
 
   __device__ __forceinline__ Mainloop(const FwdArgs &a, SharedStorage &s, int wg)
       : args(a),
@@ -76,6 +79,7 @@ struct Mainloop {
   // The scores of a tile's first block, for a tile that finish_and_start() did not start.
   __device__ __forceinline__ void start(float (&s)[kScores]) {
     wait_tile();
+    keep_q();
     take_turn();
     issue_qk(q_descriptor(), s);
     pass_turn();
@@ -178,7 +182,10 @@ struct Mainloop {
   // (`has_next`), that product reads whatever lies there, and `s` is of no use.
   __device__ __forceinline__ void finish_and_start(uint32_t (&p)[kScores / 2], float (&o)[kOutputs],
                                                    float (&s)[kScores], bool has_next) {
-    if (has_next) wait_tile();
+    if (has_next) {
+      wait_tile();
+      keep_q();
+    }
     wait_keys(smem.barriers.v_full, v_state);
     if (ptx::elect_one()) ptx::tma_store_wait_read();  // the epilogue is next, and the turn tells the other warps
     take_turn();
@@ -251,9 +258,21 @@ struct Mainloop {
     return ptx::uniform(q_low + q_state.index() * (Traits::kQBytes / 16));
   }
 
+  // Takes what is kept of Q out of the stage that q_state is at.
+  __device__ __forceinline__ void keep_q() {
+    const int lane = threadIdx.x % 32;
+    const int row = warpgroup * 64 + threadIdx.x % 128 / 32 * 16 + lane % 16;
+    const uint32_t q = ptx::shared_address(smem.q[0]) + q_state.index() * Traits::kQBytes;
+#pragma unroll
+    for (int k = 0; k < kKept; ++k) {
+      ptx::ldmatrix_x4(q + swizzled_offset<Traits::kSwizzleBytes, Traits::kBlockM>(row, 16 * k + lane / 16 * 8),
+                       kept_q + 4 * k);
+    }
+  }
+
   __device__ __forceinline__ void issue_qk(uint32_t q, float (&s)[kScores]) const {
-    gemm_ss<Element, kBlockN, Traits::kHeadDim, Traits::kSwizzleBytes, Traits::kBlockM, kBlockN>(
-        q, k_low + k_state.index() * (Traits::kKBytes / 16), s);
+    gemm_ss<Element, kBlockN, Traits::kHeadDim, Traits::kSwizzleBytes, Traits::kBlockM, kBlockN, kKept>(
+        q, k_low + k_state.index() * (Traits::kKBytes / 16), s, kept_q);
   }
 
   __device__ __forceinline__ void issue_pv(uint32_t (&p)[kScores / 2], float (&o)[kOutputs]) const {

@@ -10,6 +10,7 @@
 
 #include "core/split_config.h"
 #include "device/split_parts.cuh"
+#include "device/swizzle.cuh"
 
 namespace flash3::device {
 
@@ -85,9 +86,7 @@ struct MlaTraits {
 
   // Byte offset of 16 bytes in a tile; col: a multiple of 8.
   static __device__ __forceinline__ uint32_t offset(int row, int col) {
-    uint32_t at = row * kSwizzleBytes + col % kChunkCols * 2;
-    at ^= (at >> 3) & (7 << 4);
-    return at + col / kChunkCols * kChunkBytes;
+    return swizzled_offset<kSwizzleBytes, kChunkBytes / kSwizzleBytes>(row, col);
   }
 };
 

@@ -8,6 +8,7 @@
 #include "device/fwd_args.h"
 #include "device/producer_sm90.cuh"
 #include "device/ptx.cuh"
+#include "device/swizzle.cuh"
 #include "device/tile_loads.cuh"
 #include "device/tile_traits.cuh"
 
@@ -254,9 +255,7 @@ struct CacheProducer : Producer<Traits> {
 
   // Byte offset of 16 bytes in a key block, as the tensor maps lay it out; col: a multiple of 8.
   static __device__ __forceinline__ uint32_t in_block(int row, int col) {
-    uint32_t at = row * Traits::kSwizzleBytes + col % Traits::kBoxCols * 2;
-    at ^= (at >> 3) & ((Traits::kSwizzleBytes / 16 - 1) << 4);
-    return at + col / Traits::kBoxCols * (kBlockN * Traits::kSwizzleBytes);
+    return swizzled_offset<Traits::kSwizzleBytes, kBlockN>(row, col);
   }
 };
 

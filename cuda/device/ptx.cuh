@@ -184,6 +184,15 @@ __device__ __forceinline__ void prefetch_tensormap(const void *map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
+// Four 8x8 matrices of 16-bit values into registers, one of each thread's pairs to a register; each lane names the
+// shared-memory address of one row.
+__device__ __forceinline__ void ldmatrix_x4(uint32_t row, uint32_t *out) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(row)
+               : "memory");
+}
+
 // Four 8x8 matrices of 16-bit values from registers; each lane names the shared-memory address of one row.
 __device__ __forceinline__ void stmatrix_x4(void *row, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t r3) {
   cute::SM90_U32x4_STSM_N::copy(r0, r1, r2, r3, *static_cast<cute::uint128_t *>(row));

@@ -6,6 +6,7 @@
 
 #include "core/split_config.h"
 #include "device/split_parts.cuh"
+#include "device/swizzle.cuh"
 
 namespace flash3::device {
 
@@ -68,9 +69,7 @@ struct SplitTraits {
   // Byte offset of 16 bytes in a tile of kRows rows, as the tensor maps lay it out; col: a multiple of 8.
   template <int kRows>
   static __device__ __forceinline__ uint32_t offset(int row, int col) {
-    uint32_t at = row * kSwizzleBytes + col % kBoxCols * 2;
-    at ^= (at >> 3) & ((kSwizzleBytes / 16 - 1) << 4);
-    return at + col / kBoxCols * (kRows * kSwizzleBytes);
+    return swizzled_offset<kSwizzleBytes, kRows>(row, col);
   }
 };
 

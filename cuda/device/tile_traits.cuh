@@ -45,6 +45,8 @@ struct TileTraits {
   static constexpr int kBlockN = kConfig.block_n;
   static constexpr int kStages = kConfig.stages;
   static constexpr int kQStages = kConfig.q_stages;
+  // Softcap and ALiBi take the registers that the others have for it.
+  static constexpr int kKeptSteps = kScoreMod ? 0 : kConfig.kept_steps;
   // The kernel for short sequences, or the warp-specialised one.
   static constexpr bool kIsShort = kConfig.is_short();
   // Whether a tile begins while the one before ends. Where the warp-specialised kernel has no room for a second Q,
