@@ -121,6 +121,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) fwd_kernel_sm90(const __g
   }
   if constexpr (Traits::kPaired) {
     // The other block still uses this one's memory.
+    __syncwarp();
     ptx::cluster_arrive_relaxed();
     ptx::cluster_wait();
   }

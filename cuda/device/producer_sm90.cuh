@@ -43,7 +43,10 @@ struct Producer : TileLoads<Traits> {
       job = next;
       t = load_all_but_last(job);
     } while (job.valid);
-    if (is_leader()) publish(WorkTile{});  // valid = 0: no more
+    if (is_leader()) {
+      publish(WorkTile{});  // valid = 0: no more
+      if constexpr (Traits::kPaired) drain();
+    }
   }
 
   static __device__ __forceinline__ bool is_leader() { return threadIdx.x % 32 == 0; }
@@ -142,6 +145,18 @@ struct Producer : TileLoads<Traits> {
                  first ? a.hint : b.hint,
                  {0, first ? a.at.row : b.at.row, first ? a.at.end : b.at.end, first ? a.at.head : b.at.head,
                   first ? a.at.batch : b.at.batch}});
+  }
+
+  // Waits for all arrivals on the buffers of K and V, those of the other block among them: they must not come when this
+  // block and its memory are gone.
+  __device__ __forceinline__ void drain() {
+#pragma unroll 1
+    for (int i = 0; i < Traits::kStages; ++i) {
+      ptx::mbarrier_wait(&smem.barriers.k_empty[k_state.index()], k_state.parity());
+      ptx::mbarrier_wait(&smem.barriers.v_empty[v_state.index()], v_state.parity());
+      k_state.advance();
+      v_state.advance();
+    }
   }
 
   // In the leader only.

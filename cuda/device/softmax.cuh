@@ -93,8 +93,9 @@ struct OnlineSoftmax {
   // headroom in the first blocks, where `exact`: relative to the maximum of few keys the largest probabilities are
   // rounded worse, see accept().
   //
-  // In units of log2: float16, too, holds probabilities of up to 256.
-  static constexpr float kHeadroom = 8.f;
+  // In units of log2: float16, too, holds probabilities of up to 256. Less than 8, so that it is rounded away where
+  // references are so large, from 2^27 on, that float32 knows no number between them and 16 more.
+  static constexpr float kHeadroom = 7.75f;
   // How many blocks are the first ones: under a mask fewer, where rows with few keys make up most of the error.
   static constexpr __device__ __forceinline__ int32_t exact_blocks(bool masked, int block_n) {
     return ((masked ? 160 : 240) + block_n - 1) / block_n;

@@ -194,24 +194,30 @@ core::Status forward(const flash3_params &params, void *stream) {
   if (core::takes_split_kernel(params)) return split_forward(params, device, static_cast<cudaStream_t>(stream));
   const FwdKernel *kernel = nullptr;
   // Whatever sm_margin is, so that it never changes a bit.
-  status = find_kernel(params, device.multiprocessors, &kernel);
+  status = find_kernel(params, device.multiprocessors, true, &kernel);
   if (!status.ok()) return status;
+  int32_t pairs = 0;
+  cudaError_t error = cudaSuccess;
+  if (kernel->paired) {
+    error = resident_pairs(*kernel, device.ordinal, &pairs);
+    if (error != cudaSuccess) return cuda_error("asking how many clusters run at once", error);
+    // Where no two multiprocessors form a cluster, one after the other computes the same bits.
+    if (pairs == 0) status = find_kernel(params, device.multiprocessors, false, &kernel);
+    if (!status.ok()) return status;
+  }
   const int64_t tiles = most_tiles(params, *kernel);
   const int64_t most = kMostTiles / kernel->cluster_blocks;
   if (tiles > most) {
-    return core::error(FLASH3_UNSUPPORTED, "batch ", params.batch, " with nheads ", params.nheads, " makes ", tiles,
-                       " tiles; at most ", most, " fit one call");
+    const int64_t at_once = kernel->paired ? 2 : 1;
+    return core::error(FLASH3_UNSUPPORTED, "batch ", params.batch, " with nheads ", params.nheads, " makes ",
+                       at_once * tiles, " tiles; at most ", at_once * most, " fit one call");
   }
   const int64_t most_blocks = int64_t{std::max(device.multiprocessors - params.sm_margin, 1)} * kernel->blocks_per_sm;
-  cudaError_t error = cudaSuccess;
   const bool clusters = kernel->cluster_blocks > 1;
   int64_t blocks = std::min(tiles, most_blocks);
   if (clusters) blocks = tiles * kernel->cluster_blocks;  // a cluster has one tile, and the hardware hands them out
   if (kernel->paired) {
     // Tiles are shared out beforehand: a pair of blocks that had to wait for others would be late with all of its own.
-    int32_t pairs = 0;
-    error = resident_pairs(*kernel, device.ordinal, &pairs);
-    if (error != cudaSuccess) return cuda_error("asking how many clusters run at once", error);
     const int64_t most_pairs = std::min(int64_t{pairs}, most_blocks / 2);
     blocks = 2 * std::min(tiles, std::max(most_pairs, int64_t{1}));
   }

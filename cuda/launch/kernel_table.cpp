@@ -212,7 +212,8 @@ core::Status no_kernel(const flash3_params &params) {
 
 }  // namespace
 
-core::Status find_kernel(const flash3_params &params, int32_t multiprocessors, const FwdKernel **kernel) {
+core::Status find_kernel(const flash3_params &params, int32_t multiprocessors, bool may_pair,
+                         const FwdKernel **kernel) {
   // The softmax of the plain kernels relies on scores that grow with the product.
   const bool score_mod = params.softcap > 0.f || params.alibi_slopes != nullptr || !(params.softmax_scale > 0.f);
   if (core::has_kv_cache(params)) {
@@ -227,7 +228,8 @@ core::Status find_kernel(const flash3_params &params, int32_t multiprocessors, c
   const bool varlen = params.cu_seqlens_q != nullptr || params.cu_seqlens_k != nullptr || params.seqused_q != nullptr ||
                       params.seqused_k != nullptr;
   const core::Window window = core::Window::make(params.window_left, params.window_right);
-  const bool paired = !score_mod && !varlen && core::takes_pairs(core::kTileConfigs[chosen], window, params.seqlen_q);
+  const bool paired =
+      may_pair && !score_mod && !varlen && core::takes_pairs(core::kTileConfigs[chosen], window, params.seqlen_q);
   for (const Entry &e : table().entries) {
     if (e.dtype != params.dtype || e.config != chosen) continue;
     *kernel = paired ? &e.paired : &e.kernels[score_mod][varlen];

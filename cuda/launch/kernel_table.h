@@ -16,7 +16,8 @@ inline constexpr int32_t kMostKernels =
     2 * core::kNumTileConfigs * (2 * 2 + 1) + 2 * core::kNumCacheConfigs * 2 + 2 * 2 * (core::kNumSplitConfigs + 1);
 
 // The kernel for these params on a GPU of so many multiprocessors, or FLASH3_UNSUPPORTED with what was built.
-core::Status find_kernel(const flash3_params &params, int32_t multiprocessors, const FwdKernel **kernel);
+// may_pair: clusters of two thread blocks can be launched.
+core::Status find_kernel(const flash3_params &params, int32_t multiprocessors, bool may_pair, const FwdKernel **kernel);
 
 // The same for a call that core::takes_split_kernel.
 core::Status find_split_kernel(const flash3_params &params, const SplitKernel **kernel);
