@@ -8,6 +8,7 @@
 #include "core/mask.h"
 #include "core/rotary.h"
 #include "core/seqlen.h"
+#include "core/softcap.h"
 #include "core/split_config.h"
 #include "core/split_cursor.h"
 #include "core/split_schedule.h"
@@ -265,6 +266,14 @@ FLASH3_API int64_t flash3_test_split_pieces(const flash3_params *params, int32_t
     }
   }
   return count;
+}
+
+// outer * tanh(inner * s) - subtracted, by the polynomial of few terms, up to few_limit, or by the other one.
+FLASH3_API float flash3_test_softcap(float inner, float outer, float s, float subtracted, int32_t few,
+                                     float *few_limit) {
+  const SoftcapPolynomial f = SoftcapPolynomial::make(inner, outer);
+  *few_limit = f.few_limit;
+  return few != 0 ? f.of_few_terms(s, subtracted) : f.of_all_terms(s * f.twice_inner, subtracted);
 }
 
 // The status of validate(); its message, cut to `capacity` bytes with the final 0, goes to `message`.

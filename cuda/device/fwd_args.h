@@ -10,6 +10,7 @@
 #include "core/macros.h"
 #include "core/mask.h"
 #include "core/seqlen.h"
+#include "core/softcap.h"
 #include "core/tile_scheduler.h"
 
 namespace flash3::device {
@@ -26,24 +27,6 @@ template <class Element>
 FLASH3_HD const Element *row_of(const TensorRows &t, int64_t batch, int64_t row, int64_t head) {
   return static_cast<const Element *>(t.data) + batch * t.batch_stride + row * t.row_stride + head * t.head_stride;
 }
-
-// outer * tanh(inner * s) for |inner * s| < 1, as y * (terms[0] + terms[1] * y^2 + ..) with y = twice_inner * s. A
-// minimax fit of tanh(x) / x in x^2: relative error 6e-7.
-struct SoftcapPolynomial {
-  static constexpr int kTerms = 6;
-  float twice_inner;
-  float terms[kTerms];
-
-  static SoftcapPolynomial make(float inner, float outer) {
-    constexpr double kFit[kTerms] = {0.9999994135969816,    -0.3332904236737747,  0.1328143379266126,
-                                     -0.051605671558155965, 0.016743112289162327, -0.003067059222384168};
-    SoftcapPolynomial p;
-    p.twice_inner = 2 * inner;
-    double scale = outer / 2.;
-    for (int k = 0; k < kTerms; ++k, scale /= 4) p.terms[k] = static_cast<float>(kFit[k] * scale);
-    return p;
-  }
-};
 
 // How the keys of a cache come into shared memory.
 enum class CacheLoads : int32_t {
@@ -77,7 +60,7 @@ struct FwdArgs {
   float scale;       // softmax_scale
   float scale_log2;  // softmax_scale * log2(e)
   float softcap;     // 0: off
-  SoftcapPolynomial softcap_polynomial;
+  core::SoftcapPolynomial softcap_polynomial;
   const float *alibi_slopes;  // may be NULL
   int64_t alibi_batch_stride;
   const float *sinks;  // may be NULL

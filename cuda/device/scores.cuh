@@ -94,21 +94,23 @@ struct RowScores {
 // taken without their maximum.
 //
 // Left of the diagonal the distance is linear in the key, and falls into the addend that the reference is in already.
-// The hyperbolic tangent is a polynomial there as long as its arguments are below 1.
+// The hyperbolic tangent is a polynomial there: of few terms, until an argument is too large for them, then of more
+// terms, and for the rest of the tile not here once an argument has reached 1.
 struct DirectScores {
   float alibi_slope_log2;
-  int32_t end;           // of the blocks it is good for, which are left of the diagonal of all rows of the warpgroup
-  bool in_range = true;  // false once the polynomial was not good enough, for the rest of the tile
+  int32_t end;  // of the blocks it is good for, which are left of the diagonal of all rows of the warpgroup
+  enum Terms : int { kFew, kAll, kNone };
+  int terms;  // of the polynomial that has been good enough in this tile so far
 
   __device__ __forceinline__ DirectScores(const FwdArgs &args, const WorkTile &tile, int64_t first_row, int32_t block_n,
                                           float slope)
-      : alibi_slope_log2(slope), end(INT32_MAX) {
+      : alibi_slope_log2(slope), end(INT32_MAX), terms(args.softcap_polynomial.few_limit > 0.f ? kFew : kAll) {
     if (args.alibi_slopes == nullptr) return;
     const int64_t keys = first_row + tile.seqlen_k - tile.seqlen_q + 1;
     end = args.softcap > 0.f || keys < 0 ? 0 : static_cast<int32_t>(keys / block_n);  // the two together: not here
   }
 
-  __device__ __forceinline__ bool good_for(int32_t block) const { return in_range && block < end; }
+  __device__ __forceinline__ bool good_for(int32_t block) const { return terms != kNone && block < end; }
 
   // From the products in `s` to exponentials and their sums; a sum is infinite where the polynomial does not do.
   // warp_row: first row of the warp. Every row must have a reference.
@@ -119,19 +121,27 @@ struct DirectScores {
     const int lane = threadIdx.x % 32;
     const int64_t diagonal = warp_row + lane / 4 + tile.seqlen_k - tile.seqlen_q;
     const auto distance = static_cast<int32_t>(diagonal - first_key - 2 * (lane % 4));
-    uint32_t bits = 0;
-    if (args.softcap > 0.f) {
-      const SoftcapPolynomial &f = args.softcap_polynomial;
+    const core::SoftcapPolynomial &f = args.softcap_polynomial;
+    bool too_large = false;
+    if (args.softcap > 0.f && terms == kFew) {
+      // By multiply-adds: to look for the largest score would take twice as long.
+      float fourths[2] = {0.f, 0.f};
+#pragma unroll
+      for (int i = 0; i < kS; ++i) {
+        const float ss = s[i] * s[i];
+        fourths[i % 2] = fmaf(ss, ss, fourths[i % 2]);
+        s[i] = ptx::ex2(f.of_few_terms(s[i], softmax.reference[i / 2 % 2]));
+      }
+      too_large = !(fourths[0] + fourths[1] < f.few_limit_to_4th);
+    } else if (args.softcap > 0.f) {
+      uint32_t bits = 0;
 #pragma unroll
       for (int i = 0; i < kS; ++i) {
         const float y = s[i] * f.twice_inner;
-        const float yy = y * y;
-        float value = f.terms[SoftcapPolynomial::kTerms - 1];
-#pragma unroll
-        for (int k = SoftcapPolynomial::kTerms - 2; k >= 0; --k) value = fmaf(value, yy, f.terms[k]);
-        s[i] = ptx::ex2(fmaf(value, y, -softmax.reference[i / 2 % 2]));
+        s[i] = ptx::ex2(f.of_all_terms(y, softmax.reference[i / 2 % 2]));
         bits |= __float_as_uint(y);
       }
+      too_large = (bits & 0x40000000u) != 0;  // an argument of 1 or more: |y| >= 2
     } else {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
@@ -148,12 +158,12 @@ struct DirectScores {
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) sum[r] = sum_of_row(s, r);
-    if ((bits & 0x40000000u) != 0) sum[0] = INFINITY;  // an argument of 1 or more: |y| >= 2
+    if (too_large) sum[0] = INFINITY;
   }
 
   // After exponentials() were not accepted.
   __device__ __forceinline__ void note(const float (&sum)[2]) {
-    if (__any_sync(0xffffffffu, sum[0] == INFINITY)) in_range = false;
+    if (__any_sync(0xffffffffu, sum[0] == INFINITY)) terms = terms == kFew ? kAll : kNone;
   }
 };
 

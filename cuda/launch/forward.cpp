@@ -135,7 +135,7 @@ core::Status make_args(const flash3_params &p, const FwdKernel &kernel, const Sc
   args->softcap = p.softcap;
   args->softcap_polynomial = {};
   if (p.softcap > 0) {
-    args->softcap_polynomial = device::SoftcapPolynomial::make(p.softmax_scale / p.softcap, p.softcap * core::kLog2e);
+    args->softcap_polynomial = core::SoftcapPolynomial::make(p.softmax_scale / p.softcap, p.softcap * core::kLog2e);
   }
   args->alibi_slopes = p.alibi_slopes;
   args->alibi_batch_stride = p.alibi_batch_stride;

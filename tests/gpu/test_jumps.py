@@ -56,3 +56,24 @@ def test_jumps(pattern: str, nats: float, dims: tuple[int, int], options: dict[s
         out, lse = inputs.call()
         wait()
         judge(p, out, lse, expected(inputs))
+
+
+@pytest.mark.parametrize("softcap", [20.0, 60.0, 200.0])
+@pytest.mark.parametrize(("pattern", "nats"), [("first_key", 0.0), ("first_key", 50.0), ("growing", 6.0)])
+@pytest.mark.parametrize("dims", DIMS, ids=str)
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_softcaps_of_growing_scores(
+    softcap: float, pattern: str, nats: float, dims: tuple[int, int], causal: bool
+) -> None:
+    """Scores within a third of the cap, scores beyond it, and rows that go from one to the other."""
+    seed = round(nats) + dims[0] + round(softcap)
+    dtype = "float16" if seed % 3 else "bfloat16"
+    p = Problem(
+        dtype=dtype, lengths=DENSE, nheads=4, nheads_k=2, head_dim=dims[0], head_dim_v=dims[1], softcap=softcap,
+        causal=causal, seed=seed,
+    )  # fmt: skip
+    inputs = make(p)
+    raise_scores(inputs, pattern, nats)
+    out, lse = inputs.call()
+    wait()
+    judge(p, out, lse, expected(inputs))
