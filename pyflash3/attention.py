@@ -66,8 +66,8 @@ def flash_attn_func(
         pack_gqa: a tuning hint of FlashAttention-3 that never changes a result; the library chooses.
         sm_margin: multiprocessors to leave to other work, on a GPU, unless a head dim is above 256. With num_splits 0
             it may change where keys are split, and so the rounding.
-        out: (batch, seqlen_q, nheads, head_dim_v) of q's dtype to write to. It may be a CUDA object with __dlpack__,
-            so that the result reaches another framework without a copy.
+        out: (batch, seqlen_q, nheads, head_dim_v) of q's dtype to write to, which must not overlap q, k or v. It
+            may be a CUDA object with __dlpack__, so that the result reaches another framework without a copy.
         return_lse: also return the log-sum-exp of each row.
         d_v: with v=None, and only then: the head_dim_v of the values in k, a multiple of 8, at most head_dim and 512. A
             GPU has a kernel for head_dim 576 with d_v 512.

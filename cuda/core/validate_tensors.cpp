@@ -1,5 +1,6 @@
 // Pointers and strides of a call.
 #include <cstdint>
+#include <initializer_list>
 
 #include "core/dtype.h"
 #include "core/validate.h"
@@ -67,6 +68,15 @@ void check_arrays(const flash3_params &p, Checker &check) {
                 {"sinks", p.sinks}};
   static_assert(sizeof(int32_t) == sizeof(float), "one alignment for all of them");
   for (const auto &array : arrays) check_pointer(check, array.field, array.data, sizeof(int32_t));
+}
+
+// The plainest way to write where others still read. Memory that overlaps in other ways is the caller's to know.
+void check_apart(Checker &check, const Tensor &out, std::initializer_list<const Tensor *> read) {
+  if (out.empty()) return;
+  for (const Tensor *tensor : read) {
+    check.require(tensor->empty() || out.data != tensor->data, "out", tensor->field, "memory of its own, since ",
+                  tensor->field, " is read while out is written");
+  }
 }
 
 // Batch entries of k and v, or pages.
@@ -142,6 +152,7 @@ Status validate_tensors(const flash3_params &p) {
                   "), since v is NULL and its values are columns of k");
   }
   check_tensor(check, out, element_bytes(p.dtype), cuda);
+  check_apart(check, out, {&q, &k, &v});
   check_lse(check, p, batch_q, rows_q);
   check_new_rows(p, check);
   check_rotary_tables(p, check);

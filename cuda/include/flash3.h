@@ -110,7 +110,8 @@ typedef struct flash3_params {
   const void *k;
   /* As k, with head_dim_v. NULL: the first head_dim_v columns of k; the strides of v are then ignored. */
   const void *v;
-  /* (batch, seqlen_q, nheads, head_dim_v) or (total_q, nheads, head_dim_v), of dtype. As q. */
+  /* (batch, seqlen_q, nheads, head_dim_v) or (total_q, nheads, head_dim_v), of dtype. As q. It must not
+   * overlap what is read. */
   void *out;
   /* (batch, nheads, seqlen_q) or (nheads, total_q), float32, rows contiguous, natural logarithm; NULL: not wanted */
   float *lse;

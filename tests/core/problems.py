@@ -18,7 +18,7 @@ def params(**changes: float | None) -> Params:
     p.batch, p.nheads, p.nheads_k, p.head_dim, p.head_dim_v = 2, 8, 2, 64, 32
     p.seqlen_q, p.seqlen_k = 100, 300
     for name, rows, heads, dim in [("q", 100, 8, 64), ("k", 300, 2, 64), ("v", 300, 2, 32), ("out", 100, 8, 32)]:
-        setattr(p, name, ADDRESS)
+        setattr(p, name, 2 * ADDRESS if name == "out" else ADDRESS)
         setattr(p, f"{name}_head_stride", dim)
         setattr(p, f"{name}_row_stride", dim * heads)
         setattr(p, f"{name}_batch_stride", dim * heads * rows)

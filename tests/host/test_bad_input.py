@@ -227,3 +227,12 @@ def test_the_process_goes_on() -> None:
     for changes, _, _ in DENSE.values():
         raised(dense, changes)
     assert dense().shape == OUT
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_out_is_what_is_read(name: str) -> None:
+    arrays = {"q": zeros(*Q), "k": zeros(2, 7, 4, 16), "v": zeros(2, 7, 4, 16)}
+    if name != "q":
+        arrays |= {"k": zeros(*Q), "v": zeros(*Q)}
+    with pytest.raises(ValueError, match=f"out is {name}; it must be memory of its own"):
+        flash_attn_func(**arrays, out=arrays[name])
