@@ -204,7 +204,12 @@ def judge(p: Problem, out: Any, lse: Any, want: formula.Result, lse_more: float 
 
 def check(p: Problem, **more: Any) -> dict[str, float]:
     """Runs a problem and judges it; `more` goes to the public function."""
-    inputs = make(p)
+    return check_inputs(make(p), **more)
+
+
+def check_inputs(inputs: Inputs, **more: Any) -> dict[str, float]:
+    """The same for inputs that are made already."""
+    p = inputs.problem
     out, lse = inputs.call(**more)
     wait()
     figures = judge(p, out, lse, expected(inputs))
