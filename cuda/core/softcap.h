@@ -14,12 +14,15 @@ struct SoftcapPolynomial {
   static constexpr int kTerms = 6;
   float twice_inner;
   float terms[kTerms];
-  // For |s| < few_limit, where |inner * s| < 0.35: s * (few[0] + few[1] * s^2 + ..); relative error 3e-6. The limit is
-  // 0 where float32 does not hold the factors.
+  // For |s| < few_limit, where |inner * s| < 0.35: s * (few[0] + few[1] * s^2 + ..); relative error 3e-6. It grows with
+  // inner * s everywhere, so what comes out tells which scores it was good for: from -few_top to few_top. The limit is
+  // 0 where float32 does not hold the factors, or few_top is so small that probabilities do not vanish below -few_top.
   static constexpr int kFewTerms = 3;
   float few_limit;
-  float few_limit_to_4th;  // scores whose fourth powers add up to less are all below the limit
+  float few_top;
   float few[kFewTerms];
+  // A probability of 2^-kVanishing is rounded away beside the largest one, and what is wrong with it even more so.
+  static constexpr float kVanishing = 12.f;
 
   static SoftcapPolynomial make(float inner, float outer) {
     constexpr double kFit[kTerms] = {0.9999994135969816,    -0.3332904236737747,  0.1328143379266126,
@@ -36,14 +39,17 @@ struct SoftcapPolynomial {
       p.few[k] = static_cast<float>(kFewFit[k] * scale);
       if (!std::isnormal(p.few[k])) p.few_limit = 0.f;
     }
-    p.few_limit_to_4th = p.few_limit * p.few_limit * p.few_limit * p.few_limit;
-    if (!std::isnormal(p.few_limit_to_4th)) p.few_limit = 0.f;
+    p.few_top = static_cast<float>(outer * std::tanh(kFewRange));
+    if (!(p.few_top > kVanishing / 2)) p.few_limit = 0.f;
     return p;
   }
 
   // For |inner * s| < 1. `y` is twice_inner * s.
   FLASH3_HD float of_all_terms(float y, float subtracted) const { return evaluate<kTerms>(terms, y, subtracted); }
-  // For |s| < few_limit.
+  // For |s| < few_limit. In a row with that reference, which is the value of one of its scores, it does for all scores
+  // of which none comes out above few_top, if few_terms_reach(): those below -few_top vanish beside the reference, and
+  // are not made larger than they are.
+  FLASH3_HD bool few_terms_reach(float reference) const { return reference + few_top >= kVanishing; }
   FLASH3_HD float of_few_terms(float s, float subtracted) const { return evaluate<kFewTerms>(few, s, subtracted); }
 
  private:

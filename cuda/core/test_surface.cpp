@@ -12,7 +12,6 @@
 #include "core/split_config.h"
 #include "core/split_cursor.h"
 #include "core/split_schedule.h"
-#include "core/tile_config.h"
 #include "core/tile_scheduler.h"
 #include "core/validate.h"
 #include "core/workspace.h"
@@ -170,42 +169,6 @@ FLASH3_API void flash3_test_varlen_tile(const int32_t *first_m_block, int32_t nh
   put(schedule.tile(t, CountLeading{}, [=](int32_t b) { return Sections::make(nheads, 1, 1, most[b]); }), tile);
 }
 
-// The first config of the class that holds the head dims, -1 for none.
-FLASH3_API int32_t flash3_test_tile_class(int32_t head_dim, int32_t head_dim_v) {
-  const TileConfig *found = tile_config(head_dim, head_dim_v);
-  return found == nullptr ? -1 : static_cast<int32_t>(found - kTileConfigs);
-}
-
-// config: head_dim, head_dim_v, block_m, block_n, stages, tile_clocks, block_clocks, most_rows, is_short, pairs.
-// Returns 0 where there is no such index.
-FLASH3_API int32_t flash3_test_tile_config(int32_t index, int32_t *config) {
-  if (index < 0 || index >= kNumTileConfigs) return 0;
-  const TileConfig &c = kTileConfigs[index];
-  const int32_t values[] = {c.head_dim,    c.head_dim_v,   c.block_m,   c.block_n,    c.stages,
-                            c.tile_clocks, c.block_clocks, c.most_rows, c.is_short(), c.pairs};
-  for (int i = 0; i < 10; ++i) config[i] = values[i];
-  return 1;
-}
-
-FLASH3_API int32_t flash3_test_takes_pairs(int32_t index, int64_t left, int64_t right, int64_t rows) {
-  return takes_pairs(kTileConfigs[index], Window::make(left, right), rows);
-}
-
-FLASH3_API int64_t flash3_test_estimated_clocks(int32_t index, int64_t left, int64_t right, int32_t seqlen_q,
-                                                int32_t seqlen_k) {
-  return estimated_clocks(kTileConfigs[index], make_mask(left, right, seqlen_q, seqlen_k));
-}
-
-// Of the class of the config `member`. vary: whether the lengths are means, of q and of k. columns: heads of all
-// sequences. packed: whether q is. On 132 multiprocessors.
-FLASH3_API int32_t flash3_test_cheapest_config(int32_t member, int64_t left, int64_t right, int32_t seqlen_q,
-                                               int32_t seqlen_k, int32_t vary, int64_t longest_q, int64_t columns,
-                                               int32_t packed) {
-  const Workload work = {
-      make_mask(left, right, seqlen_q, seqlen_k), vary != 0, vary != 0, longest_q, columns, 132, packed != 0};
-  return cheapest_config(kTileConfigs[member], work);
-}
-
 // layout: the fields of WorkspaceLayout in order
 FLASH3_API void flash3_test_workspace_layout(const flash3_params *params, uint64_t *layout) {
   const WorkspaceLayout w = workspace_layout(*params);
@@ -268,11 +231,14 @@ FLASH3_API int64_t flash3_test_split_pieces(const flash3_params *params, int32_t
   return count;
 }
 
-// outer * tanh(inner * s) - subtracted, by the polynomial of few terms, up to few_limit, or by the other one.
+// outer * tanh(inner * s) - subtracted, by the polynomial of few terms or by the other one. few_range: few_limit,
+// few_top, and whether few terms reach if `subtracted` is the reference.
 FLASH3_API float flash3_test_softcap(float inner, float outer, float s, float subtracted, int32_t few,
-                                     float *few_limit) {
+                                     float *few_range) {
   const SoftcapPolynomial f = SoftcapPolynomial::make(inner, outer);
-  *few_limit = f.few_limit;
+  few_range[0] = f.few_limit;
+  few_range[1] = f.few_top;
+  few_range[2] = f.few_terms_reach(subtracted) ? 1.f : 0.f;
   return few != 0 ? f.of_few_terms(s, subtracted) : f.of_all_terms(s * f.twice_inner, subtracted);
 }
 

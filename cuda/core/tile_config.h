@@ -2,6 +2,7 @@
 // and instantiated by the kernels.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "core/block_range.h"
@@ -22,8 +23,8 @@ struct TileConfig {
   // of shared memory is there for what is loaded.
   int32_t kept_steps;
   int32_t q_stages;  // 2: Q of the next tile is loaded, and its first scores computed, while this tile ends
-  // Tiles that a multiprocessor works on side by side: `streams` in one thread block of the warp-specialised kernel,
-  // or one in each of `blocks_per_sm` thread blocks of the kernel for short sequences.
+  // Tiles that a multiprocessor works on side by side: `streams` in one thread block of the warp-specialised kernel or
+  // of the one for few keys, or one in each of `blocks_per_sm` thread blocks of the kernel for short sequences.
   int32_t streams;
   int32_t blocks_per_sm;
   // The softmax looks for the maxima of every block, and follows the running maximum where it has grown by much; see
@@ -34,11 +35,13 @@ struct TileConfig {
   int32_t tile_clocks, block_clocks;
   int32_t most_rows;  // longest query sequence that it is made for; 0: any
   bool pairs;         // there is also a kernel in which two neighbouring tiles share what is loaded of K and V
+  int32_t most_keys;  // 0: any; else the kernel in which all keys of a sequence stay in shared memory, for dense calls
 
   constexpr bool is_of_class(const TileConfig &other) const {
     return head_dim == other.head_dim && head_dim_v == other.head_dim_v;
   }
   constexpr bool is_short() const { return blocks_per_sm > 1; }
+  constexpr bool is_resident() const { return most_keys > 0; }
   // The kernel for wide heads, in which two multiprocessors share the columns of a tile.
   constexpr bool is_wide() const { return head_dim > 256; }
 };
@@ -47,23 +50,25 @@ struct TileConfig {
 // registers.
 // clang-format off
 inline constexpr TileConfig kTileConfigs[] = {
-    // head_dim, head_dim_v, block_m, block_n, stages, kept_steps, q_stages, streams, blocks_per_sm, exact_max, tile_clocks, block_clocks, most_rows, pairs
-    {64, 64, 192, 128, 4, 0, 2, 1, 1, false, 5600, 2330, 0, false},
-    {64, 64, 256, 64, 4, 0, 2, 1, 1, false, 5640, 1740, 0, false},
-    {64, 64, 128, 64, 4, 0, 2, 2, 1, false, 2850, 890, 0, false},
-    {64, 64, 64, 128, 4, 0, 2, 1, 1, false, 3500, 1100, 0, false},
-    {64, 64, 64, 64, 1, 0, 1, 1, 4, true, 1400, 640, 256, false},
-    {96, 96, 128, 128, 2, 0, 2, 1, 1, false, 2800, 2300, 0, false},
-    {96, 96, 192, 96, 2, 0, 2, 1, 1, false, 5000, 2340, 0, false},
-    {96, 96, 64, 64, 1, 0, 1, 1, 3, true, 1500, 850, 256, false},
-    {128, 128, 128, 128, 2, 4, 2, 1, 1, false, 2800, 2600, 0, true},
-    {128, 128, 64, 128, 2, 0, 2, 1, 1, false, 2800, 1500, 0, false},
-    {128, 128, 64, 64, 1, 0, 1, 1, 3, true, 1500, 1000, 256, false},
-    {192, 128, 128, 128, 2, 4, 1, 1, 1, false, 0, 0, 0, true},
-    {192, 192, 128, 96, 2, 6, 1, 1, 1, true, 0, 0, 0, true},
-    {256, 256, 128, 80, 2, 4, 1, 1, 1, true, 9000, 3050, 0, true},
-    {256, 256, 64, 80, 2, 0, 1, 1, 1, true, 8000, 1750, 0, false},
-    {512, 512, 128, 64, 2, 0, 1, 1, 1, true, 0, 0, 0, false},
+    // head_dim, head_dim_v, block_m, block_n, stages, kept_steps, q_stages, streams, blocks_per_sm, exact_max, tile_clocks, block_clocks, most_rows, pairs, most_keys
+    {64, 64, 192, 128, 4, 0, 2, 1, 1, false, 5600, 2330, 0, false, 0},
+    {64, 64, 256, 64, 4, 0, 2, 1, 1, false, 5640, 1740, 0, false, 0},
+    {64, 64, 128, 64, 4, 0, 2, 2, 1, false, 2850, 890, 0, false, 0},
+    {64, 64, 64, 128, 4, 0, 2, 1, 1, false, 3500, 1100, 0, false, 0},
+    {64, 64, 64, 64, 1, 0, 1, 1, 4, true, 1400, 640, 256, false, 0},
+    {64, 64, 64, 128, 2, 0, 1, 3, 1, true, 1300, 850, 0, false, 128},
+    {96, 96, 128, 128, 2, 0, 2, 1, 1, false, 2800, 2300, 0, false, 0},
+    {96, 96, 192, 96, 2, 0, 2, 1, 1, false, 5000, 2340, 0, false, 0},
+    {96, 96, 64, 64, 1, 0, 1, 1, 3, true, 1500, 850, 256, false, 0},
+    {128, 128, 128, 128, 2, 4, 2, 1, 1, false, 2800, 2600, 0, true, 0},
+    {128, 128, 64, 128, 2, 0, 2, 1, 1, false, 2800, 1500, 0, false, 0},
+    {128, 128, 64, 64, 1, 0, 1, 1, 3, true, 1500, 1000, 256, false, 0},
+    {128, 128, 64, 128, 2, 0, 1, 3, 1, true, 1600, 1000, 0, false, 128},
+    {192, 128, 128, 128, 2, 4, 1, 1, 1, false, 0, 0, 0, true, 0},
+    {192, 192, 128, 96, 2, 6, 1, 1, 1, true, 0, 0, 0, true, 0},
+    {256, 256, 128, 80, 2, 4, 1, 1, 1, true, 9000, 3050, 0, true, 0},
+    {256, 256, 64, 80, 2, 0, 1, 1, 1, true, 8000, 1750, 0, false, 0},
+    {512, 512, 128, 64, 2, 0, 1, 1, 1, true, 0, 0, 0, false, 0},
 };
 // clang-format on
 
@@ -72,11 +77,11 @@ inline constexpr TileConfig kTileConfigs[] = {
 // clang-format off
 inline constexpr TileConfig kCacheConfigs[] = {
     // as above
-    {64, 64, 128, 128, 4, 0, 2, 1, 1, false, 2800, 2100, 0, false},
-    {96, 96, 128, 128, 2, 0, 2, 1, 1, false, 2800, 2300, 0, false},
-    {128, 128, 128, 128, 2, 2, 2, 1, 1, false, 2800, 2600, 0, false},
-    {192, 192, 128, 96, 2, 6, 1, 1, 1, true, 6000, 2800, 0, false},
-    {256, 256, 128, 80, 2, 0, 1, 1, 1, true, 9000, 3050, 0, false},
+    {64, 64, 128, 128, 4, 0, 2, 1, 1, false, 2800, 2100, 0, false, 0},
+    {96, 96, 128, 128, 2, 0, 2, 1, 1, false, 2800, 2300, 0, false, 0},
+    {128, 128, 128, 128, 2, 2, 2, 1, 1, false, 2800, 2600, 0, false, 0},
+    {192, 192, 128, 96, 2, 6, 1, 1, 1, true, 6000, 2800, 0, false, 0},
+    {256, 256, 128, 80, 2, 0, 1, 1, 1, true, 9000, 3050, 0, false, 0},
 };
 // clang-format on
 
@@ -135,6 +140,13 @@ struct Workload {
   int32_t multiprocessors;
   bool packed_q;  // their places are in device memory
 
+  bool device_lengths;  // lengths are in device memory
+
+  // Whether all keys of every sequence are in one block for certain.
+  bool fits_resident(const TileConfig &config) const {
+    return !device_lengths && mask.seqlen_k > 0 && mask.seqlen_k <= config.most_keys;
+  }
+
   // Lengths that vary are taken as spread evenly between none and twice the mean.
   static constexpr int32_t kSamples = 8;
 
@@ -164,9 +176,14 @@ inline double estimated_clocks(const TileConfig &config, const Workload &work) {
   const int32_t first_row = work.mask.seqlen_q > config.block_m ? work.mask.seqlen_q - config.block_m : 0;
   const int64_t most_blocks =
       work.mask.seqlen_q > 0 ? block_range(work.mask, first_row, work.mask.seqlen_q, config.block_n).count() : 0;
-  const int64_t beside = int64_t{config.streams} * config.blocks_per_sm;
-  const double longest = static_cast<double>(config.tile_clocks + most_blocks * config.block_clocks) *
-                         (0.4 + 0.6 * static_cast<double>(beside));
+  double beside = static_cast<double>(int64_t{config.streams} * config.blocks_per_sm);
+  if (most_blocks == 1) {
+    // As many as there are; with more blocks that would choose other kernels than those that were measured as best.
+    const double tiles = static_cast<double>(work.columns) * ceil_div(work.mask.seqlen_q, config.block_m);
+    beside = std::max(1., std::min(beside, tiles / work.multiprocessors));
+  }
+  const double longest =
+      static_cast<double>(config.tile_clocks + most_blocks * config.block_clocks) * (0.4 + 0.6 * beside);
   const double shared = static_cast<double>(clocks) * static_cast<double>(work.columns) / work.multiprocessors;
   return shared > longest ? shared : longest;
 }
@@ -190,6 +207,7 @@ inline int32_t cheapest_config(const TileConfig &member, const Workload &work) {
     const TileConfig &config = kTileConfigs[i];
     if (!config.is_of_class(member)) continue;
     if (config.most_rows > 0 && work.longest_q > config.most_rows) continue;
+    if (config.is_resident() && !work.fits_resident(config)) continue;
     const double clocks =
         estimated_clocks(config, work) + static_cast<double>(config.is_short() ? 0 : prepare_clocks(work));
     if (best >= 0 && clocks >= least) continue;

@@ -61,6 +61,7 @@ struct FwdArgs {
   float scale_log2;  // softmax_scale * log2(e)
   float softcap;     // 0: off
   core::SoftcapPolynomial softcap_polynomial;
+  uint32_t zero;              // 0, but the compiler does not know that: see ptx::after()
   const float *alibi_slopes;  // may be NULL
   int64_t alibi_batch_stride;
   const float *sinks;  // may be NULL

@@ -144,7 +144,7 @@ struct Mainloop {
                 direct.exponentials(s, sum, args, tile, Traits::warp_row(tile, warpgroup), int64_t{n} * kBlockN,
                                     softmax);
               } else {
-                softmax.exponentials(s, sum);
+                softmax.template exponentials<Traits::kTurn>(s, sum, args.zero);
               }
             });
             if (softmax.accept(sum)) continue;

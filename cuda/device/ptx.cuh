@@ -204,6 +204,11 @@ __device__ __forceinline__ float ex2(float x) {
   return y;
 }
 
+// `x`, but to the compiler not known before `before` is. `zero` is 0 and must come from where it does not know it.
+__device__ __forceinline__ float after(float before, float x, uint32_t zero) {
+  return __uint_as_float(__float_as_uint(x) | (__float_as_uint(before) & zero));
+}
+
 __device__ __forceinline__ float lg2(float x) {
   float y;
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -124,40 +124,33 @@ struct DirectScores {
     const core::SoftcapPolynomial &f = args.softcap_polynomial;
     bool too_large = false;
     if (args.softcap > 0.f && terms == kFew) {
-      // By multiply-adds: to look for the largest score would take twice as long.
-      float fourths[2] = {0.f, 0.f};
-#pragma unroll
-      for (int i = 0; i < kS; ++i) {
-        const float ss = s[i] * s[i];
-        fourths[i % 2] = fmaf(ss, ss, fourths[i % 2]);
-        s[i] = ptx::ex2(f.of_few_terms(s[i], softmax.reference[i / 2 % 2]));
-      }
-      too_large = !(fourths[0] + fourths[1] < f.few_limit_to_4th);
+      exponentials_in_turns<8>(s, sum, softmax.reference, args.zero,
+                               [&](int, float x, float reference) { return f.of_few_terms(x, reference); });
     } else if (args.softcap > 0.f) {
       uint32_t bits = 0;
-#pragma unroll
-      for (int i = 0; i < kS; ++i) {
-        const float y = s[i] * f.twice_inner;
-        s[i] = ptx::ex2(f.of_all_terms(y, softmax.reference[i / 2 % 2]));
+      exponentials_in_turns<8>(s, sum, softmax.reference, args.zero, [&](int, float x, float reference) {
+        const float y = x * f.twice_inner;
         bits |= __float_as_uint(y);
-      }
+        return f.of_all_terms(y, reference);
+      });
       too_large = (bits & 0x40000000u) != 0;  // an argument of 1 or more: |y| >= 2
     } else {
+      float addend[2];  // of column 0
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const float shift = fmaf(-alibi_slope_log2, static_cast<float>(distance + 8 * r), -softmax.reference[r]);
+        addend[r] = fmaf(-alibi_slope_log2, static_cast<float>(distance + 8 * r), -softmax.reference[r]);
+      }
+      exponentials_in_turns<8>(s, sum, addend, args.zero, [&](int i, float x, float shift) {
+        return fmaf(x, args.scale_log2, fmaf(alibi_slope_log2, static_cast<float>(i / 4 * 8 + i % 2), shift));
+      });
+    }
+    if (args.softcap > 0.f && terms == kFew) {
 #pragma unroll
-        for (int j = 0; j < kS / 4; ++j) {
-#pragma unroll
-          for (int c = 0; c < 2; ++c) {
-            float &x = s[4 * j + 2 * r + c];
-            x = ptx::ex2(fmaf(x, args.scale_log2, fmaf(alibi_slope_log2, static_cast<float>(8 * j + c), shift)));
-          }
-        }
+      for (int r = 0; r < 2; ++r) {
+        // No probability is larger than the sum of all.
+        too_large |= sum[r] > ptx::ex2(f.few_top - softmax.reference[r]) || !f.few_terms_reach(softmax.reference[r]);
       }
     }
-#pragma unroll
-    for (int r = 0; r < 2; ++r) sum[r] = sum_of_row(s, r);
     if (too_large) sum[0] = INFINITY;
   }
 

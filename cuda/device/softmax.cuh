@@ -61,6 +61,30 @@ __device__ __forceinline__ float sum_of_row(const float (&s)[kS], int r) {
   return part[0] + part[1];
 }
 
+// s[i] = exp2(f(i, s[i], of_row[row of i])), and the sums of the rows. Left to itself the compiler puts all that f does
+// in front of all the exponentials, and the units for the one stand still while those for the other work. So f of kTurn
+// scores has to wait for the sums of the exponentials before. `zero`: see ptx::after().
+template <int kTurn, int kS, class F>
+__device__ __forceinline__ void exponentials_in_turns(float (&s)[kS], float (&sum)[2], const float (&of_row)[2],
+                                                      uint32_t zero, F f) {
+  static_assert(kTurn % 4 == 0 && kS % kTurn == 0, "a turn has scores of both rows");
+  float x[2] = {of_row[0], of_row[1]};
+  sum[0] = sum[1] = 0.f;
+#pragma unroll
+  for (int turn = 0; turn < kS; turn += kTurn) {
+#pragma unroll
+    for (int i = turn; i < turn + kTurn; ++i) s[i] = ptx::ex2(f(i, s[i], x[i / 2 % 2]));
+    if (turn == 0) continue;
+    // Those of the turn before are there while these are under way.
+#pragma unroll
+    for (int i = turn - kTurn; i < turn; ++i) sum[i / 2 % 2] += s[i];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) x[r] = ptx::after(sum[r], x[r], zero);
+  }
+#pragma unroll
+  for (int i = kS - kTurn; i < kS; ++i) sum[i / 2 % 2] += s[i];
+}
+
 // Exponentials are taken relative to a reference per row, which need not be the running maximum: any reference gives
 // the same result as long as nothing overflows and the largest terms do not vanish.
 struct OnlineSoftmax {
@@ -139,13 +163,12 @@ struct OnlineSoftmax {
     return true;
   }
 
-  template <int kS>
-  __device__ __forceinline__ void exponentials(float (&s)[kS], float (&sum)[2]) const {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      exponentials(s, r);
-      sum[r] = sum_of_row(s, r);
-    }
+  // In turns of kTurn scores, see exponentials_in_turns().
+  template <int kTurn, int kS>
+  __device__ __forceinline__ void exponentials(float (&s)[kS], float (&sum)[2], uint32_t zero) const {
+    const float addend[2] = {-reference[0], -reference[1]};
+    exponentials_in_turns<kTurn>(s, sum, addend, zero,
+                                 [&](int, float x, float of_row) { return fmaf(x, scale_log2, of_row); });
   }
 
   // Of one row.
@@ -200,7 +223,11 @@ struct OnlineSoftmax {
   template <int kS>
   __device__ __forceinline__ void count(float (&s)[kS], const float (&correction)[2]) {
     float sum[2];
-    exponentials(s, sum);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      exponentials(s, r);
+      sum[r] = sum_of_row(s, r);
+    }
 #pragma unroll
     for (int r = 0; r < 2; ++r) row_sum[r] = row_sum[r] * correction[r] + sum[r];
   }

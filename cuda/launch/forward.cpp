@@ -133,6 +133,7 @@ core::Status make_args(const flash3_params &p, const FwdKernel &kernel, const Sc
   args->scale = p.softmax_scale;
   args->scale_log2 = p.softmax_scale * core::kLog2e;
   args->softcap = p.softcap;
+  args->zero = 0;
   args->softcap_polynomial = {};
   if (p.softcap > 0) {
     args->softcap_polynomial = core::SoftcapPolynomial::make(p.softmax_scale / p.softcap, p.softcap * core::kLog2e);
@@ -221,7 +222,8 @@ core::Status forward(const flash3_params &params, void *stream) {
     const int64_t most_pairs = std::min(int64_t{pairs}, most_blocks / 2);
     blocks = 2 * std::min(tiles, std::max(most_pairs, int64_t{1}));
   }
-  const bool draws_tickets = !clusters && !kernel->paired && tiles > most_blocks * kernel->streams;
+  const bool draws_tickets =
+      !clusters && !kernel->paired && !kernel->is_resident && tiles > most_blocks * kernel->streams;
   const SchedulerState state = scheduler_state(params, *kernel, draws_tickets);
   device::FwdArgs args;
   status = make_args(params, *kernel, state, &args);

@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "device/fwd_kernel_sm90.cuh"
+#include "device/resident_kernel_sm90.cuh"
 #include "device/short_kernel_sm90.cuh"
 #include "device/wide_kernel_sm90.cuh"
 #include "launch/fwd_kernel.h"
@@ -17,12 +18,13 @@ struct ElementOf {
 };
 
 // What the host code has to know of a kernel.
-template <class Traits>
+template <class Traits, uint32_t kSharedBytes = sizeof(typename Traits::SharedStorage) * Traits::kStreams>
 FwdKernel describe_kernel(void (*function)(device::FwdArgs)) {
   FwdKernel kernel;
   kernel.function = reinterpret_cast<const void *>(function);
-  kernel.shared_bytes = sizeof(typename Traits::SharedStorage) * Traits::kStreams;
+  kernel.shared_bytes = kSharedBytes;
   kernel.is_short = Traits::kConfig.is_short();
+  kernel.is_resident = Traits::kConfig.is_resident();
   kernel.streams = Traits::kStreams;
   kernel.blocks_per_sm = Traits::kConfig.blocks_per_sm;
   kernel.cluster_blocks = Traits::kCtas;
@@ -54,6 +56,12 @@ FwdKernel fwd_kernel() {
   }
 }
 
+template <flash3_dtype kDtype, int kConfigIndex, bool kScoreMod>
+FwdKernel resident_kernel() {
+  using Traits = device::ResidentTraits<typename ElementOf<kDtype>::Type, kConfigIndex, kScoreMod>;
+  return describe_kernel<Traits, sizeof(typename Traits::SharedStorage)>(&device::resident_fwd_kernel_sm90<Traits>);
+}
+
 template <flash3_dtype kDtype, int kConfigIndex>
 FwdKernel paired_kernel() {
   using Traits = device::TileTraits<typename ElementOf<kDtype>::Type, kConfigIndex, false, false, false, true>;
@@ -76,6 +84,10 @@ FwdKernel cache_kernel() {
   template FwdKernel fwd_kernel<dtype, config, true, true>()
 
 #define FLASH3_INSTANTIATE_PAIRED(dtype, config) template FwdKernel paired_kernel<dtype, config>()
+
+#define FLASH3_INSTANTIATE_RESIDENT(dtype, config)            \
+  template FwdKernel resident_kernel<dtype, config, false>(); \
+  template FwdKernel resident_kernel<dtype, config, true>()
 
 #define FLASH3_INSTANTIATE_CACHE(dtype, config)            \
   template FwdKernel cache_kernel<dtype, config, false>(); \

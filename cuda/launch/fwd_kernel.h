@@ -11,7 +11,8 @@ struct FwdKernel {
   const void *function;  // __global__ void(device::FwdArgs)
   uint32_t shared_bytes;
   int32_t threads;
-  bool is_short;  // the kernel for short sequences, which needs no tile counter and nothing prepared
+  bool is_short;     // the kernel for short sequences, which needs no tile counter and nothing prepared
+  bool is_resident;  // the kernel for few keys, which shares all tiles out beforehand
   int32_t streams, blocks_per_sm;
   int32_t cluster_blocks;  // thread blocks that work on a tile together; more than one: each cluster has one tile
   bool paired;             // clusters of two, whose thread blocks have a tile each and share what they load
@@ -27,6 +28,10 @@ FwdKernel fwd_kernel();
 // The one that computes tiles in pairs, of a config that has it.
 template <flash3_dtype kDtype, int kConfigIndex>
 FwdKernel paired_kernel();
+
+// The kernel of a config whose K and V stay in shared memory, with or without softcap and ALiBi.
+template <flash3_dtype kDtype, int kConfigIndex, bool kScoreMod>
+FwdKernel resident_kernel();
 
 // The one for caches, of one of core::kCacheConfigs, with or without softcap and ALiBi.
 template <flash3_dtype kDtype, int kConfigIndex, bool kScoreMod>

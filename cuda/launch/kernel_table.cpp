@@ -81,14 +81,20 @@ constexpr bool is_built(flash3_dtype dtype, int32_t head_dim) {
 
 template <flash3_dtype kDtype, int kConfig>
 Entry entry_if_built() {
-  if constexpr (is_built(kDtype, core::kTileConfigs[kConfig].head_dim)) {
+  if constexpr (!is_built(kDtype, core::kTileConfigs[kConfig].head_dim)) {
+    return {kDtype, -1, {}, {}};
+  } else if constexpr (core::kTileConfigs[kConfig].is_resident()) {
+    return {kDtype,
+            kConfig,
+            {{resident_kernel<kDtype, kConfig, false>(), {}}, {resident_kernel<kDtype, kConfig, true>(), {}}},
+            {}};
+  } else {
     return {kDtype,
             kConfig,
             {{fwd_kernel<kDtype, kConfig, false, false>(), fwd_kernel<kDtype, kConfig, false, true>()},
              {fwd_kernel<kDtype, kConfig, true, false>(), fwd_kernel<kDtype, kConfig, true, true>()}},
             paired_if_there<kDtype, kConfig>()};
   }
-  return {kDtype, -1, {}, {}};
 }
 
 struct CacheEntry {
@@ -158,6 +164,10 @@ const Table &table() {
   return built;
 }
 
+bool has_device_lengths(const flash3_params &p) {
+  return p.cu_seqlens_q != nullptr || p.cu_seqlens_k != nullptr || p.seqused_q != nullptr || p.seqused_k != nullptr;
+}
+
 // The lengths as far as they are known here: those of a packed call are in device memory.
 core::Workload workload(const flash3_params &p, int32_t multiprocessors) {
   const auto mean = [&](int64_t total) { return core::ceil_div(static_cast<int32_t>(total), p.batch); };
@@ -174,6 +184,7 @@ core::Workload workload(const flash3_params &p, int32_t multiprocessors) {
   work.columns = int64_t{p.batch} * p.nheads;
   work.multiprocessors = multiprocessors;
   work.packed_q = packed_q;
+  work.device_lengths = has_device_lengths(p);
   return work;
 }
 
@@ -225,8 +236,7 @@ core::Status find_kernel(const flash3_params &params, int32_t multiprocessors, b
   const core::TileConfig *const member = narrowest_class(params);
   if (member == nullptr || takes_values_from_keys(params)) return no_kernel(params);
   const int32_t chosen = core::cheapest_config(*member, workload(params, multiprocessors));
-  const bool varlen = params.cu_seqlens_q != nullptr || params.cu_seqlens_k != nullptr || params.seqused_q != nullptr ||
-                      params.seqused_k != nullptr;
+  const bool varlen = has_device_lengths(params);
   const core::Window window = core::Window::make(params.window_left, params.window_right);
   const bool paired =
       may_pair && !score_mod && !varlen && core::takes_pairs(core::kTileConfigs[chosen], window, params.seqlen_q);

@@ -31,12 +31,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "find_sequence": (c_int32, [c_void_p, c_int32, c_int32]),
     "varlen_num_tiles": (c_int64, [c_void_p, c_int32, c_int32]),
     "varlen_tile": (None, [c_void_p, c_int32, c_int32, c_void_p, c_int32, _int32_p]),
-    "tile_class": (c_int32, [c_int32, c_int32]),
-    "tile_config": (c_int32, [c_int32, _int32_p]),
-    "takes_pairs": (c_int32, [c_int32, c_int64, c_int64, c_int64]),
     "cache_class": (c_int32, [c_int32, c_int32]),
-    "estimated_clocks": (c_int64, [c_int32, c_int64, c_int64, c_int32, c_int32]),
-    "cheapest_config": (c_int32, [c_int32, c_int64, c_int64, c_int32, c_int32, c_int32, c_int64, c_int64, c_int32]),
     "workspace_layout": (None, [POINTER(Params), POINTER(c_uint64)]),
     "validate": (c_int32, [POINTER(Params), c_char_p, c_int32]),
     "validate_combine": (c_int32, [POINTER(CombineParams), c_char_p, c_int32]),
@@ -197,67 +192,9 @@ def quotient(n: int, divisor: int) -> int:
     return result
 
 
-class TileConfig(NamedTuple):
-    head_dim: int
-    head_dim_v: int
-    block_m: int
-    block_n: int
-    stages: int
-    tile_clocks: int
-    block_clocks: int
-    most_rows: int
-    is_short: int
-    pairs: int
-
-
-def tile_configs() -> list[TileConfig]:
-    """Every tile shape that kernels are instantiated for."""
-    found: list[TileConfig] = []
-    values = (c_int32 * 10)()
-    while _function("tile_config")(len(found), values):
-        found.append(TileConfig(*values))
-    return found
-
-
-def takes_pairs(index: int, left: int, right: int, rows: int) -> bool:
-    return bool(_function("takes_pairs")(index, left, right, rows))  # a dense call, in pairs of tiles of that config
-
-
-def tile_class(head_dim: int, head_dim_v: int) -> int | None:
-    """Index of the first config of the class; None where no class holds the head dims."""
-    index: int = _function("tile_class")(head_dim, head_dim_v)
-    return None if index < 0 else index
-
-
 def cache_class(head_dim: int, head_dim_v: int) -> int | None:
     """Head dim of the kernels for caches that hold the head dims; None where there are none."""
     return _function("cache_class")(head_dim, head_dim_v) or None
-
-
-def estimated_clocks(index: int, left: int, right: int, seqlen_q: int, seqlen_k: int) -> int:
-    clocks: int = _function("estimated_clocks")(index, left, right, seqlen_q, seqlen_k)
-    return clocks
-
-
-def cheapest_config(
-    member: int,
-    left: int,
-    right: int,
-    seqlen_q: int,
-    seqlen_k: int,
-    *,
-    vary: bool = False,
-    longest_q: int | None = None,
-    columns: int = 100_000,
-    packed: bool = False,
-) -> int:
-    """Of the class of the config `member`.
-
-    vary: the lengths are means. columns: heads of all sequences, by default enough to fill any GPU. packed: q is.
-    """
-    longest = seqlen_q if longest_q is None else longest_q
-    index: int = _function("cheapest_config")(member, left, right, seqlen_q, seqlen_k, vary, longest, columns, packed)
-    return index
 
 
 class WorkspaceLayout(NamedTuple):

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pyflash3._abi import Params
 from tests.core.problems import ADDRESS, params
 from tests.core.split_surface import takes_split_kernel
-from tests.core.surface import cache_class, tile_class, tile_configs, workspace_layout
+from tests.core.surface import cache_class, workspace_layout
+from tests.core.tile_choice import tile_class, tile_configs
 
 
 def paged(batch: int, seqlen_q: int, keys: int, **changes: float | None) -> Params:

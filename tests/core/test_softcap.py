@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from ctypes import POINTER, byref, c_float, c_int32
+from ctypes import POINTER, c_float, c_int32
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,13 +28,19 @@ def _function() -> Any:
 class Softcap(NamedTuple):
     value: float
     few_limit: float
+    few_top: float
+    reaches: bool
 
 
 def softcap(inner: float, outer: float, score: float, subtracted: float, few: bool) -> Softcap:
-    """outer * tanh(inner * score) - subtracted by the polynomial of few terms or of all; how far the former goes."""
-    limit = c_float()
-    value = _function()(inner, outer, score, subtracted, few, byref(limit))
-    return Softcap(value, limit.value)
+    """outer * tanh(inner * score) - subtracted by the polynomial of few terms or of all.
+
+    And how far the former goes: its last score and the value there, and whether it does in a row whose reference is
+    `subtracted`.
+    """
+    few_range = (c_float * 3)()
+    value = _function()(inner, outer, score, subtracted, few, few_range)
+    return Softcap(value, few_range[0], few_range[1], few_range[2] != 0)
 
 
 def exact(inner: float, outer: float, score: float) -> float:
@@ -57,8 +63,31 @@ def test_all_terms_within_their_range(scale: float, cap: float, part: float) -> 
 
 @given(scales, caps)
 def test_the_range_of_few_terms(scale: float, cap: float) -> None:
-    limit = softcap(scale / cap, cap * LOG2E, 0, 0, True).few_limit
-    assert limit == pytest.approx(0.35 * cap / abs(scale), rel=1e-5)
+    few = softcap(scale / cap, cap * LOG2E, 0, 0, True)
+    assert few.few_top == pytest.approx(math.tanh(0.35) * cap * LOG2E, rel=1e-5)
+    if few.few_top > 6:
+        assert few.few_limit == pytest.approx(0.35 * cap / abs(scale), rel=1e-5)
+    else:
+        assert few.few_limit == 0
+
+
+@given(scales, caps, st.floats(1.01, 50))
+def test_what_few_terms_are_not_made_for_shows_in_what_they_give(scale: float, cap: float, part: float) -> None:
+    """A larger score comes out above few_top, one below the negative of it below: no check of scores is needed."""
+    inner, outer = scale / cap, cap * LOG2E
+    score = math.copysign(part * 0.35 * cap / abs(scale), scale)
+    few = softcap(inner, outer, score, 0, True)
+    assert few.value > few.few_top
+    below = softcap(inner, outer, -score, 0, True).value
+    assert below == -few.value < -few.few_top
+
+
+@given(caps.filter(lambda cap: cap > 13), st.floats(-50, 50))
+def test_few_terms_need_a_reference_that_lets_small_scores_vanish(cap: float, reference: float) -> None:
+    """The exact probability of what is below the range, relative to the reference, is at most 2^-12."""
+    few = softcap(1 / cap, cap * LOG2E, 0, reference, True)
+    largest_below = -math.tanh(0.35) * cap * LOG2E - reference
+    assert few.reaches == (largest_below <= -12) or abs(largest_below + 12) < 1e-3
 
 
 @pytest.mark.parametrize("few", [True, False])

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.core.surface import (
-    MaskCase,
+from tests.core.surface import MaskCase
+from tests.core.tile_choice import (
     TileConfig,
     cheapest_config,
     estimated_clocks,
@@ -62,9 +62,7 @@ def test_the_cheapest_of_the_class(
     head_dims: tuple[int, int], left: int, right: int, seqlen_q: int, seqlen_k: int
 ) -> None:
     of_class = [
-        i
-        for i, config in enumerate(CONFIGS)
-        if class_of(config) == head_dims and (config.most_rows == 0 or seqlen_q <= config.most_rows)
+        i for i, config in enumerate(CONFIGS) if class_of(config) == head_dims and config.takes(seqlen_q, seqlen_k)
     ]
     chosen = cheapest_config(member_of(head_dims), left, right, seqlen_q, seqlen_k)
     assert chosen in of_class
@@ -78,12 +76,12 @@ def test_lengths_that_vary_never_get_a_config_made_for_shorter_ones(
 ) -> None:
     config = CONFIGS[cheapest_config(member_of(head_dims), left, right, mean, mean, vary=True, longest_q=longest)]
     assert class_of(config) == head_dims
-    assert config.most_rows == 0 or longest <= config.most_rows
+    assert config.takes(longest, mean, in_device_memory=True)
 
 
 @pytest.mark.parametrize("head_dims", CLASSES)
 def test_every_class_has_a_config_for_any_length(head_dims: tuple[int, int]) -> None:
-    assert any(config.most_rows == 0 for config in CONFIGS if class_of(config) == head_dims)
+    assert any(config.most_rows == 0 and config.most_keys == 0 for config in CONFIGS if class_of(config) == head_dims)
 
 
 @given(st.sampled_from(range(len(CONFIGS))), sides, sides, st.integers(1, 5000))
@@ -113,12 +111,40 @@ def test_pairs_of_tiles_see_the_same_keys_and_compute_little_twice(
         (-1, 1024, 256),
         (-1, 2048, 192),
         (-1, 16384, 192),
-        (-1, 128, 128),
+        (-1, 128, 64),
         (-1, 34, 64),
     ],
 )
 def test_head_dim_64_as_measured(right: int, seqlen: int, block_m: int) -> None:
     assert CONFIGS[cheapest_config(member_of((64, 64)), -1, right, seqlen, seqlen)].block_m == block_m
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "batch", "seqlen", "nheads", "stay"),
+    [
+        (64, 1, 128, 12, True),
+        (64, 512, 100, 12, True),
+        (64, 512, 64, 12, False),  # many tiles of one block of 64: the kernel for short sequences
+        (64, 16, 64, 12, False),
+        (64, 512, 129, 12, False),
+        (128, 1, 128, 32, True),
+        (128, 8, 128, 32, True),
+        (128, 128, 128, 32, True),
+        (128, 64, 70, 32, True),
+        (128, 256, 64, 16, False),
+        (128, 128, 129, 32, False),
+        (96, 128, 128, 32, False),
+    ],
+)
+@pytest.mark.parametrize("right", [0, -1])
+def test_few_keys_stay_in_shared_memory_as_measured(
+    head_dim: int, batch: int, seqlen: int, nheads: int, stay: bool, right: int
+) -> None:
+    member = member_of((head_dim, head_dim))
+    index = cheapest_config(member, -1, right, seqlen, seqlen, columns=batch * nheads)
+    assert (CONFIGS[index].most_keys > 0) is stay
+    # Queries may be many.
+    assert not stay or CONFIGS[cheapest_config(member, -1, -1, 4096, seqlen, columns=batch * nheads)].most_keys > 0
 
 
 @pytest.mark.parametrize(
@@ -149,7 +175,7 @@ def test_small_packed_calls_do_without_preparing_as_measured(
     work: dict[str, Any] = {"vary": batch > 1, "longest_q": seqlen, "columns": batch * nheads}
     for packed in (False, True):
         index = cheapest_config(member_of((head_dim, head_dim)), -1, 0, seqlen, seqlen, **work, packed=packed)
-        assert bool(CONFIGS[index].is_short) is (packed and is_short)
+        assert bool(CONFIGS[index].is_short) is ((packed or seqlen <= 64) and is_short)
 
 
 @pytest.mark.parametrize(

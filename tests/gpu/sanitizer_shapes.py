@@ -45,6 +45,9 @@ CASES: list[Case] = [
     (HALF, [(400, 100)], (80, 1), (256, 256), False, {}),
     (BF16, [(200, 150)], (140, 1), (192, 192), False, {}),
     (HALF, [(140, 200)] * 2, (3, 1), (192, 128), False, {}),
+    # Keys that stay in shared memory: less than a tile for every thread block, and parts of a KV head's tiles.
+    (HALF, [(70, 60)], (2, 2), (128, 128), False, {"causal": True}),
+    (BF16, [(130, 128)] * 25, (12, 3), (128, 128), False, {"window_size": (90, 0), "softcap": 9.0}),
     # Wide heads, and values narrower and wider than the keys.
     (BF16, [(130, 200)], (2, 1), (512, 512), False, {"causal": True}),
     (HALF, [(100, 50), (0, 5), (129, 140)], (2, 2), (264, 264), True, {"window_size": (40, 20), "softcap": 5.0}),
