@@ -158,7 +158,7 @@ struct ResidentConsumer {
   __device__ __forceinline__ void compute(const WorkTile &tile, bool last) {
     const Epilogue<Traits> epilogue(args, 0);
     if (ptx::uniform(tile.range.count() == 0)) {
-      arrive(&smem.barriers.q_empty[stream]);
+      ptx::mbarrier_arrive(&smem.barriers.q_empty[stream]);
       epilogue.store_empty(tile);
       if (last) release_unit();
       return;
@@ -191,7 +191,7 @@ struct ResidentConsumer {
         q, k_low + i * (Traits::kKBytes / 16), s);
     wgmma_wait_group<0>();
     fence_accumulators(s);
-    arrive(&smem.barriers.q_empty[stream]);
+    ptx::mbarrier_arrive(&smem.barriers.q_empty[stream]);  // every thread, as all of them have read the tile before
     if (last) arrive(&smem.barriers.k_empty[i]);
 
     const int64_t first_row = Traits::warp_row(tile, 0);
@@ -224,11 +224,12 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) resident_fwd_kernel_sm90(
   const int warpgroup = ptx::uniform(threadIdx.x / 128);
   const int warp = ptx::uniform(threadIdx.x / 32);
   if (warp == 0) {
-    // K and V are read by all warps of all streams.
+    // Q and the tile are given back by all threads of a stream, K and V by a lane of every warp of all streams.
     const int lane = threadIdx.x % 32;
-    uint64_t *const barriers = &smem.barriers.q_full[0];
-    const int readers = lane < Traits::kFullBarriers + Traits::kStreams ? 4 : 4 * Traits::kStreams;
-    if (lane < Traits::kBarriers) ptx::mbarrier_init(barriers + lane, lane < Traits::kFullBarriers ? 1 : readers);
+    const int readers = lane < Traits::kFullBarriers + Traits::kStreams ? 128 : 4 * Traits::kStreams;
+    if (lane < Traits::kBarriers) {
+      ptx::mbarrier_init(&smem.barriers.q_full[0] + lane, lane < Traits::kFullBarriers ? 1 : readers);
+    }
     ptx::fence_mbarrier_init();
   }
   if (warp == 4 && ptx::elect_one()) {

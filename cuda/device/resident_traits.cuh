@@ -54,7 +54,7 @@ struct ResidentTraits {
 
   struct Barriers {
     uint64_t q_full[kStreams], k_full[kStages], v_full[kStages];
-    uint64_t q_empty[kStreams], k_empty[kStages], v_empty[kStages];  // an arrival a warp that reads there
+    uint64_t q_empty[kStreams], k_empty[kStages], v_empty[kStages];
   };
   static constexpr int kFullBarriers = kStreams + 2 * kStages;
   static constexpr int kBarriers = 2 * kFullBarriers;
