@@ -79,7 +79,14 @@ struct SplitCursor {
     p.whole = p.first && piece_end() == p.tile_end;
     const int32_t from = at - tile.begin;
     const int32_t to = piece_end() - tile.begin;
-    if (schedule.balanced()) {
+    if (schedule.even) {
+      const int32_t count = tile.range.count();
+      const auto cuts = static_cast<int32_t>(schedule.cuts.divisor);
+      const auto length = static_cast<int32_t>(schedule.cuts.quotient(static_cast<uint32_t>(count)));
+      const SplitParts pieces = {count, cuts, length, count - length * cuts};
+      p.n_begin = tile.range.begin + pieces.begin(from);
+      p.n_end = tile.range.begin + pieces.begin(to);
+    } else if (schedule.balanced()) {
       // The cost that a tile has beside its key blocks lies in front of them.
       constexpr int32_t kFront = SplitSchedule::kTileCost;
       p.n_begin = tile.range.begin + (from > kFront ? from - kFront : 0);
@@ -102,7 +109,7 @@ struct SplitCursor {
   FLASH3_HD int32_t tile_end() const { return tile.begin + schedule.tile_cost(tile.range); }
 
   FLASH3_HD int32_t piece_end() const {
-    const int32_t of_tile = schedule.balanced() ? tile_end() : at + 1;
+    const int32_t of_tile = schedule.balanced() && !schedule.even ? tile_end() : at + 1;
     return of_tile < end ? of_tile : end;
   }
 };

@@ -76,6 +76,8 @@ struct SplitSchedule {
   // Of a balanced schedule: a tile costs as much as one key block more than it has, and a part is at least that long.
   static constexpr int32_t kTileCost = 1;
   static constexpr int32_t kLeastPart = 2;
+  // What two parts may cost more than the mean where tiles are cut alike; each no more than 1/16 of it, either.
+  static constexpr int32_t kMostEvenCost = 5;
   // Thread blocks that a balanced schedule shares out to at most, two a multiprocessor of the largest GPU.
   static constexpr int32_t kMostMultiprocessors = 144;
   static constexpr int32_t kMostParts = 2 * kMostMultiprocessors;
@@ -98,6 +100,13 @@ struct SplitSchedule {
   int32_t parts_of_line;  // thread blocks to share each line out to
   // Every sequence has one tile for each KV head, known without looking at lengths.
   bool one_tile = false;
+  // Of a balanced schedule with one tile: into how many pieces all tiles may be cut alike, and the cut of such a line.
+  // Then a part has whole tiles, or equally many parts share each tile, and there is little to merge, or nothing.
+  Divisor cuts = {1, 0, 0};
+  SplitParts even_parts = {0, 0, 0, 0};
+  bool even = false;  // they are; what the lengths decide
+  // Tiles are few enough for an entry each, in their order; otherwise parts have one.
+  bool entries_by_tile = false;
 
   // The lines of a call: as many as leave few of `blocks` thread blocks without work.
   static int32_t lines(int32_t nheads_k, int32_t blocks) {
@@ -105,6 +114,26 @@ struct SplitSchedule {
       if (nheads_k % n == 0 && blocks % n * 32 <= blocks && n <= blocks) return n;
     }
     return 1;
+  }
+
+  // Finds `cuts` and what follows from it.
+  void allow_even_cuts() {
+    const int32_t tiles = batch * heads_of_line;
+    if (tiles == 0) return;
+    cuts = Divisor::make(parts_of_line / tiles);
+    const int32_t pieces = tiles * static_cast<int32_t>(cuts.divisor);
+    even_parts = SplitParts::make(pieces, pieces < parts_of_line ? pieces : parts_of_line);
+    entries_by_tile = tiles <= parts_of_line;
+  }
+
+  // Whether a line of `total` with tiles of up to `largest` is as good as balanced if all tiles are cut alike: what the
+  // longest part costs more than the mean has to be less than what merging takes.
+  FLASH3_HD bool even_cuts_do(int32_t total, int32_t largest) const {
+    const int32_t pieces = even_parts.length + (even_parts.longer > 0 ? 1 : 0);  // of that part
+    const auto blocks = static_cast<uint32_t>(largest - kTileCost) + cuts.divisor - 1;
+    const int64_t longest = int64_t{pieces} * (static_cast<int32_t>(cuts.quotient(blocks)) + kTileCost);
+    const int64_t more = longest * parts_of_line - total;
+    return 2 * more <= int64_t{kMostEvenCost} * parts_of_line && more * 16 <= total;
   }
 
   FLASH3_HD bool balanced() const { return num_splits == 0; }
@@ -129,7 +158,10 @@ struct SplitSchedule {
     return block_range({window, s.seqlen_q, s.seqlen_k}, query(first), query(last) + 1, block_n);
   }
 
-  FLASH3_HD int32_t tile_cost(const BlockRange &r) const { return balanced() ? kTileCost + r.count() : num_splits; }
+  FLASH3_HD int32_t tile_cost(const BlockRange &r) const {
+    if (even) return static_cast<int32_t>(cuts.divisor);
+    return balanced() ? kTileCost + r.count() : num_splits;
+  }
 
   // Of one sequence.
   FLASH3_HD bool tiles_cost_the_same() const { return !balanced() || !window.limited(); }
@@ -177,6 +209,9 @@ struct SplitSchedule {
     if (!balanced()) return x.begin % num_splits;
     return (x.first ? parts_of_line + part.index : part.index) * num_lines + part.line;
   }
+
+  // The place of a tile's entry, where tiles have one.
+  FLASH3_HD int32_t entry_of(const SplitPiece &x) const { return x.batch * nheads_k + x.kv_head; }
 
   // The entry of a part of a balanced schedule, by its first piece: what is to be merged if it is the second of its
   // tile. So every tile that is in pieces has one entry.

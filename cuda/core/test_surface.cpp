@@ -9,9 +9,7 @@
 #include "core/rotary.h"
 #include "core/seqlen.h"
 #include "core/softcap.h"
-#include "core/split_config.h"
-#include "core/split_cursor.h"
-#include "core/split_schedule.h"
+#include "core/tile_config.h"
 #include "core/tile_scheduler.h"
 #include "core/validate.h"
 #include "core/workspace.h"
@@ -23,23 +21,6 @@ using namespace flash3::core;  // this file is nothing but a window onto it
 
 Mask make_mask(int64_t left, int64_t right, int32_t seqlen_q, int32_t seqlen_k) {
   return {Window::make(left, right), seqlen_q, seqlen_k};
-}
-
-SplitSchedule split_schedule(const flash3_params &p, int32_t block_n, int32_t num_lines, int32_t num_parts) {
-  const int64_t rows_q = p.cu_seqlens_q != nullptr ? p.total_q : p.seqlen_q;
-  return {{p.cu_seqlens_q, p.seqused_q, rows_q},
-          KvCache::of(p),
-          Window::make(p.window_left, p.window_right),
-          Divisor::make(p.nheads / p.nheads_k),
-          p.nheads_k,
-          p.batch,
-          SplitSchedule::kBlockM * blocks_of_tile(p),
-          block_n,
-          p.num_splits,
-          num_lines,
-          p.nheads_k / num_lines,
-          num_parts / num_lines,
-          has_one_tile(p)};
 }
 
 struct CountLeading {
@@ -180,55 +161,6 @@ FLASH3_API void flash3_test_workspace_layout(const flash3_params *params, uint64
 FLASH3_API int32_t flash3_test_cache_class(int32_t head_dim, int32_t head_dim_v) {
   const TileConfig *found = cache_config(head_dim, head_dim_v);
   return found == nullptr ? 0 : found->head_dim;
-}
-
-// Whether the split-KV kernel computes the call.
-FLASH3_API int32_t flash3_test_takes_split_kernel(const flash3_params *params) { return takes_split_kernel(*params); }
-
-FLASH3_API int32_t flash3_test_is_plain_decoding(const flash3_params *params) { return is_plain_decoding(*params); }
-
-FLASH3_API int64_t flash3_test_most_tiles(const flash3_params *params) { return SplitBounds::of(*params).most_tiles; }
-
-// Places on a line. Lengths come from the params' own arrays, which are host memory here.
-FLASH3_API int32_t flash3_test_split_places(const flash3_params *params, int32_t block_n, int32_t num_lines) {
-  const SplitSchedule schedule = split_schedule(*params, block_n, num_lines, num_lines);
-  int32_t sum = 0;
-  for (int32_t b = 0; b < params->batch; ++b) sum = schedule.behind(sum, schedule.sequence_cost(b));
-  return sum;
-}
-
-// Returns the number of pieces of all parts, of which up to `capacity` are written, thirteen numbers each: part, batch,
-// kv_head, m_block, n_begin, n_end, whole, its number among the partial results, and of the entry of its tile that
-// begins with it or, of a balanced schedule, that it is to write, rows (0: nothing to merge), count, first_piece,
-// next_piece, step.
-FLASH3_API int64_t flash3_test_split_pieces(const flash3_params *params, int32_t block_n, int32_t num_lines,
-                                            int32_t num_parts, int64_t capacity, int64_t *pieces) {
-  const flash3_params &p = *params;
-  const SplitSchedule schedule = split_schedule(p, block_n, num_lines, num_parts);
-  const int32_t sum = flash3_test_split_places(params, block_n, num_lines);
-  const SplitParts parts = schedule.parts(sum);
-  int64_t count = 0;
-  for (int32_t part = 0; part < parts.parts * num_lines; ++part) {
-    const SplitPartId id = {part % num_lines, part / num_lines};
-    const int32_t first = parts.begin(id.index);
-    int32_t b = 0;
-    int32_t begin = 0;
-    for (; schedule.behind(begin, schedule.sequence_cost(b)) <= first; ++b) begin += schedule.sequence_cost(b);
-    const SplitTile tile = SplitTile::find(schedule, id.line, first, b, begin);
-    SplitCursor cursor{schedule, first, parts.begin(id.index + 1), tile};
-    for (; !cursor.done(); cursor.advance(), ++count) {
-      if (count >= capacity) continue;
-      const SplitPiece x = cursor.piece();
-      SplitEntry e = {};
-      if (schedule.balanced() && x.begin == first) e = schedule.entry_of_part(x, parts, id);
-      if (schedule.num_splits > 1 && x.first) e = schedule.entry_of_tile(x.batch, x.kv_head, x.m_block);
-      const int64_t values[] = {
-          part,   x.batch, x.kv_head,     x.m_block,    x.n_begin, x.n_end, x.whole, schedule.number(x, id),
-          e.rows, e.count, e.first_piece, e.next_piece, e.step};
-      std::memcpy(pieces + 13 * count, values, sizeof(values));
-    }
-  }
-  return count;
 }
 
 // outer * tanh(inner * s) - subtracted, by the polynomial of few terms or by the other one. few_range: few_limit,

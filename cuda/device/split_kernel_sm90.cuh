@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "device/ptx.cuh"
 #include "device/split_args.h"
@@ -35,7 +36,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
   const int warp = ptx::uniform(threadIdx.x / 32);
   constexpr int kConsumerWarps = Traits::kConsumerThreads / 32;
   core::SplitSchedule schedule = known_schedule<Traits>(args.schedule);
-  const PartFinder<Traits> finder{schedule, args.partials, smem};
+  std::conditional_t<Traits::kPlain, PlainPartFinder<Traits>, PartFinder<Traits>> finder{schedule, args.partials, smem};
   finder.prefetch();
   if (warp == kConsumerWarps + 3) {  // which has nothing to load first
     init_split<Traits>(args, smem);
@@ -48,7 +49,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
 
   const core::SplitPartId part = {static_cast<int32_t>(blockIdx.x), static_cast<int32_t>(blockIdx.y)};
   const core::SplitParts parts = finder.find(part);
-  const core::SplitCursor cursor = {schedule, smem.part.begin, smem.part.end, smem.part.tile};
+  const core::SplitCursor cursor = finder.cursor();
   if (warp < kConsumerWarps) {
     ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
     SplitConsumer<Traits>(args, schedule, smem).run(cursor, part);

@@ -16,6 +16,36 @@ struct SplitPart {
   core::SplitTile tile;  // that holds the first one
 };
 
+// Lengths that are in no cache come from memory, while barriers are initialised.
+__device__ __forceinline__ void prefetch_lengths(const core::SplitSchedule &schedule) {
+  const auto b = static_cast<int32_t>(threadIdx.x);
+  if (b < schedule.batch && schedule.k.filled.seqused != nullptr) ptx::prefetch(schedule.k.filled.seqused + b);
+}
+
+// The entry of a part.
+__device__ __forceinline__ void note_part(const core::SplitSchedule &schedule, const Partials &partials,
+                                          const core::SplitCursor &cursor, const core::SplitPartId &part,
+                                          const core::SplitParts &parts) {
+  core::SplitEntry &entry = partials.entries[part.index * schedule.num_lines + part.line];
+  if (cursor.done()) {
+    entry.rows = 0;
+  } else {
+    entry = schedule.entry_of_part(cursor.piece(), parts, part);
+  }
+}
+
+// Those of the tiles that a part has whole, or the second piece of.
+__device__ __forceinline__ void note_tiles(const core::SplitSchedule &schedule, const Partials &partials,
+                                           core::SplitCursor cursor, const core::SplitPartId &part,
+                                           const core::SplitParts &parts) {
+#pragma unroll 1
+  for (; !cursor.done(); cursor.advance()) {
+    const core::SplitPiece piece = cursor.piece();
+    const core::SplitEntry entry = schedule.entry_of_part(piece, parts, part);
+    if (piece.whole || entry.rows > 0) partials.entries[schedule.entry_of(piece)] = entry;
+  }
+}
+
 // Collective over the thread block: every thread adds up the costs of some sequences, and the one whose sequences hold
 // the part's first place finds out the rest, for all.
 //
@@ -29,11 +59,7 @@ struct PartFinder {
   const Partials &partials;
   typename Traits::SharedStorage &smem;
 
-  // Lengths that are in no cache come from memory, while barriers are initialised.
-  __device__ __forceinline__ void prefetch() const {
-    const auto b = static_cast<int32_t>(threadIdx.x);
-    if (b < schedule.batch && schedule.k.filled.seqused != nullptr) ptx::prefetch(schedule.k.filled.seqused + b);
-  }
+  __device__ __forceinline__ void prefetch() const { prefetch_lengths(schedule); }
 
   // Leaves the part in smem.part. Returns the parts of its line.
   __device__ __forceinline__ core::SplitParts find(const core::SplitPartId &part) const {
@@ -80,16 +106,13 @@ struct PartFinder {
     return parts;
   }
 
+  __device__ __forceinline__ core::SplitCursor cursor() const {
+    return {schedule, smem.part.begin, smem.part.end, smem.part.tile};
+  }
+
   // What the merging kernel has to know; by one thread, once it has nothing else to do.
   __device__ __forceinline__ void note(const core::SplitPartId &part, const core::SplitParts &parts) const {
-    if (!schedule.balanced()) return;
-    core::SplitEntry &entry = partials.entries[part.index * schedule.num_lines + part.line];
-    const core::SplitCursor cursor = {schedule, smem.part.begin, smem.part.end, smem.part.tile};
-    if (cursor.done()) {
-      entry.rows = 0;
-    } else {
-      entry = schedule.entry_of_part(cursor.piece(), parts, part);
-    }
+    if (schedule.balanced()) note_part(schedule, partials, cursor(), part, parts);
   }
 
  private:
@@ -147,6 +170,119 @@ struct PartFinder {
     }
     const int32_t in_warp = __shfl_up_sync(0xffffffffu, inclusive, 1);
     return lane == 0 ? before : schedule.behind(before, in_warp);
+  }
+};
+
+// The same for calls of plain decoding, and quicker: once the threads have added up their shares, every warp finds the
+// part for itself.
+//
+// Sums need no care: where one could be too large for a place on the line, the schedule is not balanced, and the call
+// not computed here.
+template <class Traits>
+struct PlainPartFinder {
+  static constexpr int kThreads = Traits::kThreads;
+  static constexpr int kWarps = kThreads / 32;
+
+  core::SplitSchedule &schedule;
+  const Partials &partials;
+  typename Traits::SharedStorage &smem;
+  core::SplitCursor found = {schedule, 0, 0, {}};
+
+  __device__ __forceinline__ void prefetch() const { prefetch_lengths(schedule); }
+
+  __device__ __forceinline__ core::SplitParts find(const core::SplitPartId &part) {
+    add_up();
+    __syncthreads();
+    int32_t total = 0, largest = 0;
+    int32_t of_warp[kWarps];
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      of_warp[w] = smem.warp_costs[w];
+      total += of_warp[w];
+      largest = max(largest, smem.warp_largest[w]);
+    }
+    schedule.even = schedule.even_cuts_do(total, largest);
+    const core::SplitParts parts = schedule.even ? schedule.even_parts : schedule.parts(total);
+    found.at = parts.begin(part.index);
+    found.end = parts.begin(part.index + 1);
+    if (found.done()) return parts;
+    int32_t b = 0, begin = 0;
+    if (schedule.even) {
+      const auto cuts = static_cast<int32_t>(schedule.cuts.divisor);
+      const auto tile = static_cast<int32_t>(schedule.cuts.quotient(static_cast<uint32_t>(found.at)));
+      b = schedule.heads_of_line > 1 ? tile / schedule.heads_of_line : tile;
+      begin = b * schedule.heads_of_line * cuts;
+    } else {
+      find_sequence(of_warp, &b, &begin);
+    }
+    found.tile = core::SplitTile::find(schedule, part.line, found.at, b, begin);
+    return parts;
+  }
+
+  __device__ __forceinline__ core::SplitCursor cursor() const { return found; }
+
+  __device__ __forceinline__ void note(const core::SplitPartId &part, const core::SplitParts &parts) const {
+    if (schedule.entries_by_tile) {
+      note_tiles(schedule, partials, found, part, parts);
+    } else {
+      note_part(schedule, partials, found, part, parts);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ int32_t share() const { return core::ceil_div(schedule.batch, kThreads); }
+
+  // Of each thread its sequences' costs, of each warp those of its threads, and the largest tile.
+  __device__ __forceinline__ void add_up() const {
+    const int32_t first = static_cast<int32_t>(threadIdx.x) * share();
+    const int32_t behind = min(first + share(), schedule.batch);
+    int32_t sum = 0, largest = core::SplitSchedule::kTileCost;
+#pragma unroll 1
+    for (int32_t b = first; b < behind; ++b) {
+      const int32_t cost = schedule.head_cost(schedule.lengths(b));
+      sum += cost;
+      largest = max(largest, cost);
+    }
+    sum *= schedule.heads_of_line;
+    smem.costs[threadIdx.x] = sum;
+    sum = static_cast<int32_t>(__reduce_add_sync(0xffffffffu, static_cast<uint32_t>(sum)));
+    largest = __reduce_max_sync(0xffffffffu, largest);
+    if (threadIdx.x % 32 == 0) {
+      smem.warp_costs[threadIdx.x / 32] = sum;
+      smem.warp_largest[threadIdx.x / 32] = largest;
+    }
+  }
+
+  // That of place `found.at`, and where it begins.
+  __device__ __forceinline__ void find_sequence(const int32_t (&of_warp)[kWarps], int32_t *b, int32_t *begin) const {
+    int32_t warp = 0, before = 0;
+#pragma unroll
+    for (int w = 0, sum = 0; w + 1 < kWarps; ++w) {
+      sum += of_warp[w];
+      if (found.at >= sum) {
+        warp = w + 1;
+        before = sum;
+      }
+    }
+    const int lane = threadIdx.x % 32;
+    const int32_t own = smem.costs[32 * warp + lane];
+    int32_t behind = own;
+#pragma unroll 1
+    for (int offset = 1; offset < 32; offset *= 2) {
+      const int32_t other = __shfl_up_sync(0xffffffffu, behind, offset);
+      if (lane >= offset) behind += other;
+    }
+    behind += before;
+    const int holder = __ffs(static_cast<int>(__ballot_sync(0xffffffffu, found.at < behind))) - 1;
+    *b = (32 * warp + holder) * share();
+    *begin = __shfl_sync(0xffffffffu, behind - own, holder);
+#pragma unroll 1
+    for (int32_t i = 1; i < share(); ++i) {
+      const int32_t cost = schedule.sequence_cost(*b);
+      if (found.at < *begin + cost) break;
+      *begin += cost;
+      ++*b;
+    }
   }
 };
 

@@ -14,6 +14,7 @@ namespace flash3::device {
 template <class Traits>
 __device__ __forceinline__ core::SplitSchedule known_schedule(core::SplitSchedule s) {
   s.block_n = Traits::kBlockN;
+  s.even = false;
   if constexpr (Traits::kPlain) {
     s.q.cu_seqlens = s.q.seqused = nullptr;
     s.k.filled.cu_seqlens = s.k.appended.cu_seqlens = s.k.appended.seqused = s.k.leftpad = nullptr;
@@ -59,7 +60,9 @@ struct SplitTraits {
     alignas(1024) Element q[kBlockM * kHeadDim];
     alignas(1024) Element kv[2][kStages][kBlockN * kHeadDim];  // K, V
     Barriers barriers;
-    int32_t warp_costs[kThreads / 32];  // see PartFinder
+    // See PartFinder and PlainPartFinder.
+    int32_t warp_costs[kThreads / 32], warp_largest[kThreads / 32];
+    int32_t costs[kThreads];
     SplitPart part;
     uint32_t poison[kBlockN / 32];  // see Poison; a bit a key
   };

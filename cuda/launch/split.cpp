@@ -48,6 +48,7 @@ core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &ker
   const core::SplitBounds bounds = core::SplitBounds::of(p);
   const int64_t most_blocks = s.k.filled.rows / kernel.block_n + 2;
   if (s.balanced() && bounds.most_tiles > core::SplitSchedule::kMostPlaces / most_blocks) s.num_splits = 1;
+  if (s.balanced() && core::is_plain_decoding(p) && !core::is_latent(p)) s.allow_even_cuts();
   return s;
 }
 
@@ -191,9 +192,10 @@ cudaError_t launch_merge(const flash3_params &p, const SplitKernel &kernel, cons
   const int32_t parts = schedule.parts_of_line * schedule.num_lines;
   const bool one_tile_a_line = tiles <= schedule.num_lines;  // the second part has its entry
   merge.many_pieces = parts > kManyPieces * tiles;
-  merge.first_entry = one_tile_a_line ? schedule.num_lines : 0;
+  const bool by_tile = schedule.entries_by_tile;
+  merge.first_entry = one_tile_a_line && !by_tile ? schedule.num_lines : 0;
   merge.rows_of_entry = core::Divisor::make(rows);
-  merge.num_items = (one_tile_a_line ? schedule.num_lines : parts) * rows;
+  merge.num_items = (by_tile || one_tile_a_line ? static_cast<int32_t>(tiles) : parts) * rows;
   const int32_t warps = kernel.merge_threads / 32;
   const int32_t blocks = merge.many_pieces ? merge.num_items : (merge.num_items + warps - 1) / warps;
   return launch(kernel.merge_parts, dim3(static_cast<unsigned>(std::min(blocks, kMostBlocks))), kernel.merge_threads, 0,

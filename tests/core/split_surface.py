@@ -64,13 +64,32 @@ def _split_pieces() -> Any:
     return surface_function("split_pieces", c_int64, argtypes)
 
 
+@functools.cache
+def _plain_pieces() -> Any:
+    argtypes = [POINTER(Params), c_int32, c_int32, c_int32, c_int64, POINTER(c_int64), POINTER(c_int32)]
+    return surface_function("plain_pieces", c_int64, argtypes)
+
+
 def split_pieces(params: Params, block_n: int, num_lines: int, num_parts: int) -> tuple[int, list[Piece]]:
     """The cost of a line and all pieces of all lines."""
     count = _split_pieces()(byref(params), block_n, num_lines, num_parts, 0, (c_int64 * 0)())
     values = (c_int64 * (_VALUES * count))()
     _split_pieces()(byref(params), block_n, num_lines, num_parts, count, values)
+    return split_places(params, block_n, num_lines), _pieces(values)
+
+
+def plain_pieces(params: Params, block_n: int, num_lines: int, num_parts: int) -> tuple[int, list[Piece]]:
+    """Of plain decoding: into how many pieces each tile is cut, 0 where they are not cut alike, and all pieces."""
+    cuts = c_int32()
+    count = _plain_pieces()(byref(params), block_n, num_lines, num_parts, 0, (c_int64 * 0)(), byref(cuts))
+    values = (c_int64 * (_VALUES * count))()
+    _plain_pieces()(byref(params), block_n, num_lines, num_parts, count, values, byref(cuts))
+    return cuts.value, _pieces(values)
+
+
+def _pieces(values: Any) -> list[Piece]:
     pieces = []
-    for i in range(0, _VALUES * count, _VALUES):
+    for i in range(0, len(values), _VALUES):
         part, b, head, m, n_begin, n_end, whole, number, *entry = values[i : i + _VALUES]
         pieces.append(Piece(part, b, head, m, n_begin, n_end, bool(whole), number, Entry(*entry)))
-    return split_places(params, block_n, num_lines), pieces
+    return pieces

@@ -1,0 +1,106 @@
+// Like test_surface.cpp, for what concerns the split-KV kernel.
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "core/divisor.h"
+#include "core/kv_cache.h"
+#include "core/mask.h"
+#include "core/split_config.h"
+#include "core/split_cursor.h"
+#include "core/split_schedule.h"
+#include "flash3.h"
+
+namespace {
+
+using namespace flash3::core;  // this file is nothing but a window onto it
+
+SplitSchedule split_schedule(const flash3_params &p, int32_t block_n, int32_t num_lines, int32_t num_parts) {
+  const int64_t rows_q = p.cu_seqlens_q != nullptr ? p.total_q : p.seqlen_q;
+  return {{p.cu_seqlens_q, p.seqused_q, rows_q},
+          KvCache::of(p),
+          Window::make(p.window_left, p.window_right),
+          Divisor::make(p.nheads / p.nheads_k),
+          p.nheads_k,
+          p.batch,
+          SplitSchedule::kBlockM * blocks_of_tile(p),
+          block_n,
+          p.num_splits,
+          num_lines,
+          p.nheads_k / num_lines,
+          num_parts / num_lines,
+          has_one_tile(p)};
+}
+
+// The pieces of all parts of a schedule; see flash3_test_split_pieces.
+int64_t put_pieces(const SplitSchedule &schedule, const SplitParts &parts, int64_t capacity, int64_t *pieces) {
+  int64_t count = 0;
+  for (int32_t part = 0; part < parts.parts * schedule.num_lines; ++part) {
+    const SplitPartId id = {part % schedule.num_lines, part / schedule.num_lines};
+    const int32_t first = parts.begin(id.index);
+    int32_t b = 0;
+    int32_t begin = 0;
+    for (; schedule.behind(begin, schedule.sequence_cost(b)) <= first; ++b) begin += schedule.sequence_cost(b);
+    const SplitTile tile = SplitTile::find(schedule, id.line, first, b, begin);
+    SplitCursor cursor{schedule, first, parts.begin(id.index + 1), tile};
+    for (; !cursor.done(); cursor.advance(), ++count) {
+      if (count >= capacity) continue;
+      const SplitPiece x = cursor.piece();
+      SplitEntry e = {};
+      if (schedule.balanced() && x.begin == first) e = schedule.entry_of_part(x, parts, id);
+      if (schedule.num_splits > 1 && x.first) e = schedule.entry_of_tile(x.batch, x.kv_head, x.m_block);
+      const int64_t values[] = {
+          part,   x.batch, x.kv_head,     x.m_block,    x.n_begin, x.n_end, x.whole, schedule.number(x, id),
+          e.rows, e.count, e.first_piece, e.next_piece, e.step};
+      std::memcpy(pieces + 13 * count, values, sizeof(values));
+    }
+  }
+  return count;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Whether the split-KV kernel computes the call.
+FLASH3_API int32_t flash3_test_takes_split_kernel(const flash3_params *params) { return takes_split_kernel(*params); }
+
+FLASH3_API int32_t flash3_test_is_plain_decoding(const flash3_params *params) { return is_plain_decoding(*params); }
+
+FLASH3_API int64_t flash3_test_most_tiles(const flash3_params *params) { return SplitBounds::of(*params).most_tiles; }
+
+// Places on a line. Lengths come from the params' own arrays, which are host memory here.
+FLASH3_API int32_t flash3_test_split_places(const flash3_params *params, int32_t block_n, int32_t num_lines) {
+  const SplitSchedule schedule = split_schedule(*params, block_n, num_lines, num_lines);
+  int32_t sum = 0;
+  for (int32_t b = 0; b < params->batch; ++b) sum = schedule.behind(sum, schedule.sequence_cost(b));
+  return sum;
+}
+
+// Returns the number of pieces of all parts, of which up to `capacity` are written, thirteen numbers each: part, batch,
+// kv_head, m_block, n_begin, n_end, whole, its number among the partial results, and of the entry of its tile that
+// begins with it or, of a balanced schedule, that it is to write, rows (0: nothing to merge), count, first_piece,
+// next_piece, step.
+FLASH3_API int64_t flash3_test_split_pieces(const flash3_params *params, int32_t block_n, int32_t num_lines,
+                                            int32_t num_parts, int64_t capacity, int64_t *pieces) {
+  const SplitSchedule schedule = split_schedule(*params, block_n, num_lines, num_parts);
+  const SplitParts parts = schedule.parts(flash3_test_split_places(params, block_n, num_lines));
+  return put_pieces(schedule, parts, capacity, pieces);
+}
+
+// The same of plain decoding, where tiles may be cut alike. cuts: into how many pieces they are; 0: they are not.
+FLASH3_API int64_t flash3_test_plain_pieces(const flash3_params *params, int32_t block_n, int32_t num_lines,
+                                            int32_t num_parts, int64_t capacity, int64_t *pieces, int32_t *cuts) {
+  SplitSchedule schedule = split_schedule(*params, block_n, num_lines, num_parts);
+  schedule.allow_even_cuts();
+  const int32_t total = flash3_test_split_places(params, block_n, num_lines);
+  int32_t largest = 0;
+  for (int32_t b = 0; b < params->batch; ++b) {
+    largest = std::max(largest, schedule.head_cost(schedule.lengths(b)));
+  }
+  schedule.even = schedule.even_cuts_do(total, largest);
+  *cuts = schedule.even ? static_cast<int32_t>(schedule.cuts.divisor) : 0;
+  return put_pieces(schedule, schedule.even ? schedule.even_parts : schedule.parts(total), capacity, pieces);
+}
+
+}  // extern "C"

@@ -1,0 +1,87 @@
+"""Plain decoding, whose tiles are all cut alike where their lengths are about equal: split_schedule.h."""
+
+from __future__ import annotations
+
+import ctypes
+from collections import defaultdict
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflash3._abi import Params
+from tests.core.problems import params
+from tests.core.split_surface import is_plain_decoding, plain_pieces, split_pieces
+from tests.core.surface import int32_array
+from tests.core.test_split_schedule import BLOCK_N, check, layouts, tiles_of
+
+
+def decoding(lengths_k: list[int], heads: tuple[int, int]) -> Params:
+    """A call of plain decoding, whose lengths live as long as it."""
+    used = int32_array(lengths_k)
+    p = params(
+        batch=len(lengths_k), nheads=heads[0], nheads_k=heads[1], seqlen_q=1, seqlen_k=10_000, num_splits=0,
+        seqused_k=ctypes.addressof(used),
+    )  # fmt: skip
+    p.arrays = used
+    return p
+
+
+@given(
+    st.lists(st.integers(0, 20), min_size=1, max_size=40),
+    st.sampled_from([0, 1, 64, 500, 2000, 9900]),
+    layouts,
+    st.integers(1, 40),
+)
+def test_tiles_that_are_cut_alike(
+    more: list[int], least: int, layout: tuple[int, int, int], parts_of_line: int
+) -> None:
+    """Where the lengths are about equal; every key block once, as elsewhere, and no part much longer than the mean."""
+    heads, lines = layout[:2], layout[2]
+    num_parts = parts_of_line * lines
+    lengths_k = [least + n for n in more]
+    p = decoding(lengths_k, heads)
+    assert is_plain_decoding(p)
+    of = [(1, n) for n in lengths_k]
+    tiles = tiles_of(of, heads, (-1, -1))
+    cuts, pieces = plain_pieces(p, BLOCK_N, lines, num_parts)
+    check(pieces, of, heads[0] // heads[1], tiles)
+    numbers = [x.number for x in pieces if not x.whole]
+    assert len(set(numbers)) == len(numbers), "partial results have places of their own"
+    assert all(0 <= n < 2 * num_parts for n in numbers)
+    assert len({x.part for x in pieces if x.entry.rows}) == sum(x.entry.rows > 0 for x in pieces), "one entry a part"
+    total, balanced = split_pieces(p, BLOCK_N, lines, num_parts)
+    if cuts == 0:
+        assert pieces == balanced
+        return
+    assert len(pieces) == cuts * len(tiles)
+    costs: dict[int, int] = defaultdict(int)
+    for x in pieces:
+        costs[x.part] += 1 + x.n_end - x.n_begin
+    mean = total / parts_of_line
+    assert max(costs.values()) <= mean + min(2.5, mean / 16)
+
+
+@pytest.mark.parametrize(
+    ("batch", "keys", "nheads_k", "cuts"),
+    [
+        (256, 512, 1, 1),  # whole tiles
+        (256, 512, 8, 1),
+        (128, 2048, 1, 2),
+        (64, 8192, 1, 4),
+        (64, 8192, 8, 0),  # parts of two tiles would be 8 blocks longer than the mean
+        (8, 32_768, 8, 0),
+        (300, 512, 1, 0),
+    ],
+)
+def test_cuts_of_equal_lengths(batch: int, keys: int, nheads_k: int, cuts: int) -> None:
+    """On 132 multiprocessors."""
+    p = params(batch=batch, nheads=32, nheads_k=nheads_k, seqlen_q=1, seqlen_k=keys, num_splits=0)
+    assert plain_pieces(p, BLOCK_N, nheads_k, 264)[0] == cuts
+
+
+def test_one_long_sequence_is_not_cut_like_the_others() -> None:
+    p = decoding([9000] + 255 * [512], (32, 1))
+    cuts, pieces = plain_pieces(p, BLOCK_N, 1, 264)
+    assert cuts == 0
+    assert max(x.n_end - x.n_begin for x in pieces) < 20
