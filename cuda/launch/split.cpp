@@ -188,17 +188,22 @@ cudaError_t launch_merge(const flash3_params &p, const SplitKernel &kernel, cons
     return launch(kernel.merge_splits, blocks, kernel.merge_threads, 0, true, &merge, stream);
   }
   // As many blocks as find a place while the last parts are computed.
-  constexpr int32_t kMostBlocks = 128;
+  constexpr int32_t kFewBlocks = 128;
   const int32_t parts = schedule.parts_of_line * schedule.num_lines;
   const bool one_tile_a_line = tiles <= schedule.num_lines;  // the second part has its entry
-  merge.many_pieces = parts > kManyPieces * tiles;
   const bool by_tile = schedule.entries_by_tile;
   merge.first_entry = one_tile_a_line && !by_tile ? schedule.num_lines : 0;
   merge.rows_of_entry = core::Divisor::make(rows);
   merge.num_items = (by_tile || one_tile_a_line ? static_cast<int32_t>(tiles) : parts) * rows;
+  // A block takes about as long for a row as a warp does, so it has to be one or two.
+  const bool few_rows = tiles * rows <= 2 * kFewBlocks || core::is_latent(p);
+  merge.many_pieces = parts > kManyPieces * tiles && few_rows;
+  // Where every tile is in pieces, a warp has several rows: it pays to wait for more blocks to find a place.
+  const bool all_cut = by_tile && schedule.cuts.divisor > 1;
+  const int32_t most_blocks = merge.many_pieces || !all_cut ? kFewBlocks : 2 * kFewBlocks;
   const int32_t warps = kernel.merge_threads / 32;
   const int32_t blocks = merge.many_pieces ? merge.num_items : (merge.num_items + warps - 1) / warps;
-  return launch(kernel.merge_parts, dim3(static_cast<unsigned>(std::min(blocks, kMostBlocks))), kernel.merge_threads, 0,
+  return launch(kernel.merge_parts, dim3(static_cast<unsigned>(std::min(blocks, most_blocks))), kernel.merge_threads, 0,
                 true, &merge, stream);
 }
 
