@@ -163,11 +163,12 @@ struct SplitProducer {
     const auto *const data = static_cast<const Element *>(tensor().data);
     const int32_t cols = head_dim();
     const int32_t first_new = first_new_block(span);
-    Places next = places(piece, span, piece.n_begin);
+    int32_t n = piece.n_begin;
+    Places next = places(piece, span, n);
 #pragma unroll 1
-    for (int32_t n = piece.n_begin; n < piece.n_end; ++n) {
+    for (int32_t rest = piece.n_end - n; rest > 0; --rest, ++n) {
       const Places now = next;
-      if (n + 1 < piece.n_end) next = places(piece, span, n + 1);
+      if (rest > 1) next = places(piece, span, n + 1);
       if (n >= first_new) ptx::wait_for_previous_kernel();
       ptx::mbarrier_wait(&smem.barriers.empty[side][ring.index], ring.parity);
       const uint32_t to = ptx::shared_address(smem.kv[side][ring.index]);
