@@ -48,7 +48,7 @@ struct TileTraits {
   // Softcap and ALiBi take the registers that the others have for it.
   static constexpr int kKeptSteps = kScoreMod ? 0 : kConfig.kept_steps;
   // Scores whose exponentials are taken together, where it is known beforehand what they are relative to; as measured.
-  static constexpr int kTurn = kHeadDim == 64 ? 32 : 16;
+  static constexpr int kTurn = kHeadDim == 64 ? 32 : kBlockN == 96 ? 24 : 16;
   // The kernel for short sequences, or the warp-specialised one.
   static constexpr bool kIsShort = kConfig.is_short();
   // Whether a tile begins while the one before ends. Where the warp-specialised kernel has no room for a second Q,
