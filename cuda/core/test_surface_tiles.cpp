@@ -4,6 +4,7 @@
 
 #include "core/mask.h"
 #include "core/tile_config.h"
+#include "core/tile_scheduler.h"
 #include "flash3.h"
 
 namespace {
@@ -17,6 +18,13 @@ Mask make_mask(int64_t left, int64_t right, int32_t seqlen_q, int32_t seqlen_k) 
 }  // namespace
 
 extern "C" {
+
+// share: first tile, number of tiles.
+FLASH3_API void flash3_test_tile_share(uint32_t tiles, uint32_t block, uint32_t blocks, uint32_t *share) {
+  const TileShare found = TileShare::of_block(tiles, block, blocks);
+  share[0] = found.begin;
+  share[1] = found.count;
+}
 
 // The first config of the class that holds the head dims, -1 for none.
 FLASH3_API int32_t flash3_test_tile_class(int32_t head_dim, int32_t head_dim_v) {

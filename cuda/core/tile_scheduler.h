@@ -98,6 +98,18 @@ FLASH3_HD int32_t tile_of_pair(int32_t pair, int32_t rank, int32_t num_m_blocks)
   return m_block < num_m_blocks ? m_block : num_m_blocks - 1;
 }
 
+// The tiles of one of `blocks` thread blocks, where all are shared out beforehand: equally many to each, or one more to
+// the first ones.
+struct TileShare {
+  uint32_t begin, count;
+
+  FLASH3_HD static TileShare of_block(uint32_t tiles, uint32_t block, uint32_t blocks) {
+    const uint32_t share = tiles / blocks;
+    const uint32_t more = tiles - share * blocks;
+    return {block * share + (more < block ? more : block), share + (block < more ? 1 : 0)};
+  }
+};
+
 // Every sequence has the same number of m_blocks.
 struct DenseSchedule {
   int32_t num_m_blocks;

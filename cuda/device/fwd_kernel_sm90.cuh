@@ -100,12 +100,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) fwd_kernel_sm90(const __g
     __syncwarp();
     ptx::cluster_arrive_relaxed();
   }
-  if (warp == 4 && ptx::elect_one()) {
-    ptx::prefetch_tensormap(&args.q_map);
-    ptx::prefetch_tensormap(&args.k_map);
-    ptx::prefetch_tensormap(&args.v_map);
-    ptx::prefetch_tensormap(&args.out_map);
-  }
+  if (warp == 4 && ptx::elect_one()) prefetch_tensormaps(args);
   __syncthreads();
   if constexpr (Traits::kPaired) ptx::cluster_wait();  // the other block's barriers are there, too
   if (warpgroup == 0) {

@@ -24,11 +24,9 @@ struct ResidentTiles {
   uint32_t begin, end;
 
   __device__ __forceinline__ explicit ResidentTiles(const FwdArgs &a) : args(a) {
-    const uint32_t tiles = args.num_tiles;
-    const uint32_t share = tiles / gridDim.x;
-    const uint32_t more = tiles - share * gridDim.x;  // blocks that have one more
-    begin = ptx::uniform(blockIdx.x * share + min(blockIdx.x, more));
-    end = ptx::uniform(begin + share + (blockIdx.x < more ? 1 : 0));
+    const auto share = core::TileShare::of_block(args.num_tiles, blockIdx.x, gridDim.x);
+    begin = ptx::uniform(share.begin);
+    end = ptx::uniform(begin + share.count);
   }
 
   __device__ __forceinline__ uint32_t column(uint32_t t) const { return args.m_blocks_divisor.quotient(t); }
@@ -232,12 +230,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) resident_fwd_kernel_sm90(
     }
     ptx::fence_mbarrier_init();
   }
-  if (warp == 4 && ptx::elect_one()) {
-    ptx::prefetch_tensormap(&args.q_map);
-    ptx::prefetch_tensormap(&args.k_map);
-    ptx::prefetch_tensormap(&args.v_map);
-    ptx::prefetch_tensormap(&args.out_map);
-  }
+  if (warp == 4 && ptx::elect_one()) prefetch_tensormaps(args);
   __syncthreads();
   if (warpgroup == 0) {
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();

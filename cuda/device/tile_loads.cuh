@@ -48,6 +48,14 @@ __device__ __forceinline__ void init_barriers(typename Traits::SharedStorage &sm
   ptx::fence_mbarrier_init();
 }
 
+// By one lane, before anything is loaded.
+__device__ __forceinline__ void prefetch_tensormaps(const FwdArgs &args) {
+  ptx::prefetch_tensormap(&args.q_map);
+  ptx::prefetch_tensormap(&args.k_map);
+  ptx::prefetch_tensormap(&args.v_map);
+  ptx::prefetch_tensormap(&args.out_map);
+}
+
 // How many of 32 probes hold, from the first on, one probe a lane (core::find_sequence).
 struct WarpCountLeading {
   template <class Probe>

@@ -100,12 +100,7 @@ __global__ void __cluster_dims__(Traits::kCtas, 1, 1) __launch_bounds__(Traits::
   __syncwarp();
   ptx::cluster_arrive_relaxed();
   if (warp == 0) find_wide_tile<Traits>(args, smem);
-  if (warp == 4 && ptx::elect_one()) {
-    ptx::prefetch_tensormap(&args.q_map);
-    ptx::prefetch_tensormap(&args.k_map);
-    ptx::prefetch_tensormap(&args.v_map);
-    ptx::prefetch_tensormap(&args.out_map);
-  }
+  if (warp == 4 && ptx::elect_one()) prefetch_tensormaps(args);
   __syncthreads();
   ptx::cluster_wait();  // from here on the other block may use this one's barriers
   if (warpgroup == 0) {

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from ctypes import POINTER, c_int32, c_int64
+from ctypes import POINTER, c_int32, c_int64, c_uint32
 from typing import Any, NamedTuple
 
 from tests.core.surface import surface_function
 
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "tile_share": (None, [c_uint32, c_uint32, c_uint32, POINTER(c_uint32)]),
     "tile_class": (c_int32, [c_int32, c_int32]),
     "tile_config": (c_int32, [c_int32, POINTER(c_int32)]),
     "takes_pairs": (c_int32, [c_int32, c_int64, c_int64, c_int64]),
@@ -20,6 +21,13 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 @functools.cache
 def _function(name: str) -> Any:
     return surface_function(name, *_SIGNATURES[name])
+
+
+def tile_share(tiles: int, block: int, blocks: int) -> range:
+    """The tiles of a thread block, where all are shared out beforehand."""
+    share = (c_uint32 * 2)()
+    _function("tile_share")(tiles, block, blocks, share)
+    return range(share[0], share[0] + share[1])
 
 
 class TileConfig(NamedTuple):
