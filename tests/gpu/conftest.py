@@ -77,5 +77,5 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     # One line per row, so that records of two runs can be compared with diff.
     head = json.dumps({name: value for name, value in record.items() if name != "rows"}, indent=1)
-    rows = ",\n".join("  " + json.dumps(row) for row in _rows)
+    rows = ",\n".join(json.dumps(row, separators=(",", ":")) for row in _rows)  # compact: there are thousands
     Path(path).write_text(f'{head[:-2]},\n "rows": [\n{rows}\n ]\n}}\n')
