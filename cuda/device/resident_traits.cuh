@@ -4,7 +4,6 @@
 
 #include <cstdint>
 
-#include "core/block_range.h"
 #include "core/tile_config.h"
 #include "device/tile_traits.cuh"
 
@@ -45,12 +44,7 @@ struct ResidentTraits {
   static constexpr int kStagedRows = 64;
   static __device__ __forceinline__ int32_t first_column() { return 0; }
 
-  struct Job {
-    bool valid = false;
-    core::BlockRange range = {0, 0, 0, 0};
-    int32_t q_row, q_end, head, batch_q;
-    int32_t k_row, k_end, kv_head, batch_k;
-  };
+  using Job = LoadJob;
 
   struct Barriers {
     uint64_t q_full[kStreams], k_full[kStages], v_full[kStages];
@@ -69,7 +63,8 @@ struct ResidentTraits {
     Barriers barriers;
     WorkTile tile[kStreams][kTileSlots];
   };
-  static_assert(sizeof(SharedStorage) <= 232448, "a block has 227 KB of shared memory");
+  static constexpr uint32_t kSharedBytes = sizeof(SharedStorage);
+  static_assert(kSharedBytes <= 232448, "a block has 227 KB of shared memory");
 
   static __device__ __forceinline__ bool packed(const core::SeqSide &) { return false; }
   static __device__ __forceinline__ int64_t warpgroup_row(const WorkTile &tile, int) {

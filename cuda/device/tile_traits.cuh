@@ -19,6 +19,14 @@ struct alignas(16) WorkTile {
   int32_t q_start, q_end;  // first row of the sequence in q and out, and the row behind its last
 };
 
+// What the loads of a tile need to know, as TMA coordinates.
+struct LoadJob {
+  bool valid = false;  // no: no tile is left
+  core::BlockRange range = {0, 0, 0, 0};
+  int32_t q_row, q_end, head, batch_q;
+  int32_t k_row, k_end, kv_head, batch_k;  // k_row: of key 0
+};
+
 // kScoreMod: scores go through softcap or ALiBi, or have a scale that is not positive. In a kernel of its own, so that
 // the others have neither the registers nor the code for it.
 // kVarlen: lengths come from device memory (cu_seqlens, seqused).
@@ -99,13 +107,8 @@ struct TileTraits {
   static __device__ __forceinline__ int32_t first_column() { return 0; }
   static constexpr int kStagedRows = 64;  // of a column block where the output of a warpgroup is staged
 
-  // What the loads of a tile need to know, as TMA coordinates.
-  struct Job {
-    bool valid = false;  // no: no tile is left
-    core::BlockRange range = {0, 0, 0, 0};
-    int32_t q_row, q_end, head, batch_q;
-    int32_t k_row, k_end, kv_head, batch_k;  // k_row: of key 0
-    int32_t number, round;                   // of the tile, in the kernel for short sequences
+  struct Job : LoadJob {
+    int32_t number, round;  // of the tile, in the kernel for short sequences
   };
 
   // Those that the copy engine or the producer completes, by one arrival, and those that the consumers complete: by an
@@ -142,7 +145,8 @@ struct TileTraits {
     return warpgroup_row(tile, warpgroup) + (threadIdx.x % 128) / 32 * 16;
   }
   static_assert(!kStagesInV || (kStages == 2 && kConsumers <= 2 && kBlockN >= 64), "room for the output");
-  static_assert(kStreams * sizeof(SharedStorage) <= 232448, "a block has 227 KB of shared memory");
+  static constexpr uint32_t kSharedBytes = kStreams * sizeof(SharedStorage);
+  static_assert(kSharedBytes <= 232448, "a block has 227 KB of shared memory");
 };
 
 }  // namespace flash3::device

@@ -4,7 +4,6 @@
 
 #include <cstdint>
 
-#include "core/block_range.h"
 #include "core/tile_config.h"
 #include "device/ptx.cuh"
 #include "device/tile_traits.cuh"
@@ -56,12 +55,7 @@ struct WideTraits {
   static constexpr uint32_t kVBytes = kBlockN * kHeadDim * 2;
   static constexpr int kStagedRows = kBlockM;  // the output is staged in the place of the tile's own Q
 
-  struct Job {
-    bool valid = false;
-    core::BlockRange range = {0, 0, 0, 0};
-    int32_t q_row, q_end, head, batch_q;
-    int32_t k_row, k_end, kv_head, batch_k;
-  };
+  using Job = LoadJob;
 
   struct Barriers {
     uint64_t q_full[kQStages], k_full[kStages], v_full[kStages];
@@ -84,7 +78,8 @@ struct WideTraits {
     WorkTile tile;
     Job job;
   };
-  static_assert(sizeof(SharedStorage) <= 232448, "a block has 227 KB of shared memory");
+  static constexpr uint32_t kSharedBytes = sizeof(SharedStorage);
+  static_assert(kSharedBytes <= 232448, "a block has 227 KB of shared memory");
 
   static __device__ __forceinline__ bool packed(const core::SeqSide &side) {
     return kVarlen && side.cu_seqlens != nullptr;

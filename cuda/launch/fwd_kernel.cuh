@@ -18,11 +18,11 @@ struct ElementOf {
 };
 
 // What the host code has to know of a kernel.
-template <class Traits, uint32_t kSharedBytes = sizeof(typename Traits::SharedStorage) * Traits::kStreams>
+template <class Traits>
 FwdKernel describe_kernel(void (*function)(device::FwdArgs)) {
   FwdKernel kernel;
   kernel.function = reinterpret_cast<const void *>(function);
-  kernel.shared_bytes = kSharedBytes;
+  kernel.shared_bytes = Traits::kSharedBytes;
   kernel.is_short = Traits::kConfig.is_short();
   kernel.is_resident = Traits::kConfig.is_resident();
   kernel.streams = Traits::kStreams;
@@ -59,7 +59,7 @@ FwdKernel fwd_kernel() {
 template <flash3_dtype kDtype, int kConfigIndex, bool kScoreMod>
 FwdKernel resident_kernel() {
   using Traits = device::ResidentTraits<typename ElementOf<kDtype>::Type, kConfigIndex, kScoreMod>;
-  return describe_kernel<Traits, sizeof(typename Traits::SharedStorage)>(&device::resident_fwd_kernel_sm90<Traits>);
+  return describe_kernel<Traits>(&device::resident_fwd_kernel_sm90<Traits>);
 }
 
 template <flash3_dtype kDtype, int kConfigIndex>
