@@ -108,7 +108,11 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) fwd_kernel_sm90(const __g
     if constexpr (Traits::kCache) {
       CacheProducer<Traits>(args, *smem, warp).run();
     } else {
-      if (warp < Traits::kStreams) Producer<Traits>(args, smem[warp], warp).run();
+      if (warp < Traits::kStreams) {
+        Producer<Traits>(args, smem[warp], warp).run();
+      } else if (Traits::kScouts && warp < 2 * Traits::kStreams) {
+        TileScout<Traits>(args, smem[warp - Traits::kStreams], warp - Traits::kStreams).run();
+      }
     }
   } else {
     ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();

@@ -6,76 +6,62 @@
 #include "core/tile_scheduler.h"
 #include "device/fwd_args.h"
 #include "device/ptx.cuh"
+#include "device/tile_finder.cuh"
 #include "device/tile_loads.cuh"
 #include "device/tile_traits.cuh"
 
 namespace flash3::device {
 
 template <class Traits>
-struct Producer : TileLoads<Traits> {
+struct Producer : TileFinder<Traits> {
+  using Finder = TileFinder<Traits>;
   using Loads = TileLoads<Traits>;
-  using Loads::args;
-  using Loads::smem;
+  using Finder::args;
+  using Finder::is_leader;
+  using Finder::smem;
   using typename Loads::Job;
   using typename Loads::Load;
   using SharedStorage = typename Traits::SharedStorage;
 
-  const int stream;
   RingState<Traits::kQStages> q_state = RingState<Traits::kQStages>::producer();
   RingState<Traits::kStages> k_state = RingState<Traits::kStages>::producer();
   RingState<Traits::kStages> v_state = RingState<Traits::kStages>::producer();
   RingState<1> out_state = RingState<1>::producer();
-  RingState<Traits::kTileSlots> tile_state = RingState<Traits::kTileSlots>::producer();
-  int32_t pair = 0;  // the last one that has been looked for
 
-  __device__ __forceinline__ Producer(const FwdArgs &a, SharedStorage &s, int st) : Loads{a, s}, stream(st) {}
+  __device__ __forceinline__ Producer(const FwdArgs &a, SharedStorage &s, int stream) : Finder(a, s, stream) {
+    if constexpr (Traits::kScouts) this->tile_state = RingState<Traits::kTileSlots>::consumer();
+  }
 
   // Runs on one whole warp: all lanes look for tiles, one issues the loads.
   __device__ __forceinline__ void run() {
-    if (this->packed_q()) ptx::wait_for_previous_kernel();  // first_m_block is its work
+    if (!Traits::kScouts && this->packed_q()) ptx::wait_for_previous_kernel();  // first_m_block is its work
     Job job;
-    int64_t t = Traits::kPaired ? blockIdx.x / 2 : int64_t{blockIdx.x} + stream * gridDim.x;
-    pair = static_cast<int32_t>(t);
+    int64_t t = this->first();
     do {
       // The next tile is looked for, and its first loads issued, before the last load of this one, which waits longest.
       const Job next = next_job(t);
+      if (next.range.count() > 0) load_first(next);
       if (job.range.count() > 0) load_v(job, job.range.begin);
       job = next;
       t = load_all_but_last(job);
     } while (job.valid);
-    if (is_leader()) {
-      publish(WorkTile{});  // valid = 0: no more
-      if constexpr (Traits::kPaired) drain();
+    if (!Traits::kScouts && is_leader()) this->publish(WorkTile{});  // valid = 0: no more
+    if constexpr (Traits::kPaired) {
+      if (is_leader()) drain();
     }
   }
 
-  static __device__ __forceinline__ bool is_leader() { return threadIdx.x % 32 == 0; }
-
-  // Draws the ticket for this block's next tile: not early, since a block that claims work ahead keeps it from others
-  // that will be free sooner, but a load or two before it is needed, so that the answer is there. In the leader only.
-  __device__ __forceinline__ int32_t claim() const {
-    if (!is_leader()) return 0;
-    if (args.tile_counter == nullptr) return INT32_MAX;
-    ptx::wait_for_previous_kernel();  // until then the counter is not zero
-    return atomicAdd(args.tile_counter, 1);
-  }
-  // Pairs of tiles take equally long: each has its own from the start, and the blocks of a cluster agree on them.
-  __device__ __forceinline__ int64_t successor(int32_t ticket) {
-    if constexpr (Traits::kPaired) return pair += gridDim.x / 2;
-    return int64_t{gridDim.x} * Traits::kStreams + __shfl_sync(0xffffffffu, ticket, 0);
-  }
-
-  // The first tile from number t on that has rows, announced to the consumers, with its first loads on their way.
+  // The one after number t, or what the scout says.
   __device__ __forceinline__ Job next_job(int64_t t) {
-    for (; t < this->num_tiles(); t = successor(claim())) {
-      WorkTile tile;
-      Job job;
-      if (!this->describe(this->decode(static_cast<int32_t>(t)), &tile, &job)) continue;
-      if (is_leader()) publish(tile);
-      if (job.range.count() > 0) load_first(job);
-      return job;
-    }
-    return {};
+    if constexpr (!Traits::kScouts) return this->find(t);
+    const uint32_t i = this->tile_state.index();
+    ptx::mbarrier_wait(&smem.barriers.tile_full[i], this->tile_state.parity());
+    Job job = smem.job[i];
+    job.valid = ptx::uniform(smem.tile[i].valid != 0);
+    job.range = {ptx::uniform(job.range.begin), ptx::uniform(job.range.end), 0, 0};
+    ptx::mbarrier_arrive(&smem.barriers.tile_empty[i]);
+    this->tile_state.advance();
+    return job;
   }
 
   __device__ __forceinline__ Load next_q(const Job &job) { return taken(this->load_of_q(job, q_state), q_state); }
@@ -112,15 +98,24 @@ struct Producer : TileLoads<Traits> {
   // Returns where to go on.
   __device__ __forceinline__ int64_t load_all_but_last(const Job &job) {
     int32_t ticket = 0;
-    if (job.valid && job.range.count() <= 1) ticket = claim();
+    // When the next tile is asked for: a scout needs some time.
+    constexpr int32_t kAhead = Traits::kScouts ? 1 : 0;
+    if (job.valid && job.range.count() <= 1 + kAhead) ticket = ask_for_next();
     if (Traits::kQStages == 1 && job.range.count() > 0) Loads::load(next_q(job));
 #pragma unroll 1
     for (int32_t n = job.range.end - 2; n >= job.range.begin; --n) {
-      if (n == job.range.begin) ticket = claim();
+      if (n == job.range.begin + kAhead) ticket = ask_for_next();
       Loads::load_keys(next_k(job, n));
       load_v(job, n + 1);
     }
-    return successor(ticket);
+    if constexpr (Traits::kScouts) return 0;
+    return this->successor(ticket);
+  }
+
+  __device__ __forceinline__ int32_t ask_for_next() const {
+    if constexpr (!Traits::kScouts) return this->claim();
+    if (is_leader()) ptx::mbarrier_arrive(&smem.barriers.tile_wanted);
+    return 0;
   }
 
   __device__ __forceinline__ void load_v(const Job &job, int32_t n) {
@@ -157,14 +152,6 @@ struct Producer : TileLoads<Traits> {
       k_state.advance();
       v_state.advance();
     }
-  }
-
-  // In the leader only.
-  __device__ __forceinline__ void publish(const WorkTile &tile) {
-    ptx::mbarrier_wait(&smem.barriers.tile_empty[tile_state.index()], tile_state.parity());
-    smem.tile[tile_state.index()] = tile;
-    ptx::mbarrier_arrive(&smem.barriers.tile_full[tile_state.index()]);  // release: orders the store before it
-    tile_state.advance();
   }
 };
 

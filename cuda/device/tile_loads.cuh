@@ -32,7 +32,7 @@ struct RingState {
 // tiles, too.
 template <class Traits>
 __device__ __forceinline__ void init_barriers(typename Traits::SharedStorage &smem, int key_arrivals = 1,
-                                              int followers = 0) {
+                                              int followers = Traits::kScouts ? 32 : 0) {
   const int lane = threadIdx.x % 32;
   const bool of_keys = lane >= Traits::kQStages && lane < Traits::kQStages + 2 * Traits::kStages;
   if (lane < Traits::kFullBarriers) {
@@ -45,6 +45,7 @@ __device__ __forceinline__ void init_barriers(typename Traits::SharedStorage &sm
     ptx::mbarrier_init(&smem.barriers.q_empty[0] + lane,
                        Traits::kConsumers * readers * (of_threads ? 128 : 4) + (of_threads ? followers : 0));
   }
+  if (Traits::kScouts && lane == 0) ptx::mbarrier_init(&smem.barriers.tile_wanted, 1);
   ptx::fence_mbarrier_init();
 }
 

@@ -65,6 +65,9 @@ struct TileTraits {
   static constexpr bool kStagesInV = !kIsShort && !kOverlapsTiles;
   static constexpr int kTileSlots = 4;  // the tile that ends, the one that begins, and those that the producer found
   static constexpr bool kExactMax = kConfig.exact_max;
+  // Where lengths come from device memory, to find out what a tile is takes several accesses in a row: a warp of its own
+  // does it.
+  static constexpr bool kScouts = kVarlen && !kCache && !kIsShort;
   static_assert(kBlockM % 64 == 0, "a consumer warpgroup owns 64 rows");
   static_assert(kBlockN % 16 == 0 && kBlockN <= 256, "P * V takes 16 keys a step, Q * K^T at most 256 keys");
   static_assert(!kCache || (kConfig.streams == 1 && !kIsShort), "its producer works for one stream");
@@ -117,11 +120,12 @@ struct TileTraits {
     uint64_t q_full[kQStages], k_full[kStages], v_full[kStages], tile_full[kTileSlots];
     uint64_t q_empty[kQStages], k_empty[kStages], v_empty[kStages], tile_empty[kTileSlots];
     uint64_t out_empty;  // where the output is staged in the place of V
+    uint64_t tile_wanted;  // by the producer, of its scout
   };
   static constexpr int kFullBarriers = kQStages + 2 * kStages + kTileSlots;
   static constexpr int kEmptyBarriers = kFullBarriers + 1;
   static constexpr int kFirstTileEmpty = kQStages + 2 * kStages;  // among the empty ones
-  static_assert(sizeof(Barriers) == 8 * (kFullBarriers + kEmptyBarriers) && kEmptyBarriers <= 32, "a barrier a lane");
+  static_assert(sizeof(Barriers) == 8 * (kFullBarriers + kEmptyBarriers + 1) && kEmptyBarriers <= 32, "a barrier a lane");
 
   struct SharedStorage {
     alignas(1024) Element q[kQStages][kBlockM * kHeadDim];
@@ -130,7 +134,7 @@ struct TileTraits {
     alignas(1024) Element own_out[kStagesInV ? 1 : kBlockM * kHeadDimV];
     Barriers barriers;
     WorkTile tile[kTileSlots];
-    Job job[kIsShort ? kTileSlots : 1];
+    Job job[kIsShort || kScouts ? kTileSlots : 1];
   };
   // Whether that side of the call is packed: without a batch dimension.
   static __device__ __forceinline__ bool packed(const core::SeqSide &side) {

@@ -1,0 +1,91 @@
+// The tiles of a persistent block, one after the other: which they are, and telling those who work on them.
+#pragma once
+
+#include <cstdint>
+
+#include "device/fwd_args.h"
+#include "device/ptx.cuh"
+#include "device/tile_loads.cuh"
+#include "device/tile_traits.cuh"
+
+namespace flash3::device {
+
+// Used by one whole warp of each stream.
+template <class Traits>
+struct TileFinder : TileLoads<Traits> {
+  using Loads = TileLoads<Traits>;
+  using Loads::args;
+  using Loads::smem;
+  using typename Loads::Job;
+  using SharedStorage = typename Traits::SharedStorage;
+
+  const int stream;
+  RingState<Traits::kTileSlots> tile_state = RingState<Traits::kTileSlots>::producer();
+  int32_t pair;  // the last one that has been looked for
+
+  __device__ __forceinline__ TileFinder(const FwdArgs &a, SharedStorage &s, int st)
+      : Loads{a, s}, stream(st), pair(static_cast<int32_t>(first())) {}
+
+  static __device__ __forceinline__ bool is_leader() { return threadIdx.x % 32 == 0; }
+
+  // The number of this stream's first tile.
+  __device__ __forceinline__ int64_t first() const {
+    return Traits::kPaired ? blockIdx.x / 2 : int64_t{blockIdx.x} + stream * gridDim.x;
+  }
+
+  // Draws the ticket for this stream's next tile: not early, since a block that claims work ahead keeps it from others
+  // that will be free sooner, but a load or two before it is needed, so that the answer is there. In the leader only.
+  __device__ __forceinline__ int32_t claim() const {
+    if (!is_leader()) return 0;
+    if (args.tile_counter == nullptr) return INT32_MAX;
+    ptx::wait_for_previous_kernel();  // until then the counter is not zero
+    return atomicAdd(args.tile_counter, 1);
+  }
+  // Pairs of tiles take equally long: each has its own from the start, and the blocks of a cluster agree on them.
+  __device__ __forceinline__ int64_t successor(int32_t ticket) {
+    if constexpr (Traits::kPaired) return pair += gridDim.x / 2;
+    return int64_t{gridDim.x} * Traits::kStreams + __shfl_sync(0xffffffffu, ticket, 0);
+  }
+
+  // The first tile from number t on that has rows, announced; not valid, and nothing announced, where none is left.
+  __device__ __forceinline__ Job find(int64_t t) {
+    for (; t < this->num_tiles(); t = successor(claim())) {
+      WorkTile tile;
+      Job job;
+      if (!this->describe(this->decode(static_cast<int32_t>(t)), &tile, &job)) continue;
+      if (is_leader()) publish(tile, job);
+      return job;
+    }
+    return {};
+  }
+
+  // In the leader only.
+  __device__ __forceinline__ void publish(const WorkTile &tile, const Job &job = {}) {
+    const uint32_t i = tile_state.index();
+    ptx::mbarrier_wait(&smem.barriers.tile_empty[i], tile_state.parity());
+    smem.tile[i] = tile;
+    if constexpr (Traits::kScouts) smem.job[i] = job;
+    ptx::mbarrier_arrive(&smem.barriers.tile_full[i]);  // release: orders the stores before it
+    tile_state.advance();
+  }
+};
+
+// Finds tiles for a producer, which then need not wait for the lengths of sequences while consumers wait for its loads.
+template <class Traits>
+struct TileScout : TileFinder<Traits> {
+  using TileFinder<Traits>::TileFinder;
+
+  __device__ __forceinline__ void run() {
+    if (this->packed_q()) ptx::wait_for_previous_kernel();  // first_m_block is its work
+    int64_t t = this->first();
+    RingState<1> wanted = RingState<1>::consumer();
+    while (this->find(t).valid) {
+      ptx::mbarrier_wait(&this->smem.barriers.tile_wanted, wanted.parity());
+      wanted.advance();
+      t = this->successor(this->claim());
+    }
+    if (this->is_leader()) this->publish(WorkTile{});  // valid = 0: no more
+  }
+};
+
+}  // namespace flash3::device
