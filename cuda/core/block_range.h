@@ -26,7 +26,7 @@ FLASH3_HD BlockRange block_range(const Mask &mask, int32_t row_begin, int32_t ro
   // key_begin and key_end never decrease from row to row, so the first row has the leftmost window and the last row
   // the rightmost one.
   const int32_t key_begin = mask.key_begin(row_begin);
-  const int32_t key_end = mask.key_end(int64_t{row_end} - 1);
+  const int32_t key_end = mask.key_end(row_end - 1);
   BlockRange r;
   r.begin = key_begin / block_n;
   r.end = key_end / block_n + (key_end % block_n != 0);
@@ -34,7 +34,7 @@ FLASH3_HD BlockRange block_range(const Mask &mask, int32_t row_begin, int32_t ro
     r.begin = r.end = r.full_begin = r.full_end = 0;
     return r;
   }
-  const int32_t seen_by_all_begin = mask.key_begin(int64_t{row_end} - 1);
+  const int32_t seen_by_all_begin = mask.key_begin(row_end - 1);
   const int32_t seen_by_all_end = mask.key_end(row_begin);
   r.full_begin = seen_by_all_begin / block_n + (seen_by_all_begin % block_n != 0);
   r.full_end = seen_by_all_end / block_n;

@@ -9,20 +9,22 @@ namespace flash3::core {
 
 // The window of a call, independent of lengths. -1 means unlimited on that side.
 struct Window {
-  int64_t left;
-  int64_t right;
+  int32_t left;
+  int32_t right;
 
-  // Sides wider than any sequence are cut to 2^32, so that no sum with row numbers can overflow.
+  // A side as wide as the longest possible sequence hides nothing.
   FLASH3_HD static Window make(int64_t left, int64_t right) {
-    constexpr int64_t kWidest = int64_t{1} << 32;
-    return {left > kWidest ? kWidest : left, right > kWidest ? kWidest : right};
+    return {left < kWidest ? static_cast<int32_t>(left) : -1, right < kWidest ? static_cast<int32_t>(right) : -1};
   }
 
   FLASH3_HD constexpr bool limited() const { return left >= 0 || right >= 0; }
+
+ private:
+  static constexpr int64_t kWidest = (int64_t{1} << 31) - 1;
 };
 
-// The mask of one sequence: keys [key_begin(i), key_end(i)) are visible to row i. 64-bit arithmetic throughout, since
-// row + seqlen_k - seqlen_q + right may pass 2^31 for legal lengths and windows.
+// The mask of one sequence: keys [key_begin(i), key_end(i)) are visible to row i. In 32 bits, though row + seqlen_k -
+// seqlen_q + right may pass 2^31 for legal lengths and windows: a producer computes this before its first load.
 struct Mask {
   Window window;
   int32_t seqlen_q;
@@ -31,19 +33,24 @@ struct Mask {
   // Key under the diagonal of row i: the sequences are aligned at their ends (bottom-right).
   FLASH3_HD int64_t diagonal(int64_t i) const { return i + seqlen_k - seqlen_q; }
 
-  FLASH3_HD int32_t key_begin(int64_t i) const {
+  // For rows from 0 on, also behind the last one.
+  FLASH3_HD int32_t key_begin(int32_t i) const {
     if (window.left < 0) return 0;
-    const int64_t j = diagonal(i) - window.left;
-    return static_cast<int32_t>(j < 0 ? 0 : (j > seqlen_k ? seqlen_k : j));
+    // Keys from there on; beyond 2^31 where rows and the window are many.
+    const int32_t rows = seqlen_q - i;
+    const uint32_t keys = static_cast<uint32_t>(rows) + static_cast<uint32_t>(window.left);
+    if (rows < 0 && keys >> 31 != 0) return seqlen_k;
+    return seqlen_k - static_cast<int32_t>(keys < static_cast<uint32_t>(seqlen_k) ? keys : seqlen_k);
   }
 
-  FLASH3_HD int32_t key_end(int64_t i) const {
+  FLASH3_HD int32_t key_end(int32_t i) const {
     if (window.right < 0) return seqlen_k;
-    const int64_t j = diagonal(i) + window.right + 1;
-    return static_cast<int32_t>(j < 0 ? 0 : (j > seqlen_k ? seqlen_k : j));
+    const int32_t rows = seqlen_q - 1 - i;  // behind this one
+    const int32_t hidden = rows > window.right ? rows - window.right : 0;
+    return seqlen_k - (hidden < seqlen_k ? hidden : seqlen_k);
   }
 
-  FLASH3_HD bool visible(int64_t i, int64_t j) const { return j >= key_begin(i) && j < key_end(i); }
+  FLASH3_HD bool visible(int32_t i, int64_t j) const { return j >= key_begin(i) && j < key_end(i); }
 };
 
 // The same around one block of keys, for up to 2^16 rows from one row on, in 32 bits: keys are counted from the first

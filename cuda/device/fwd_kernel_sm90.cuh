@@ -88,28 +88,34 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) fwd_kernel_sm90(const __g
   auto *const smem = reinterpret_cast<typename Traits::SharedStorage *>(shared_memory);
   const int warpgroup = ptx::uniform(threadIdx.x / 128);
   const int warp = ptx::uniform(threadIdx.x / 32);
-  if constexpr (Traits::kCache) {
-    if (warp == 0) {
-      init_barriers<Traits>(*smem, args.loading_warps * (args.cache_loads == CacheLoads::kRows ? 32 : 1),
-                            32 * (2 * args.loading_warps - 1));
-    }
-  } else {
-    if (warp < Traits::kStreams) init_barriers<Traits>(smem[warp]);
-  }
-  if constexpr (Traits::kPaired) {
-    __syncwarp();
-    ptx::cluster_arrive_relaxed();
-  }
   if (warp == 4 && ptx::elect_one()) prefetch_tensormaps(args);
+  Producer<Traits> producer(args, smem[warp % Traits::kStreams], warp);
+  typename Traits::Job first;
+  if (Traits::kStartsEarly && warp < Traits::kStreams) {
+    first = producer.start_early();
+  } else {
+    if constexpr (Traits::kPaired) {
+      ptx::cluster_arrive_relaxed();
+      ptx::cluster_wait();
+    }
+    if constexpr (Traits::kCache) {
+      if (warp == 0) {
+        init_barriers<Traits>(*smem, args.loading_warps * (args.cache_loads == CacheLoads::kRows ? 32 : 1),
+                              32 * (2 * args.loading_warps - 1));
+      }
+    } else if (warp < Traits::kStreams) {
+      init_barriers<Traits>(smem[warp]);
+    }
+  }
   __syncthreads();
-  if constexpr (Traits::kPaired) ptx::cluster_wait();  // the other block's barriers are there, too
   if (warpgroup == 0) {
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
     if constexpr (Traits::kCache) {
       CacheProducer<Traits>(args, *smem, warp).run();
     } else {
       if (warp < Traits::kStreams) {
-        Producer<Traits>(args, smem[warp], warp).run();
+        if constexpr (!Traits::kStartsEarly) first = producer.start();
+        producer.run(first);
       } else if (Traits::kScouts && warp < 2 * Traits::kStreams) {
         TileScout<Traits>(args, smem[warp - Traits::kStreams], warp - Traits::kStreams).run();
       }

@@ -27,31 +27,63 @@ struct Producer : TileFinder<Traits> {
   RingState<Traits::kStages> k_state = RingState<Traits::kStages>::producer();
   RingState<Traits::kStages> v_state = RingState<Traits::kStages>::producer();
   RingState<1> out_state = RingState<1>::producer();
+  // What start_early() has loaded ahead of its turn: Q where there is one buffer for it, and V.
+  bool has_q = false, has_v = false;
 
   __device__ __forceinline__ Producer(const FwdArgs &a, SharedStorage &s, int stream) : Finder(a, s, stream) {
     if constexpr (Traits::kScouts) this->tile_state = RingState<Traits::kTileSlots>::consumer();
   }
 
-  // Runs on one whole warp: all lanes look for tiles, one issues the loads.
-  __device__ __forceinline__ void run() {
+  // Run by one whole warp: all lanes look for tiles, one issues the loads. start() returns the first tile, with its
+  // first loads on their way, and run() goes on from there.
+  __device__ __forceinline__ Job start() {
     if (!Traits::kScouts && this->packed_q()) ptx::wait_for_previous_kernel();  // first_m_block is its work
+    const Job job = next_job(this->first());
+    if (job.range.count() > 0) load_first(job);
+    return job;
+  }
+  // The same before the thread block has met, and with its barriers. What comes before the loads is kept short: when a
+  // kernel starts, its code comes from memory.
+  __device__ __forceinline__ Job start_early() {
+    init_barriers<Traits, Traits::kPaired ? InitBarriers::kAll : InitBarriers::kFirst>(smem);
+    if constexpr (Traits::kPaired) ptx::cluster_arrive_relaxed();
+    WorkTile tile = {};
     Job job;
-    int64_t t = this->first();
-    do {
+    const int64_t t = this->first();
+    if (t < this->num_tiles()) this->describe(this->decode(static_cast<int32_t>(t)), &tile, &job);
+    const bool has_blocks = job.range.count() > 0;
+    if constexpr (Traits::kPaired) {
+      if (has_blocks) Loads::template load<true>(next_q(job));
+      ptx::cluster_wait();  // the other block's barriers are there, too
+      if (has_blocks) {
+        Loads::template load_keys<true>(next_k(job, job.range.end - 1));
+        Loads::template load_values<true>(next_v(job, job.range.end - 1));
+      }
+    } else {
+      if (has_blocks) load_fresh(next_q(job), next_k(job, job.range.end - 1), next_v(job, job.range.end - 1));
+      init_barriers<Traits, InitBarriers::kOthers>(smem);
+    }
+    has_q = Traits::kQStages == 1 && has_blocks;
+    has_v = has_blocks;
+    if (job.valid && is_leader()) this->publish(tile);
+    return job;
+  }
+  __device__ __forceinline__ void run(Job job) {
+    while (job.valid) {
+      const int64_t t = load_all_but_last(job);
       // The next tile is looked for, and its first loads issued, before the last load of this one, which waits longest.
       const Job next = next_job(t);
       if (next.range.count() > 0) load_first(next);
       if (job.range.count() > 0) load_v(job, job.range.begin);
       job = next;
-      t = load_all_but_last(job);
-    } while (job.valid);
+    }
     if (!Traits::kScouts && is_leader()) this->publish(WorkTile{});  // valid = 0: no more
     if constexpr (Traits::kPaired) {
       if (is_leader()) drain();
     }
   }
 
-  // The one after number t, or what the scout says.
+  // The first one from number t on, or what the scout says.
   __device__ __forceinline__ Job next_job(int64_t t) {
     if constexpr (!Traits::kScouts) return this->find(t);
     const uint32_t i = this->tile_state.index();
@@ -79,19 +111,16 @@ struct Producer : TileFinder<Traits> {
 
   // Of a tile that has key blocks: the first block of K, and Q if there is a buffer for it.
   __device__ __forceinline__ void load_first(const Job &job) {
-    const Load first_k = next_k(job, job.range.end - 1);
-    if constexpr (Traits::kQStages == 1) {
-      Loads::load_keys(first_k);
-    } else if constexpr (Traits::kPaired) {
-      // Each in its own way: Q is this block's alone.
-      Loads::load(next_q(job));
-      Loads::load_keys(first_k);
-    } else {
-      // In a loop, so that the first tile, when no code is in a cache yet, does not wait for it twice.
-      const Load q = next_q(job);
+    if constexpr (Traits::kQStages > 1) Loads::load(next_q(job));
+    Loads::load_keys(next_k(job, job.range.end - 1));
+  }
+
+  // Of the first tile. In a loop, so that its code is waited for once.
+  __device__ __forceinline__ void load_fresh(const Load &q, const Load &k, const Load &v) {
+    constexpr bool kAlike = Traits::kHeadDim == Traits::kHeadDimV;
 #pragma unroll 1
-      for (int i = 0; i < 2; ++i) load_one_of(i == 0, q, first_k);
-    }
+    for (int i = 0; i < (kAlike ? 3 : 2); ++i) load_one_of(i, q, k, v);
+    if (!kAlike) Loads::template load_values<true>(v);
   }
 
   // Loads the other key blocks of a tile, all but its last V, and K one block ahead of V, as the consumers take them.
@@ -101,7 +130,8 @@ struct Producer : TileFinder<Traits> {
     // When the next tile is asked for: a scout needs some time.
     constexpr int32_t kAhead = Traits::kScouts ? 1 : 0;
     if (job.valid && job.range.count() <= 1 + kAhead) ticket = ask_for_next();
-    if (Traits::kQStages == 1 && job.range.count() > 0) Loads::load(next_q(job));
+    if (Traits::kQStages == 1 && job.range.count() > 0 && !has_q) Loads::load(next_q(job));
+    has_q = false;
 #pragma unroll 1
     for (int32_t n = job.range.end - 2; n >= job.range.begin; --n) {
       if (n == job.range.begin + kAhead) ticket = ask_for_next();
@@ -124,22 +154,20 @@ struct Producer : TileFinder<Traits> {
                          out_state.parity());  // where the output of the tile before has been staged
       out_state.advance();
     }
-    Loads::load_values(next_v(job, n));
+    if (!has_v) Loads::load_values(next_v(job, n));
+    has_v = false;
   }
 
-  // One of two. Field by field, or the compiler keeps both in local memory.
-  static __device__ __forceinline__ void load_one_of(bool first, const Load &a, const Load &b) {
-    Loads::load({first ? a.map : b.map,
-                 first ? a.zero_map : b.zero_map,
-                 first ? a.head_dim : b.head_dim,
-                 first ? a.to : b.to,
-                 first ? a.full : b.full,
-                 first ? a.empty : b.empty,
-                 first ? a.parity : b.parity,
-                 first ? a.rows : b.rows,
-                 first ? a.hint : b.hint,
-                 {0, first ? a.at.row : b.at.row, first ? a.at.end : b.at.end, first ? a.at.head : b.at.head,
-                  first ? a.at.batch : b.at.batch}});
+  // One of three. Field by field, or the compiler keeps all of them in local memory.
+  static __device__ __forceinline__ void load_one_of(int i, const Load &a, const Load &b, const Load &c) {
+    const auto choose = [i](auto x, auto y, auto z) { return i == 0 ? x : i == 1 ? y : z; };
+    Loads::template load<true>({choose(a.map, b.map, c.map), choose(a.zero_map, b.zero_map, c.zero_map),
+                                choose(a.head_dim, b.head_dim, c.head_dim), choose(a.to, b.to, c.to),
+                                choose(a.full, b.full, c.full), choose(a.empty, b.empty, c.empty),
+                                choose(a.parity, b.parity, c.parity), choose(a.rows, b.rows, c.rows),
+                                choose(a.hint, b.hint, c.hint),
+                                {0, choose(a.at.row, b.at.row, c.at.row), choose(a.at.end, b.at.end, c.at.end),
+                                 choose(a.at.head, b.at.head, c.at.head), choose(a.at.batch, b.at.batch, c.at.batch)}});
   }
 
   // Waits for all arrivals on the buffers of K and V, those of the other block among them: they must not come when this

@@ -162,7 +162,8 @@ struct ResidentConsumer {
       return;
     }
     const core::Mask mask{args.window, tile.seqlen_q, tile.seqlen_k};
-    const int64_t row_end = min(int64_t{tile.seqlen_q}, Traits::warpgroup_row(tile, 0) + Traits::kBlockM);
+    const auto row_end =
+        static_cast<int32_t>(min(int64_t{tile.seqlen_q}, Traits::warpgroup_row(tile, 0) + Traits::kBlockM));
     float o[kOutputs];
     RowResults results;
     if (ptx::uniform(mask.key_end(row_end - 1) <= Traits::kBlockN / 2)) {

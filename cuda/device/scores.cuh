@@ -47,8 +47,9 @@ struct RowScores {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int64_t row = first_row + lane / 4 + 8 * r;
-      key_begin[r] = mask.key_begin(row);
-      key_end[r] = mask.key_end(row);
+      const auto near_row = static_cast<int32_t>(min(row, int64_t{INT32_MAX}));  // behind it no sequence has rows
+      key_begin[r] = mask.key_begin(near_row);
+      key_end[r] = mask.key_end(near_row);
       diagonal[r] = mask.diagonal(row);
     }
   }

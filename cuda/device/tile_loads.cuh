@@ -27,26 +27,39 @@ struct RingState {
   __device__ __forceinline__ void advance() { ++step; }
 };
 
-// By one whole warp, a barrier a lane: one after the other would take a thread as long as loading a tile from memory.
+// By one whole warp, of which one lane does it: to fixed addresses, so that it is one instruction a barrier. Those that
+// the first loads of a block need are there before the others, if the caller wants them so.
+enum class InitBarriers { kAll, kFirst, kOthers };
+
 // key_arrivals: of those that load a block of K or V. followers: threads of the producer's warpgroup that read the
 // tiles, too.
-template <class Traits>
+template <class Traits, InitBarriers kWhich = InitBarriers::kAll>
 __device__ __forceinline__ void init_barriers(typename Traits::SharedStorage &smem, int key_arrivals = 1,
                                               int followers = Traits::kScouts ? 32 : 0) {
-  const int lane = threadIdx.x % 32;
-  const bool of_keys = lane >= Traits::kQStages && lane < Traits::kQStages + 2 * Traits::kStages;
-  if (lane < Traits::kFullBarriers) {
-    ptx::mbarrier_init(&smem.barriers.q_full[0] + lane, of_keys ? key_arrivals : 1);
+  constexpr int kFirstK = Traits::kQStages;  // among either kind
+  constexpr int kFirstTile = kFirstK + 2 * Traits::kStages;
+  if (ptx::elect_one()) {
+#pragma unroll
+    for (int i = 0; i < Traits::kFullBarriers; ++i) {
+      const bool of_keys = i >= kFirstK && i < kFirstTile;
+      const bool is_first = i == 0 || i == kFirstK || i == kFirstK + Traits::kStages;  // of Q, K and V
+      if (kWhich != InitBarriers::kAll && is_first != (kWhich == InitBarriers::kFirst)) continue;
+      ptx::mbarrier_init(&smem.barriers.q_full[0] + i, of_keys ? key_arrivals : 1);
+    }
+#pragma unroll
+    for (int i = 0; i < Traits::kEmptyBarriers; ++i) {
+      if (kWhich == InitBarriers::kFirst) continue;
+      const bool of_keys = i >= kFirstK && i < kFirstTile;
+      const bool of_tiles = i >= kFirstTile && i < kFirstTile + Traits::kTileSlots;
+      const bool of_out = i == kFirstTile + Traits::kTileSlots;
+      const int readers = of_keys || of_out ? Traits::kReaders : 1;
+      ptx::mbarrier_init(&smem.barriers.q_empty[0] + i,
+                         Traits::kConsumers * readers * (of_tiles ? 128 : 4) + (of_tiles ? followers : 0));
+    }
+    if (Traits::kScouts && kWhich != InitBarriers::kFirst) ptx::mbarrier_init(&smem.barriers.tile_wanted, 1);
+    ptx::fence_mbarrier_init();
   }
-  const bool of_threads = lane >= Traits::kFirstTileEmpty && lane < Traits::kFirstTileEmpty + Traits::kTileSlots;
-  const bool of_pair = of_keys || lane == Traits::kFirstTileEmpty + Traits::kTileSlots;  // out_empty
-  if (lane < Traits::kEmptyBarriers) {
-    const int readers = of_pair ? Traits::kReaders : 1;
-    ptx::mbarrier_init(&smem.barriers.q_empty[0] + lane,
-                       Traits::kConsumers * readers * (of_threads ? 128 : 4) + (of_threads ? followers : 0));
-  }
-  if (Traits::kScouts && lane == 0) ptx::mbarrier_init(&smem.barriers.tile_wanted, 1);
-  ptx::fence_mbarrier_init();
+  __syncwarp();
 }
 
 // By one lane, before anything is loaded.
@@ -81,10 +94,11 @@ struct BoxLoad {
 // Waits until the buffer is free, then loads all column blocks: those that hold columns of the head dim from `map`, the
 // others from `zero_map`. Where the blocks of a pair share them, the first one loads the even ones or the odd ones.
 enum class Share { kAll, kEven, kOdd };
-template <class Traits, int kColBlocks = Traits::kColBlocks, Share kShare = Share::kAll>
+// kFresh: nothing has been in the buffer, so there is nothing to wait for.
+template <class Traits, int kColBlocks = Traits::kColBlocks, Share kShare = Share::kAll, bool kFresh = false>
 __device__ __forceinline__ void load_boxes(const BoxLoad<Traits> &l) {
   if (!ptx::elect_one()) return;
-  ptx::mbarrier_wait(l.empty, l.parity);
+  if constexpr (!kFresh) ptx::mbarrier_wait(l.empty, l.parity);
   ptx::mbarrier_arrive_expect_tx(l.full, l.rows * (kColBlocks * Traits::kBoxCols * 2));
 #pragma unroll
   for (int c = 0; c < kColBlocks; ++c) {
@@ -241,13 +255,18 @@ struct TileLoads {
   }
 
   // Of Q, of K, and of V.
-  static __device__ __forceinline__ void load(const Load &l) { load_boxes<Traits, Traits::kColBlocks>(l); }
-  // Those of V go the other way, so that both blocks of a pair load as much where the column blocks are odd in number.
-  static __device__ __forceinline__ void load_keys(const Load &l) {
-    load_boxes<Traits, Traits::kColBlocks, Traits::kPaired ? Share::kEven : Share::kAll>(l);
+  template <bool kFresh = false>
+  static __device__ __forceinline__ void load(const Load &l) {
+    load_boxes<Traits, Traits::kColBlocks, Share::kAll, kFresh>(l);
   }
+  // Those of V go the other way, so that both blocks of a pair load as much where the column blocks are odd in number.
+  template <bool kFresh = false>
+  static __device__ __forceinline__ void load_keys(const Load &l) {
+    load_boxes<Traits, Traits::kColBlocks, Traits::kPaired ? Share::kEven : Share::kAll, kFresh>(l);
+  }
+  template <bool kFresh = false>
   static __device__ __forceinline__ void load_values(const Load &l) {
-    load_boxes<Traits, Traits::kColBlocksV, Traits::kPaired ? Share::kOdd : Share::kAll>(l);
+    load_boxes<Traits, Traits::kColBlocksV, Traits::kPaired ? Share::kOdd : Share::kAll, kFresh>(l);
   }
 };
 

@@ -68,6 +68,8 @@ struct TileTraits {
   // Where lengths come from device memory, to find out what a tile is takes several accesses in a row: a warp of its own
   // does it.
   static constexpr bool kScouts = kVarlen && !kCache && !kIsShort;
+  // Whether the first tile is loaded before the thread block has met.
+  static constexpr bool kStartsEarly = !kVarlen;
   static_assert(kBlockM % 64 == 0, "a consumer warpgroup owns 64 rows");
   static_assert(kBlockN % 16 == 0 && kBlockN <= 256, "P * V takes 16 keys a step, Q * K^T at most 256 keys");
   static_assert(!kCache || (kConfig.streams == 1 && !kIsShort), "its producer works for one stream");
@@ -124,8 +126,7 @@ struct TileTraits {
   };
   static constexpr int kFullBarriers = kQStages + 2 * kStages + kTileSlots;
   static constexpr int kEmptyBarriers = kFullBarriers + 1;
-  static constexpr int kFirstTileEmpty = kQStages + 2 * kStages;  // among the empty ones
-  static_assert(sizeof(Barriers) == 8 * (kFullBarriers + kEmptyBarriers + 1) && kEmptyBarriers <= 32, "a barrier a lane");
+  static_assert(sizeof(Barriers) == 8 * (kFullBarriers + kEmptyBarriers + 1), "all of them");
 
   struct SharedStorage {
     alignas(1024) Element q[kQStages][kBlockM * kHeadDim];

@@ -120,7 +120,7 @@ void TileWorker::load_query(int64_t i, int32_t head) {
 // What row m sees and starts from. A sink is a key that is always visible and has no value.
 void TileWorker::begin_row(GroupState &group, int32_t m) {
   const bool exists = m < group.rows;
-  const int64_t i = query_row(group.row_begin + m);
+  const auto i = static_cast<int32_t>(query_row(group.row_begin + m));
   const int32_t head = exists ? query_head(group.row_begin + m) : 0;
   const float sink = exists && params_.sinks != nullptr ? params_.sinks[head] : -kInfinity;
   group.row_max[m] = sink;
