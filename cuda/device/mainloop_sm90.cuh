@@ -81,7 +81,7 @@ struct Mainloop {
     wait_tile();
     keep_q();
     take_turn();
-    issue_qk(q_descriptor(), s);
+    issue_qk(q_descriptor(), k_descriptor(), s);
     pass_turn();
     if constexpr (!Traits::kOverlapsTiles) release_out();
     wgmma_wait_group<0>();
@@ -175,7 +175,7 @@ struct Mainloop {
   // The last product of a tile, which stays in flight.
   __device__ __forceinline__ void finish(uint32_t (&p)[kScores / 2], float (&o)[kOutputs]) {
     wait_keys(smem.barriers.v_full, v_state);
-    issue_pv(p, o);
+    issue_pv(p, v_descriptor(), o);
   }
 
   // The same, and behind it the first product of the next tile: join() completes `s`. Where there is no next tile
@@ -189,8 +189,8 @@ struct Mainloop {
     wait_keys(smem.barriers.v_full, v_state);
     if (ptx::elect_one()) ptx::tma_store_wait_read();  // the epilogue is next, and the turn tells the other warps
     take_turn();
-    issue_pv(p, o);
-    issue_qk(q_descriptor(), s);
+    issue_pv(p, v_descriptor(), o);
+    issue_qk(q_descriptor(), k_descriptor(), s);
     pass_turn();
   }
 
@@ -230,10 +230,12 @@ struct Mainloop {
   __device__ __forceinline__ void step(uint32_t q, float (&s)[kScores], uint32_t (&p)[kScores / 2],
                                        float (&o)[kOutputs], ToProbabilities to_probabilities) {
     wait_keys(smem.barriers.k_full, k_state);
+    const uint32_t k = known<Traits::kKnownKeys>(k_descriptor());
+    const uint32_t v = known<Traits::kKnownKeys>(v_descriptor());
     take_turn();
-    issue_qk(q, s);
+    issue_qk(q, k, s);
     wait_keys(smem.barriers.v_full, v_state);
-    issue_pv(p, o);
+    issue_pv(p, v, o);
     pass_turn();
     wgmma_wait_group<1>();
     fence_accumulators(s);
@@ -270,14 +272,22 @@ struct Mainloop {
     }
   }
 
-  __device__ __forceinline__ void issue_qk(uint32_t q, float (&s)[kScores]) const {
-    gemm_ss<Element, kBlockN, Traits::kHeadDim, Traits::kSwizzleBytes, Traits::kBlockM, kBlockN, kKept>(
-        q, k_low + k_state.index() * (Traits::kKBytes / 16), s, kept_q);
+  // Of the stages of K and V that their states are at.
+  __device__ __forceinline__ uint32_t k_descriptor() const { return k_low + k_state.index() * (Traits::kKBytes / 16); }
+  __device__ __forceinline__ uint32_t v_descriptor() const { return v_low + v_state.index() * (Traits::kVBytes / 16); }
+  // A descriptor that is the same in every lane; made known as such, or not.
+  template <bool kKnown>
+  static __device__ __forceinline__ uint32_t known(uint32_t descriptor) {
+    return kKnown ? ptx::uniform(descriptor) : descriptor;
   }
 
-  __device__ __forceinline__ void issue_pv(uint32_t (&p)[kScores / 2], float (&o)[kOutputs]) const {
-    gemm_rs<Element, Traits::kHeadDimV, kBlockN, Traits::kSwizzleBytes>(
-        p, v_low + v_state.index() * (Traits::kVBytes / 16), o);
+  __device__ __forceinline__ void issue_qk(uint32_t q, uint32_t k, float (&s)[kScores]) const {
+    gemm_ss<Element, kBlockN, Traits::kHeadDim, Traits::kSwizzleBytes, Traits::kBlockM, kBlockN, kKept>(q, k, s,
+                                                                                                        kept_q);
+  }
+
+  __device__ __forceinline__ void issue_pv(uint32_t (&p)[kScores / 2], uint32_t v, float (&o)[kOutputs]) const {
+    gemm_rs<Element, Traits::kHeadDimV, kBlockN, Traits::kSwizzleBytes>(p, v, o);
   }
 
   // Lets V of this tile in where the output of the tile before, if there is one, has been staged.

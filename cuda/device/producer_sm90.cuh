@@ -128,7 +128,7 @@ struct Producer : TileFinder<Traits> {
   __device__ __forceinline__ int64_t load_all_but_last(const Job &job) {
     int32_t ticket = 0;
     // When the next tile is asked for: a scout needs some time.
-    constexpr int32_t kAhead = Traits::kScouts ? 1 : 0;
+    constexpr int32_t kAhead = Traits::kScouts ? 3 : 0;
     if (job.valid && job.range.count() <= 1 + kAhead) ticket = ask_for_next();
     if (Traits::kQStages == 1 && job.range.count() > 0 && !has_q) Loads::load(next_q(job));
     has_q = false;
@@ -161,10 +161,14 @@ struct Producer : TileFinder<Traits> {
   // One of three. Field by field, or the compiler keeps all of them in local memory.
   static __device__ __forceinline__ void load_one_of(int i, const Load &a, const Load &b, const Load &c) {
     const auto choose = [i](auto x, auto y, auto z) { return i == 0 ? x : i == 1 ? y : z; };
-    Loads::template load<true>({choose(a.map, b.map, c.map), choose(a.zero_map, b.zero_map, c.zero_map),
-                                choose(a.head_dim, b.head_dim, c.head_dim), choose(a.to, b.to, c.to),
-                                choose(a.full, b.full, c.full), choose(a.empty, b.empty, c.empty),
-                                choose(a.parity, b.parity, c.parity), choose(a.rows, b.rows, c.rows),
+    Loads::template load<true>({choose(a.map, b.map, c.map),
+                                choose(a.zero_map, b.zero_map, c.zero_map),
+                                choose(a.head_dim, b.head_dim, c.head_dim),
+                                choose(a.to, b.to, c.to),
+                                choose(a.full, b.full, c.full),
+                                choose(a.empty, b.empty, c.empty),
+                                choose(a.parity, b.parity, c.parity),
+                                choose(a.rows, b.rows, c.rows),
                                 choose(a.hint, b.hint, c.hint),
                                 {0, choose(a.at.row, b.at.row, c.at.row), choose(a.at.end, b.at.end, c.at.end),
                                  choose(a.at.head, b.at.head, c.at.head), choose(a.at.batch, b.at.batch, c.at.batch)}});

@@ -222,16 +222,16 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) resident_fwd_kernel_sm90(
   auto &smem = *reinterpret_cast<typename Traits::SharedStorage *>(shared_memory);
   const int warpgroup = ptx::uniform(threadIdx.x / 128);
   const int warp = ptx::uniform(threadIdx.x / 32);
-  if (warp == 0) {
+  if (warp == 4 && ptx::elect_one()) prefetch_tensormaps(args);
+  if (warp == 0 && ptx::elect_one()) {
     // Q and the tile are given back by all threads of a stream, K and V by a lane of every warp of all streams.
-    const int lane = threadIdx.x % 32;
-    const int readers = lane < Traits::kFullBarriers + Traits::kStreams ? 128 : 4 * Traits::kStreams;
-    if (lane < Traits::kBarriers) {
-      ptx::mbarrier_init(&smem.barriers.q_full[0] + lane, lane < Traits::kFullBarriers ? 1 : readers);
+#pragma unroll
+    for (int i = 0; i < Traits::kBarriers; ++i) {
+      const int readers = i < Traits::kFullBarriers + Traits::kStreams ? 128 : 4 * Traits::kStreams;
+      ptx::mbarrier_init(&smem.barriers.q_full[0] + i, i < Traits::kFullBarriers ? 1 : readers);
     }
     ptx::fence_mbarrier_init();
   }
-  if (warp == 4 && ptx::elect_one()) prefetch_tensormaps(args);
   __syncthreads();
   if (warpgroup == 0) {
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();

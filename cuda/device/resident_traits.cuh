@@ -44,6 +44,8 @@ struct ResidentTraits {
   static constexpr int kStagedRows = 64;
   static __device__ __forceinline__ int32_t first_column() { return 0; }
 
+  static constexpr bool kScouts = false;
+  static constexpr int kMostAddedUp = 0;
   using Job = LoadJob;
 
   struct Barriers {
@@ -52,7 +54,7 @@ struct ResidentTraits {
   };
   static constexpr int kFullBarriers = kStreams + 2 * kStages;
   static constexpr int kBarriers = 2 * kFullBarriers;
-  static_assert(sizeof(Barriers) == 8 * kBarriers && kBarriers <= 32, "a barrier a lane");
+  static_assert(sizeof(Barriers) == 8 * kBarriers, "all of them");
 
   static constexpr int kTileSlots = 2;  // of a warpgroup: the tile that it stores, and the next one, whose Q is loaded
   struct SharedStorage {

@@ -5,6 +5,7 @@
 
 #include "device/fwd_args.h"
 #include "device/ptx.cuh"
+#include "device/scan.cuh"
 #include "device/tile_loads.cuh"
 #include "device/tile_traits.cuh"
 
@@ -76,7 +77,13 @@ struct TileScout : TileFinder<Traits> {
   using TileFinder<Traits>::TileFinder;
 
   __device__ __forceinline__ void run() {
-    if (this->packed_q()) ptx::wait_for_previous_kernel();  // first_m_block is its work
+    if (this->packed_q()) {
+      if (this->args.first_m_block == nullptr) {
+        add_up();
+      } else {
+        ptx::wait_for_previous_kernel();  // whose work it is
+      }
+    }
     int64_t t = this->first();
     RingState<1> wanted = RingState<1>::consumer();
     while (this->find(t).valid) {
@@ -85,6 +92,24 @@ struct TileScout : TileFinder<Traits> {
       t = this->successor(this->claim());
     }
     if (this->is_leader()) this->publish(WorkTile{});  // valid = 0: no more
+  }
+
+ private:
+  // Where the tiles of every sequence begin, from the lengths.
+  __device__ __forceinline__ void add_up() const {
+    const int lane = threadIdx.x % 32;
+    int64_t before = 0;
+#pragma unroll 1
+    for (int32_t base = 0; base <= this->args.batch; base += 32) {
+      const int32_t b = base + lane;
+      const int32_t own = b < this->args.batch ? core::ceil_div(this->args.q_side.span(b).len, Traits::kBlockM) : 0;
+      const int64_t behind = before + inclusive_scan(own);
+      if (b <= this->args.batch) {
+        this->smem.first_m_block[b] = static_cast<int32_t>(min(behind - own, int64_t{this->args.most_m_blocks}));
+      }
+      before = __shfl_sync(0xffffffffu, behind, 31);
+    }
+    __syncwarp();
   }
 };
 

@@ -138,7 +138,7 @@ struct TileLoads {
     return tile;
   }
 
-  __device__ __forceinline__ bool packed_q() const { return Traits::kVarlen && args.first_m_block != nullptr; }
+  __device__ __forceinline__ bool packed_q() const { return Traits::packed(args.q_side); }
 
   static __device__ __forceinline__ core::SeqSpan span(const core::SeqSide &side, int32_t b) {
     if constexpr (Traits::kVarlen) return side.span(b);
@@ -164,6 +164,9 @@ struct TileLoads {
   }
 
   __device__ __forceinline__ core::VarlenSchedule varlen() const {
+    if constexpr (Traits::kScouts) {
+      if (args.first_m_block == nullptr) return {smem.first_m_block, args.nheads, args.batch};
+    }
     return {args.first_m_block, args.nheads, args.batch};
   }
 

@@ -57,6 +57,10 @@ struct TileTraits {
   static constexpr int kKeptSteps = kScoreMod ? 0 : kConfig.kept_steps;
   // Scores whose exponentials are taken together, where it is known beforehand what they are relative to; as measured.
   static constexpr int kTurn = kHeadDim == 64 ? 32 : kBlockN == 96 ? 24 : 16;
+  // Whether the main loop has the compiler know that the descriptors of K and V are the same in all lanes: an
+  // instruction more for each, and several less between products. As measured: 1 % less or 1 % more.
+  static constexpr bool kKnownKeys =
+      kVarlen && !kCache && kConfig.block_m == 128 && kConfig.q_stages == 2 && kHeadDim > 64;
   // The kernel for short sequences, or the warp-specialised one.
   static constexpr bool kIsShort = kConfig.is_short();
   // Whether a tile begins while the one before ends. Where the warp-specialised kernel has no room for a second Q,
@@ -65,9 +69,12 @@ struct TileTraits {
   static constexpr bool kStagesInV = !kIsShort && !kOverlapsTiles;
   static constexpr int kTileSlots = 4;  // the tile that ends, the one that begins, and those that the producer found
   static constexpr bool kExactMax = kConfig.exact_max;
-  // Where lengths come from device memory, to find out what a tile is takes several accesses in a row: a warp of its own
-  // does it.
+  // Where lengths come from device memory, to find out what a tile is takes several accesses in a row: a warp of its
+  // own does it.
   static constexpr bool kScouts = kVarlen && !kCache && !kIsShort;
+  // Of so many packed sequences a scout adds the lengths up itself; for more of them a kernel ahead does it once for
+  // all.
+  static constexpr int kMostAddedUp = !kScouts ? 0 : kConfig.streams > 1 ? 64 : 256;
   // Whether the first tile is loaded before the thread block has met.
   static constexpr bool kStartsEarly = !kVarlen;
   static_assert(kBlockM % 64 == 0, "a consumer warpgroup owns 64 rows");
@@ -121,7 +128,7 @@ struct TileTraits {
   struct Barriers {
     uint64_t q_full[kQStages], k_full[kStages], v_full[kStages], tile_full[kTileSlots];
     uint64_t q_empty[kQStages], k_empty[kStages], v_empty[kStages], tile_empty[kTileSlots];
-    uint64_t out_empty;  // where the output is staged in the place of V
+    uint64_t out_empty;    // where the output is staged in the place of V
     uint64_t tile_wanted;  // by the producer, of its scout
   };
   static constexpr int kFullBarriers = kQStages + 2 * kStages + kTileSlots;
@@ -136,6 +143,7 @@ struct TileTraits {
     Barriers barriers;
     WorkTile tile[kTileSlots];
     Job job[kIsShort || kScouts ? kTileSlots : 1];
+    int32_t first_m_block[kMostAddedUp + 1];
   };
   // Whether that side of the call is packed: without a batch dimension.
   static __device__ __forceinline__ bool packed(const core::SeqSide &side) {

@@ -7,6 +7,7 @@
 #include "core/seqlen.h"
 #include "core/tile_scheduler.h"
 #include "device/ptx.cuh"
+#include "device/scan.cuh"
 
 namespace flash3::device {
 
@@ -38,11 +39,7 @@ __global__ void __launch_bounds__(kPrepareThreads) varlen_prepare(const PrepareA
     const int64_t b = base + threadIdx.x;
     const int64_t own =
         b < args.batch ? core::ceil_div(args.q_side.span(static_cast<int32_t>(b)).len, args.block_m) : 0;
-    int64_t inclusive = own;
-    for (int offset = 1; offset < 32; offset *= 2) {
-      const int64_t other = __shfl_up_sync(0xffffffffu, inclusive, offset);
-      if (lane >= offset) inclusive += other;
-    }
+    const int64_t inclusive = inclusive_scan(own);
     if (lane == 31) warp_sums[warp] = inclusive;
     __syncthreads();
     int64_t before = carry;

@@ -24,6 +24,9 @@ namespace {
 
 constexpr int64_t kMostTiles = (int64_t{1} << 31) - (int64_t{1} << 16);  // tile numbers and tickets are 32-bit
 
+// Of all sequences together.
+int32_t most_m_blocks(const flash3_params &p) { return static_cast<int32_t>(kMostTiles / p.nheads); }
+
 core::SeqSide q_side(const flash3_params &p) {
   return {p.cu_seqlens_q, p.seqused_q, p.cu_seqlens_q != nullptr ? p.total_q : p.seqlen_q};
 }
@@ -59,11 +62,11 @@ core::Status encode_maps(const flash3_params &p, const FwdKernel &kernel, device
   return status;
 }
 
-// The scheduler's state in the workspace: a tile counter and, for packed q, the place of each sequence in the order of
-// tiles. A dense call with a stream for every tile needs neither, nor do pairs and the kernel for short sequences.
+// The scheduler's state in the workspace: a tile counter and, for many packed sequences, the place of each in the order
+// of tiles. A call with a stream for every tile needs no counter, nor do pairs and the kernel for short sequences.
 struct SchedulerState {
   int32_t *tile_counter;
-  int32_t *first_m_block;  // NULL for dense q
+  int32_t *first_m_block;  // NULL: not needed
 
   bool needs_preparing() const { return tile_counter != nullptr; }
 };
@@ -71,10 +74,10 @@ struct SchedulerState {
 SchedulerState scheduler_state(const flash3_params &p, const FwdKernel &kernel, bool draws_tickets) {
   const core::WorkspaceLayout layout = core::workspace_layout(p);
   char *workspace = static_cast<char *>(p.workspace);
-  const bool packed = p.cu_seqlens_q != nullptr;
-  if (kernel.is_short || (!draws_tickets && !packed)) return {nullptr, nullptr};
+  const bool table = p.cu_seqlens_q != nullptr && p.batch > kernel.most_added_up;
+  if (kernel.is_short || (!draws_tickets && !table)) return {nullptr, nullptr};
   return {reinterpret_cast<int32_t *>(workspace + layout.tile_counter),
-          packed ? reinterpret_cast<int32_t *>(workspace + layout.first_m_block) : nullptr};
+          table ? reinterpret_cast<int32_t *>(workspace + layout.first_m_block) : nullptr};
 }
 
 // Tiles of a sequence and head: of every one of a dense call. In a packed one the lengths are only known on the device,
@@ -143,6 +146,7 @@ core::Status make_args(const flash3_params &p, const FwdKernel &kernel, const Sc
   args->sinks = p.sinks;
   args->tile_counter = state.tile_counter;
   args->first_m_block = state.first_m_block;
+  args->most_m_blocks = most_m_blocks(p);
   return encode_maps(p, kernel, args);
 }
 
@@ -157,8 +161,8 @@ cudaError_t enqueue_scheduler(const flash3_params &p, const FwdKernel &kernel, c
                               cudaStream_t stream) {
   if (!state.needs_preparing()) return cudaSuccess;
   if (state.first_m_block == nullptr) return launch_dense_prepare(state.tile_counter, stream);
-  return launch_varlen_prepare(q_side(p), p.batch, kernel.block_m, static_cast<int32_t>(kMostTiles / p.nheads),
-                               state.first_m_block, state.tile_counter, stream);
+  return launch_varlen_prepare(q_side(p), p.batch, kernel.block_m, most_m_blocks(p), state.first_m_block,
+                               state.tile_counter, stream);
 }
 
 cudaError_t enqueue_forward(const FwdKernel &kernel, device::FwdArgs *args, unsigned blocks, int32_t device,

@@ -24,6 +24,7 @@ FwdKernel describe_kernel(void (*function)(device::FwdArgs)) {
   kernel.function = reinterpret_cast<const void *>(function);
   kernel.shared_bytes = Traits::kSharedBytes;
   kernel.is_short = Traits::kConfig.is_short();
+  kernel.most_added_up = Traits::kMostAddedUp;
   kernel.is_resident = Traits::kConfig.is_resident();
   kernel.streams = Traits::kStreams;
   kernel.blocks_per_sm = Traits::kConfig.blocks_per_sm;
