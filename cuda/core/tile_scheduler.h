@@ -41,8 +41,10 @@ struct Sections {
 
   FLASH3_HD static Sections make(int32_t num_columns, int32_t group, int64_t kv_bytes_per_kv_head, int64_t budget) {
     const int32_t groups = num_columns / group;
-    const int64_t fit = budget / (kv_bytes_per_kv_head > 0 ? kv_bytes_per_kv_head : 1);
-    const int32_t most = fit < 1 ? 1 : (fit < groups ? static_cast<int32_t>(fit) : groups);
+    // In 32 bits, as a producer divides before its first load: where none fits, it is one all the same.
+    const auto bytes = static_cast<uint32_t>(kv_bytes_per_kv_head < budget ? kv_bytes_per_kv_head : budget);
+    const uint32_t fit = static_cast<uint32_t>(budget) / (bytes > 0 ? bytes : 1);
+    const int32_t most = fit < static_cast<uint32_t>(groups) ? static_cast<int32_t>(fit) : groups;
     const int32_t count = ceil_div(groups, most);
     return {groups / count * group, groups % count, group};
   }

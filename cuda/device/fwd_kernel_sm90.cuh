@@ -91,21 +91,16 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) fwd_kernel_sm90(const __g
   if (warp == 4 && ptx::elect_one()) prefetch_tensormaps(args);
   Producer<Traits> producer(args, smem[warp % Traits::kStreams], warp);
   typename Traits::Job first;
-  if (Traits::kStartsEarly && warp < Traits::kStreams) {
-    first = producer.start_early();
-  } else {
-    if constexpr (Traits::kPaired) {
-      ptx::cluster_arrive_relaxed();
-      ptx::cluster_wait();
+  if constexpr (Traits::kCache) {
+    if (warp == 0) {
+      init_barriers<Traits>(*smem, args.loading_warps * (args.cache_loads == CacheLoads::kRows ? 32 : 1),
+                            32 * (2 * args.loading_warps - 1));
     }
-    if constexpr (Traits::kCache) {
-      if (warp == 0) {
-        init_barriers<Traits>(*smem, args.loading_warps * (args.cache_loads == CacheLoads::kRows ? 32 : 1),
-                              32 * (2 * args.loading_warps - 1));
-      }
-    } else if (warp < Traits::kStreams) {
-      init_barriers<Traits>(smem[warp]);
-    }
+  } else if (warp < Traits::kStreams) {
+    first = producer.start();
+  } else if constexpr (Traits::kPaired) {
+    ptx::cluster_arrive_relaxed();
+    ptx::cluster_wait();
   }
   __syncthreads();
   if (warpgroup == 0) {
@@ -114,7 +109,6 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) fwd_kernel_sm90(const __g
       CacheProducer<Traits>(args, *smem, warp).run();
     } else {
       if (warp < Traits::kStreams) {
-        if constexpr (!Traits::kStartsEarly) first = producer.start();
         producer.run(first);
       } else if (Traits::kScouts && warp < 2 * Traits::kStreams) {
         TileScout<Traits>(args, smem[warp - Traits::kStreams], warp - Traits::kStreams).run();

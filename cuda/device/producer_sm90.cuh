@@ -36,21 +36,18 @@ struct Producer : TileFinder<Traits> {
 
   // Run by one whole warp: all lanes look for tiles, one issues the loads. start() returns the first tile, with its
   // first loads on their way, and run() goes on from there.
+  //
+  // start() runs before the thread block has met, and initialises its barriers. What comes before the loads is kept
+  // short: when a kernel starts, its code comes from memory.
   __device__ __forceinline__ Job start() {
-    if (!Traits::kScouts && this->packed_q()) ptx::wait_for_previous_kernel();  // first_m_block is its work
-    const Job job = next_job(this->first());
-    if (job.range.count() > 0) load_first(job);
-    return job;
-  }
-  // The same before the thread block has met, and with its barriers. What comes before the loads is kept short: when a
-  // kernel starts, its code comes from memory.
-  __device__ __forceinline__ Job start_early() {
     init_barriers<Traits, Traits::kPaired ? InitBarriers::kAll : InitBarriers::kFirst>(smem);
     if constexpr (Traits::kPaired) ptx::cluster_arrive_relaxed();
     WorkTile tile = {};
     Job job;
-    const int64_t t = this->first();
-    if (t < this->num_tiles()) this->describe(this->decode(static_cast<int32_t>(t)), &tile, &job);
+    this->prepare();
+    for (int64_t t = this->first(); t < this->num_tiles(); t = this->successor(this->claim())) {
+      if (this->describe(this->decode(static_cast<int32_t>(t)), &tile, &job)) break;
+    }
     const bool has_blocks = job.range.count() > 0;
     if constexpr (Traits::kPaired) {
       if (has_blocks) Loads::template load<true>(next_q(job));
@@ -65,7 +62,12 @@ struct Producer : TileFinder<Traits> {
     }
     has_q = Traits::kQStages == 1 && has_blocks;
     has_v = has_blocks;
-    if (job.valid && is_leader()) this->publish(tile);
+    if (is_leader()) {
+      smem.tile[0] = tile;
+      ptx::mbarrier_arrive(&smem.barriers.tile_full[0]);
+    }
+    if constexpr (Traits::kScouts) ptx::mbarrier_arrive(&smem.barriers.tile_empty[0]);
+    this->tile_state.advance();
     return job;
   }
   __device__ __forceinline__ void run(Job job) {
@@ -76,8 +78,8 @@ struct Producer : TileFinder<Traits> {
       if (next.range.count() > 0) load_first(next);
       if (job.range.count() > 0) load_v(job, job.range.begin);
       job = next;
+      if (!Traits::kScouts && !job.valid && is_leader()) this->publish(WorkTile{});  // valid = 0: no more
     }
-    if (!Traits::kScouts && is_leader()) this->publish(WorkTile{});  // valid = 0: no more
     if constexpr (Traits::kPaired) {
       if (is_leader()) drain();
     }

@@ -60,6 +60,15 @@ struct TileFinder : TileLoads<Traits> {
     return {};
   }
 
+  // Knows, for a packed call, where the tiles of every sequence begin.
+  __device__ __forceinline__ void prepare() const {
+    if (!this->packed_q()) return;
+    if constexpr (Traits::kScouts) {
+      if (args.first_m_block == nullptr) return add_up();
+    }
+    ptx::wait_for_previous_kernel();  // first_m_block is its work
+  }
+
   // In the leader only.
   __device__ __forceinline__ void publish(const WorkTile &tile, const Job &job = {}) {
     const uint32_t i = tile_state.index();
@@ -69,30 +78,6 @@ struct TileFinder : TileLoads<Traits> {
     ptx::mbarrier_arrive(&smem.barriers.tile_full[i]);  // release: orders the stores before it
     tile_state.advance();
   }
-};
-
-// Finds tiles for a producer, which then need not wait for the lengths of sequences while consumers wait for its loads.
-template <class Traits>
-struct TileScout : TileFinder<Traits> {
-  using TileFinder<Traits>::TileFinder;
-
-  __device__ __forceinline__ void run() {
-    if (this->packed_q()) {
-      if (this->args.first_m_block == nullptr) {
-        add_up();
-      } else {
-        ptx::wait_for_previous_kernel();  // whose work it is
-      }
-    }
-    int64_t t = this->first();
-    RingState<1> wanted = RingState<1>::consumer();
-    while (this->find(t).valid) {
-      ptx::mbarrier_wait(&this->smem.barriers.tile_wanted, wanted.parity());
-      wanted.advance();
-      t = this->successor(this->claim());
-    }
-    if (this->is_leader()) this->publish(WorkTile{});  // valid = 0: no more
-  }
 
  private:
   // Where the tiles of every sequence begin, from the lengths.
@@ -100,16 +85,35 @@ struct TileScout : TileFinder<Traits> {
     const int lane = threadIdx.x % 32;
     int64_t before = 0;
 #pragma unroll 1
-    for (int32_t base = 0; base <= this->args.batch; base += 32) {
+    for (int32_t base = 0; base <= args.batch; base += 32) {
       const int32_t b = base + lane;
-      const int32_t own = b < this->args.batch ? core::ceil_div(this->args.q_side.span(b).len, Traits::kBlockM) : 0;
+      const int32_t own = b < args.batch ? core::ceil_div(args.q_side.span(b).len, Traits::kBlockM) : 0;
       const int64_t behind = before + inclusive_scan(own);
-      if (b <= this->args.batch) {
-        this->smem.first_m_block[b] = static_cast<int32_t>(min(behind - own, int64_t{this->args.most_m_blocks}));
+      if (b <= args.batch) {
+        smem.first_m_block[b] = static_cast<int32_t>(min(behind - own, int64_t{args.most_m_blocks}));
       }
       before = __shfl_sync(0xffffffffu, behind, 31);
     }
     __syncwarp();
+  }
+};
+
+// Finds tiles for a producer, which then need not wait for the lengths of sequences while consumers wait for its loads.
+template <class Traits>
+struct TileScout : TileFinder<Traits> {
+  using TileFinder<Traits>::TileFinder;
+
+  // From the second tile on: the first one is the producer's.
+  __device__ __forceinline__ void run() {
+    this->tile_state.advance();
+    ptx::mbarrier_wait(&this->smem.barriers.tile_full[0], 0);
+    if (this->smem.tile[0].valid == 0) return;
+    RingState<1> wanted = RingState<1>::consumer();
+    do {
+      ptx::mbarrier_wait(&this->smem.barriers.tile_wanted, wanted.parity());
+      wanted.advance();
+    } while (this->find(this->successor(this->claim())).valid);
+    if (this->is_leader()) this->publish(WorkTile{});  // valid = 0: no more
   }
 };
 

@@ -75,8 +75,6 @@ struct TileTraits {
   // Of so many packed sequences a scout adds the lengths up itself; for more of them a kernel ahead does it once for
   // all.
   static constexpr int kMostAddedUp = !kScouts ? 0 : kConfig.streams > 1 ? 64 : 256;
-  // Whether the first tile is loaded before the thread block has met.
-  static constexpr bool kStartsEarly = !kVarlen;
   static_assert(kBlockM % 64 == 0, "a consumer warpgroup owns 64 rows");
   static_assert(kBlockN % 16 == 0 && kBlockN <= 256, "P * V takes 16 keys a step, Q * K^T at most 256 keys");
   static_assert(!kCache || (kConfig.streams == 1 && !kIsShort), "its producer works for one stream");
