@@ -27,7 +27,7 @@ struct Producer : TileFinder<Traits> {
   RingState<Traits::kStages> k_state = RingState<Traits::kStages>::producer();
   RingState<Traits::kStages> v_state = RingState<Traits::kStages>::producer();
   RingState<1> out_state = RingState<1>::producer();
-  // What start_early() has loaded ahead of its turn: Q where there is one buffer for it, and V.
+  // What start() has loaded ahead of its turn: Q where there is one buffer for it, and V.
   bool has_q = false, has_v = false;
 
   __device__ __forceinline__ Producer(const FwdArgs &a, SharedStorage &s, int stream) : Finder(a, s, stream) {
@@ -86,7 +86,7 @@ struct Producer : TileFinder<Traits> {
   }
 
   // The first one from number t on, or what the scout says.
-  __device__ __forceinline__ Job next_job(int64_t t) {
+  __device__ __forceinline__ Job next_job([[maybe_unused]] int64_t t) {
     if constexpr (!Traits::kScouts) return this->find(t);
     const uint32_t i = this->tile_state.index();
     ptx::mbarrier_wait(&smem.barriers.tile_full[i], this->tile_state.parity());
@@ -129,7 +129,7 @@ struct Producer : TileFinder<Traits> {
   // Returns where to go on.
   __device__ __forceinline__ int64_t load_all_but_last(const Job &job) {
     int32_t ticket = 0;
-    // When the next tile is asked for: a scout needs some time.
+    // How many blocks before the last one the next tile is asked for: a scout needs some time.
     constexpr int32_t kAhead = Traits::kScouts ? 3 : 0;
     if (job.valid && job.range.count() <= 1 + kAhead) ticket = ask_for_next();
     if (Traits::kQStages == 1 && job.range.count() > 0 && !has_q) Loads::load(next_q(job));

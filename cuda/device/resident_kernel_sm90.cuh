@@ -48,7 +48,8 @@ struct ResidentTiles {
   }
 };
 
-// Four warps: one loads K and V, one for each stream finds its tiles and loads Q.
+// Four warps: one loads K and V, one for each stream finds its tiles and loads Q. The first loads come before the
+// thread block meets, in code near the kernel's entry: it comes from memory.
 template <class Traits>
 struct ResidentProducer {
   using SharedStorage = typename Traits::SharedStorage;
@@ -56,46 +57,67 @@ struct ResidentProducer {
 
   const FwdArgs &args;
   SharedStorage &smem;
+  const int stream;  // -1: K and V
   const ResidentTiles<Traits> tiles;
   const TileLoads<Traits> loads;
 
-  __device__ __forceinline__ ResidentProducer(const FwdArgs &a, SharedStorage &s)
-      : args(a), smem(s), tiles(a), loads{a, s} {}
+  __device__ __forceinline__ ResidentProducer(const FwdArgs &a, SharedStorage &s, int warp)
+      : args(a), smem(s), stream(warp - 1), tiles(a), loads{a, s} {}
 
-  __device__ __forceinline__ void keys() const {
-    RingState<Traits::kStages> state = RingState<Traits::kStages>::producer();
-    const uint32_t end = tiles.unit_or_end(tiles.end);
-    for (uint32_t unit = tiles.unit(tiles.begin); unit < end; ++unit, state.advance()) {
-      const core::Tile where = tiles.of_column(unit * args.group);
-      Job job;
-      loads.set_keys(loads.keys(where.batch), where.head, &job);
-      loads.load_keys(loads.load_of_k(job, 0, state));
-      loads.load_values(loads.load_of_v(job, 0, state));
+  __device__ __forceinline__ void start() const {
+    if (stream < 0) {
+      load_keys(tiles.unit(tiles.begin), RingState<Traits::kStages>::producer());
+    } else if (tiles.begin + stream < tiles.end) {
+      load_queries(tiles.begin + stream, RingState<1>::producer());
     }
   }
 
-  __device__ __forceinline__ void queries(int stream) const {
-    RingState<1> state = RingState<1>::producer();
+  // All others.
+  __device__ __forceinline__ void run() const {
+    if (stream < 0) {
+      RingState<Traits::kStages> state = RingState<Traits::kStages>::producer();
+      const uint32_t end = tiles.unit_or_end(tiles.end);
+      for (uint32_t unit = tiles.unit(tiles.begin) + 1; unit < end; ++unit) {
+        state.advance();
+        load_keys(unit, state);
+      }
+    } else {
+      RingState<1> state = RingState<1>::producer();
+      for (uint32_t t = tiles.begin + stream + Traits::kStreams; t < tiles.end; t += Traits::kStreams) {
+        state.advance();
+        load_queries(t, state);
+      }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void load_keys(uint32_t unit, RingState<Traits::kStages> state) const {
+    const core::Tile where = tiles.of_column(unit * args.group);
+    Job job;
+    loads.set_keys(loads.keys(where.batch), where.head, &job);
+    loads.load_keys(loads.load_of_k(job, 0, state));
+    loads.load_values(loads.load_of_v(job, 0, state));
+  }
+
+  __device__ __forceinline__ void load_queries(uint32_t t, RingState<1> state) const {
     uint64_t *const full = &smem.barriers.q_full[stream];
     uint64_t *const empty = &smem.barriers.q_empty[stream];
-    for (uint32_t t = tiles.begin + stream; t < tiles.end; t += Traits::kStreams, state.advance()) {
-      WorkTile tile;
-      Job job;
-      loads.describe(tiles.tile(t), &tile, &job);
-      ptx::mbarrier_wait(empty, state.parity());
-      if (threadIdx.x % 32 == 0) smem.tile[stream][state.step % Traits::kTileSlots] = tile;
-      __syncwarp();
-      if (tile.range.count() == 0) {
-        if (ptx::elect_one()) ptx::mbarrier_arrive(full);
-        continue;
-      }
-      BoxLoad<Traits> load = loads.load_of_q(job, state);
-      load.to = smem.q[stream];
-      load.full = full;
-      load.empty = empty;
-      load.hint = ptx::L2Hint::kNormal;  // 1.5 % faster than "evict first" where all is read once
-      loads.load(load);
+    WorkTile tile;
+    Job job;
+    loads.describe(tiles.tile(t), &tile, &job);
+    ptx::mbarrier_wait(empty, state.parity());
+    if (threadIdx.x % 32 == 0) smem.tile[stream][state.step % Traits::kTileSlots] = tile;
+    __syncwarp();
+    if (tile.range.count() == 0) {
+      if (ptx::elect_one()) ptx::mbarrier_arrive(full);
+      return;
     }
+    BoxLoad<Traits> load = loads.load_of_q(job, state);
+    load.to = smem.q[stream];
+    load.full = full;
+    load.empty = empty;
+    load.hint = ptx::L2Hint::kNormal;  // 1.5 % faster than "evict first" where all is read once
+    loads.load(load);
   }
 };
 
@@ -223,24 +245,25 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) resident_fwd_kernel_sm90(
   const int warpgroup = ptx::uniform(threadIdx.x / 128);
   const int warp = ptx::uniform(threadIdx.x / 32);
   if (warp == 4 && ptx::elect_one()) prefetch_tensormaps(args);
-  if (warp == 0 && ptx::elect_one()) {
-    // Q and the tile are given back by all threads of a stream, K and V by a lane of every warp of all streams.
+  const ResidentProducer<Traits> producer(args, smem, warp);
+  if (warpgroup == 0) {
+    if (warp == 0 && ptx::elect_one()) {
+      // Q and the tile are given back by all threads of a stream, K and V by a lane of every warp of all streams.
 #pragma unroll
-    for (int i = 0; i < Traits::kBarriers; ++i) {
-      const int readers = i < Traits::kFullBarriers + Traits::kStreams ? 128 : 4 * Traits::kStreams;
-      ptx::mbarrier_init(&smem.barriers.q_full[0] + i, i < Traits::kFullBarriers ? 1 : readers);
+      for (int i = 0; i < Traits::kBarriers; ++i) {
+        const int readers = i < Traits::kFullBarriers + Traits::kStreams ? 128 : 4 * Traits::kStreams;
+        ptx::mbarrier_init(&smem.barriers.q_full[0] + i, i < Traits::kFullBarriers ? 1 : readers);
+      }
+      ptx::fence_mbarrier_init();
     }
-    ptx::fence_mbarrier_init();
+    __syncwarp();
+    ptx::bar_sync(NamedBarriers<Traits>::turn(0), 128);  // which consumers have no use for yet
+    producer.start();
   }
   __syncthreads();
   if (warpgroup == 0) {
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
-    const ResidentProducer<Traits> producer(args, smem);
-    if (warp == 0) {
-      producer.keys();
-    } else {
-      producer.queries(warp - 1);
-    }
+    producer.run();
   } else {
     ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
     ResidentConsumer<Traits>(args, smem, warpgroup - 1).run();

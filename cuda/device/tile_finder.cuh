@@ -60,7 +60,7 @@ struct TileFinder : TileLoads<Traits> {
     return {};
   }
 
-  // Knows, for a packed call, where the tiles of every sequence begin.
+  // When this returns it is known where the tiles of every packed sequence begin.
   __device__ __forceinline__ void prepare() const {
     if (!this->packed_q()) return;
     if constexpr (Traits::kScouts) {
@@ -107,7 +107,8 @@ struct TileScout : TileFinder<Traits> {
   __device__ __forceinline__ void run() {
     this->tile_state.advance();
     ptx::mbarrier_wait(&this->smem.barriers.tile_full[0], 0);
-    if (this->smem.tile[0].valid == 0) return;
+    // Read by the lane that writes there again.
+    if (ptx::uniform(this->is_leader() ? this->smem.tile[0].valid : 0) == 0) return;
     RingState<1> wanted = RingState<1>::consumer();
     do {
       ptx::mbarrier_wait(&this->smem.barriers.tile_wanted, wanted.parity());
