@@ -45,7 +45,8 @@ struct Producer : TileFinder<Traits> {
     WorkTile tile = {};
     Job job;
     this->prepare();
-    for (int64_t t = this->first(); t < this->num_tiles(); t = this->successor(this->claim())) {
+    int64_t t = this->first();
+    for (; t < this->num_tiles(); t = this->successor(this->claim())) {
       if (this->describe(this->decode(static_cast<int32_t>(t)), &tile, &job)) break;
     }
     const bool has_blocks = job.range.count() > 0;
@@ -64,6 +65,7 @@ struct Producer : TileFinder<Traits> {
     has_v = has_blocks;
     if (is_leader()) {
       smem.tile[0] = tile;
+      if constexpr (Traits::kScouts) smem.job[0].number = static_cast<int32_t>(t);
       ptx::mbarrier_arrive(&smem.barriers.tile_full[0]);
     }
     if constexpr (Traits::kScouts) ptx::mbarrier_arrive(&smem.barriers.tile_empty[0]);
@@ -144,7 +146,7 @@ struct Producer : TileFinder<Traits> {
     return this->successor(ticket);
   }
 
-  __device__ __forceinline__ int32_t ask_for_next() const {
+  __device__ __forceinline__ int32_t ask_for_next() {
     if constexpr (!Traits::kScouts) return this->claim();
     if (is_leader()) ptx::mbarrier_arrive(&smem.barriers.tile_wanted);
     return 0;

@@ -22,10 +22,10 @@ struct TileFinder : TileLoads<Traits> {
 
   const int stream;
   RingState<Traits::kTileSlots> tile_state = RingState<Traits::kTileSlots>::producer();
-  int32_t pair;  // the last one that has been looked for
+  int32_t own;  // where tiles, or pairs of them, are shared out beforehand: the last one that has been asked for
 
   __device__ __forceinline__ TileFinder(const FwdArgs &a, SharedStorage &s, int st)
-      : Loads{a, s}, stream(st), pair(static_cast<int32_t>(first())) {}
+      : Loads{a, s}, stream(st), own(static_cast<int32_t>(first())) {}
 
   static __device__ __forceinline__ bool is_leader() { return threadIdx.x % 32 == 0; }
 
@@ -36,15 +36,21 @@ struct TileFinder : TileLoads<Traits> {
 
   // Draws the ticket for this stream's next tile: not early, since a block that claims work ahead keeps it from others
   // that will be free sooner, but a load or two before it is needed, so that the answer is there. In the leader only.
-  __device__ __forceinline__ int32_t claim() const {
+  __device__ __forceinline__ int32_t claim() {
     if (!is_leader()) return 0;
-    if (args.tile_counter == nullptr) return INT32_MAX;
+    if (args.tile_counter == nullptr) {
+      if constexpr (!Traits::kScouts) return INT32_MAX;
+      // There is a stream for every tile, but where lengths are wrong there are more: then they are shared out.
+      const int32_t ticket = own;
+      own += static_cast<int32_t>(gridDim.x) * Traits::kStreams;
+      return ticket;
+    }
     ptx::wait_for_previous_kernel();  // until then the counter is not zero
     return atomicAdd(args.tile_counter, 1);
   }
   // Pairs of tiles take equally long: each has its own from the start, and the blocks of a cluster agree on them.
   __device__ __forceinline__ int64_t successor(int32_t ticket) {
-    if constexpr (Traits::kPaired) return pair += gridDim.x / 2;
+    if constexpr (Traits::kPaired) return own += gridDim.x / 2;
     return int64_t{gridDim.x} * Traits::kStreams + __shfl_sync(0xffffffffu, ticket, 0);
   }
 
@@ -108,7 +114,12 @@ struct TileScout : TileFinder<Traits> {
     this->tile_state.advance();
     ptx::mbarrier_wait(&this->smem.barriers.tile_full[0], 0);
     // Read by the lane that writes there again.
-    if (ptx::uniform(this->is_leader() ? this->smem.tile[0].valid : 0) == 0) return;
+    int32_t valid = 0;
+    if (this->is_leader()) {
+      valid = this->smem.tile[0].valid;
+      this->own = this->smem.job[0].number;
+    }
+    if (ptx::uniform(valid) == 0) return;
     RingState<1> wanted = RingState<1>::consumer();
     do {
       ptx::mbarrier_wait(&this->smem.barriers.tile_wanted, wanted.parity());

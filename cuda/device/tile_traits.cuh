@@ -118,7 +118,7 @@ struct TileTraits {
   static constexpr int kStagedRows = 64;  // of a column block where the output of a warpgroup is staged
 
   struct Job : LoadJob {
-    int32_t number, round;  // of the tile, in the kernel for short sequences
+    int32_t number, round;  // of the tile, in the kernel for short sequences; number also for a scout
   };
 
   // Those that the copy engine or the producer completes, by one arrival, and those that the consumers complete: by an
