@@ -4,7 +4,6 @@
 #include <cstdint>
 
 #include "core/macros.h"
-#include "core/mask.h"
 #include "core/seqlen.h"
 #include "flash3.h"
 
@@ -19,7 +18,7 @@ struct RotaryPositions {
   static RotaryPositions of(const flash3_params &p) {
     if (p.rotary_cos == nullptr) return {nullptr, 0, false};
     return {p.rotary_seqlens != nullptr ? p.rotary_seqlens : p.seqused_k, p.seqlen_rotary,
-            Window::make(p.window_left, p.window_right).limited()};
+            p.window_left >= 0 || p.window_right >= 0};
   }
 
   // Rows of the tables, whatever base holds.

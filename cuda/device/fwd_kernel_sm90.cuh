@@ -99,6 +99,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) fwd_kernel_sm90(const __g
   } else if (warp < Traits::kStreams) {
     first = producer.start();
   } else if constexpr (Traits::kPaired) {
+    __syncwarp();
     ptx::cluster_arrive_relaxed();
     ptx::cluster_wait();
   }

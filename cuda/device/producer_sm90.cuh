@@ -52,6 +52,7 @@ struct Producer : TileFinder<Traits> {
     const bool has_blocks = job.range.count() > 0;
     if constexpr (Traits::kPaired) {
       if (has_blocks) Loads::template load<true>(next_q(job));
+      __syncwarp();
       ptx::cluster_wait();  // the other block's barriers are there, too
       if (has_blocks) {
         Loads::template load_keys<true>(next_k(job, job.range.end - 1));

@@ -257,7 +257,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) resident_fwd_kernel_sm90(
       ptx::fence_mbarrier_init();
     }
     __syncwarp();
-    ptx::bar_sync(NamedBarriers<Traits>::turn(0), 128);  // which consumers have no use for yet
+    ptx::bar_sync(2 * Traits::kWarpgroups, 128);  // behind those of NamedBarriers
     producer.start();
   }
   __syncthreads();

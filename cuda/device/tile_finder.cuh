@@ -119,7 +119,10 @@ struct TileScout : TileFinder<Traits> {
       valid = this->smem.tile[0].valid;
       this->own = this->smem.job[0].number;
     }
-    if (ptx::uniform(valid) == 0) return;
+    if (ptx::uniform(valid) == 0) {
+      ptx::wait_for_previous_kernel();  // a grid that draws no ticket must not end before it either
+      return;
+    }
     RingState<1> wanted = RingState<1>::consumer();
     do {
       ptx::mbarrier_wait(&this->smem.barriers.tile_wanted, wanted.parity());

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ctypes import addressof
 from typing import Any, NamedTuple
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -140,8 +141,10 @@ def test_rotary_positions(filled: int, own: int | None, i: int, rows: int, limit
     assert rotary_positions(p, 0, i) == (inside(base + i), inside(base + i if limited else base))
 
 
-def test_a_left_window_alone_moves_the_queries_too() -> None:
+@pytest.mark.parametrize("left", [3, 2**31 - 1, 2**63 - 1])
+def test_a_left_window_alone_moves_the_queries_too(left: int) -> None:
+    """Also one that hides nothing."""
     base = int32_array([5])
-    p = cached(batch=1, seqused_k=addressof(base), seqlen_rotary=100, window_left=3)
+    p = cached(batch=1, seqused_k=addressof(base), seqlen_rotary=100, window_left=left)
     assert rotary_positions(p, 0, 4) == (9, 9)
     assert p.page_table == ADDRESS, "which nothing has read"
