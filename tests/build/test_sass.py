@@ -190,8 +190,8 @@ def test_warp_specialised_kernels_hand_registers_to_the_consumers(sass: dict[str
 def test_the_barrier_of_the_whole_block_is_reached_from_one_place(sass: dict[str, str]) -> None:
     """From two, say the branches of the producer and the consumers, it is no __syncthreads(): synccheck refuses it.
 
-    The kernels for pairs have another place beside each barrier of the cluster: what the compiler puts there for a launch
-    without clusters. There are three of these, as the producer waits for the cluster in the middle of its first loads.
+    The kernels for pairs have another place beside each barrier of the cluster: what the compiler puts there for a
+    launch without clusters. There are three of these, as the producer waits for the cluster amid its first loads.
     """
     places = {name: len(re.findall(r"BAR\.SYNC\S* 0x0 ;", code)) for name, code in sass.items() if FORWARD in name}
     clusters = {name: sass[name].count("UCGABAR_WAIT") if "MULTICAST" in sass[name] else 0 for name in places}
