@@ -66,8 +66,8 @@ struct FwdArgs {
   int64_t alibi_batch_stride;
   const float *sinks;  // may be NULL
 
-  int32_t *tile_counter;  // zero at launch; NULL: no block has more than one tile, or pairs are shared out beforehand
-  const int32_t *first_m_block;  // packed q: (batch + 1); NULL: thread blocks add up lengths themselves
+  int32_t *tile_counter;  // zero at launch; NULL: no stream has more than one tile, or all are shared out beforehand
+  const int32_t *first_m_block;  // packed q: (batch + 1); NULL: thread blocks add the lengths up themselves
   int32_t most_m_blocks;         // bound for what first_m_block holds, so that tile numbers stay in 32 bits
 
   // Of calls with a cache. Batch entries of k and v are then those of the cache, or pages; k_side: of cache.filled.

@@ -230,8 +230,8 @@ struct Mainloop {
   __device__ __forceinline__ void step(uint32_t q, float (&s)[kScores], uint32_t (&p)[kScores / 2],
                                        float (&o)[kOutputs], ToProbabilities to_probabilities) {
     wait_keys(smem.barriers.k_full, k_state);
-    const uint32_t k = known<Traits::kKnownKeys>(k_descriptor());
-    const uint32_t v = known<Traits::kKnownKeys>(v_descriptor());
+    const uint32_t k = known(k_descriptor());
+    const uint32_t v = known(v_descriptor());
     take_turn();
     issue_qk(q, k, s);
     wait_keys(smem.barriers.v_full, v_state);
@@ -275,10 +275,9 @@ struct Mainloop {
   // Of the stages of K and V that their states are at.
   __device__ __forceinline__ uint32_t k_descriptor() const { return k_low + k_state.index() * (Traits::kKBytes / 16); }
   __device__ __forceinline__ uint32_t v_descriptor() const { return v_low + v_state.index() * (Traits::kVBytes / 16); }
-  // A descriptor that is the same in every lane; made known as such, or not.
-  template <bool kKnown>
+  // A descriptor, which is the same in every lane; made known as such where that pays.
   static __device__ __forceinline__ uint32_t known(uint32_t descriptor) {
-    return kKnown ? ptx::uniform(descriptor) : descriptor;
+    return Traits::kKnownKeys ? ptx::uniform(descriptor) : descriptor;
   }
 
   __device__ __forceinline__ void issue_qk(uint32_t q, uint32_t k, float (&s)[kScores]) const {

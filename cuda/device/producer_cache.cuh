@@ -114,10 +114,8 @@ struct CacheProducer : Producer<Traits> {
 
   __device__ __forceinline__ void announce(int64_t t) {
     WorkTile tile = {};  // valid = 0: no more
-    for (; t < this->num_tiles(); t = this->successor(this->claim())) {
-      Job unused;
-      if (this->describe(this->decode(static_cast<int32_t>(t)), &tile, &unused)) break;
-    }
+    Job unused;
+    this->look(t, &tile, &unused);
     if (this->is_leader()) this->publish(tile);
     __syncwarp();
   }

@@ -45,10 +45,7 @@ struct Producer : TileFinder<Traits> {
     WorkTile tile = {};
     Job job;
     this->prepare();
-    int64_t t = this->first();
-    for (; t < this->num_tiles(); t = this->successor(this->claim())) {
-      if (this->describe(this->decode(static_cast<int32_t>(t)), &tile, &job)) break;
-    }
+    const int64_t t = this->look(this->first(), &tile, &job);
     const bool has_blocks = job.range.count() > 0;
     if constexpr (Traits::kPaired) {
       if (has_blocks) Loads::template load<true>(next_q(job));

@@ -44,7 +44,6 @@ struct ResidentTraits {
   static constexpr int kStagedRows = 64;
   static __device__ __forceinline__ int32_t first_column() { return 0; }
 
-  static constexpr bool kScouts = false;
   static constexpr int kMostAddedUp = 0;
   using Job = LoadJob;
 

@@ -54,7 +54,16 @@ struct TileFinder : TileLoads<Traits> {
     return int64_t{gridDim.x} * Traits::kStreams + __shfl_sync(0xffffffffu, ticket, 0);
   }
 
-  // The first tile from number t on that has rows, announced; not valid, and nothing announced, where none is left.
+  // The first tile from number t on that has rows; where none is left, what was there stays. Returns its number.
+  __device__ __forceinline__ int64_t look(int64_t t, WorkTile *tile, Job *job) {
+    for (; t < this->num_tiles(); t = successor(claim())) {
+      if (this->describe(this->decode(static_cast<int32_t>(t)), tile, job)) break;
+    }
+    return t;
+  }
+
+  // The same, announced; not valid, and nothing announced, where none is left. Its own loop, as through look() the
+  // machine code would be another one than was measured.
   __device__ __forceinline__ Job find(int64_t t) {
     for (; t < this->num_tiles(); t = successor(claim())) {
       WorkTile tile;

@@ -164,7 +164,7 @@ struct TileLoads {
   }
 
   __device__ __forceinline__ core::VarlenSchedule varlen() const {
-    if constexpr (Traits::kScouts) {
+    if constexpr (Traits::kMostAddedUp > 0) {
       if (args.first_m_block == nullptr) return {smem.first_m_block, args.nheads, args.batch};
     }
     return {args.first_m_block, args.nheads, args.batch};

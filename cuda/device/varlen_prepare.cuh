@@ -1,5 +1,6 @@
 // Run before the forward kernel, which starts while they run and waits where it needs what they write: a zero tile
-// counter, and for a packed call where each sequence's tiles begin in the order of tiles.
+// counter, and for a packed call of many sequences (FwdKernel::most_added_up) where the tiles of each begin in the
+// order of tiles.
 #pragma once
 
 #include <cstdint>

@@ -55,7 +55,6 @@ struct WideTraits {
   static constexpr uint32_t kVBytes = kBlockN * kHeadDim * 2;
   static constexpr int kStagedRows = kBlockM;  // the output is staged in the place of the tile's own Q
 
-  static constexpr bool kScouts = false;
   static constexpr int kMostAddedUp = 0;
   using Job = LoadJob;
 
