@@ -44,4 +44,26 @@ FLASH3_HD BlockRange block_range(const Mask &mask, int32_t row_begin, int32_t ro
   return r;
 }
 
+// Fewer blocks than these are not worth a piece of their own.
+inline constexpr int32_t kLeastPieceBlocks = 8;
+
+// One of up to `most` pieces of about equal length. What pieces there are follows from the range alone: those behind
+// them are empty.
+FLASH3_HD BlockRange piece_of(const BlockRange &all, int32_t piece, int32_t most) {
+  const int32_t worth = all.count() / kLeastPieceBlocks;
+  const auto pieces = static_cast<uint32_t>(worth < 1 ? 1 : worth < most ? worth : most);
+  const auto number = static_cast<uint32_t>(piece);
+  if (number >= pieces) return {0, 0, 0, 0};
+  // The first ones have one block more. In 32 bits, as a GPU divides anything else slowly.
+  const uint32_t length = static_cast<uint32_t>(all.count()) / pieces;
+  const uint32_t longer = static_cast<uint32_t>(all.count()) - length * pieces;
+  BlockRange r;
+  r.begin = all.begin + static_cast<int32_t>(number * length + (number < longer ? number : longer));
+  r.end = r.begin + static_cast<int32_t>(length + (number < longer ? 1 : 0));
+  const auto inside = [&r](int32_t n) { return n < r.begin ? r.begin : n > r.end ? r.end : n; };
+  r.full_begin = inside(all.full_begin);
+  r.full_end = inside(all.full_end);
+  return r;
+}
+
 }  // namespace flash3::core

@@ -1,6 +1,7 @@
 // Which kernel computes a call with a cache: the split-KV kernel, which shares out the keys of a tile of few packed
-// rows, or the forward kernel, whose tiles of one head take the tensor cores further. By what either is estimated to
-// take, from the shapes of the call alone: lengths in device memory may be shorter, which changes both alike.
+// rows, or the forward kernel, whose tiles of one head take the tensor cores further, in pieces of their keys where
+// tiles are few. By what either is estimated to take, from the shapes of the call alone: lengths in device memory may
+// be shorter, which changes both alike.
 #pragma once
 
 #include <cstdint>
@@ -25,38 +26,102 @@ inline constexpr SplitCosts kSplitCosts[] = {
 };
 
 // Before its first key block and for the merging behind.
-inline constexpr int64_t kSplitStartClocks = 12000;
+inline constexpr int64_t kSplitStartClocks = 60000;
+
+// Of the kernel that merges pieces: for its launch, and for the bytes that a multiprocessor moves in a clock.
+inline constexpr int64_t kMergeStartClocks = 6000;
+inline constexpr int64_t kMergeBytesPerClock = 16;
 
 // The choice is the same on every GPU, so that the result is, and the workspace.
 inline constexpr int64_t kUsualMultiprocessors = 132;
 
-// Of a call with a cache and num_splits 0 or 1.
-inline bool forward_kernel_is_faster(const flash3_params &p) {
+// Pieces of all tiles together: they fill all multiprocessors a few times.
+inline constexpr int64_t kMostPiecesOfCall = 4 * kUsualMultiprocessors;
+inline constexpr int32_t kMostPieces = 32;
+
+// How the forward kernel for caches cuts a call up, and what it costs then.
+struct Pieces {
+  int32_t count;  // of the keys of every tile, at most
+  int32_t pack;   // query heads of a KV head whose rows make tiles together, alternating
+  int64_t clocks;
+
+  bool whole_tiles_of_heads() const { return count == 1 && pack == 1; }
+};
+
+// What a call costs in the forward kernel for caches, with whole tiles and cut at best, and in the split-KV kernel.
+struct CacheCosts {
+  int64_t whole;
+  Pieces best;
+  int64_t split;
+};
+
+// What the forward kernel works through: tiles, each of which takes `tile_clocks` beside the `key_clocks` of its
+// `blocks` key blocks, and the bytes of all results in float32.
+struct TileWork {
+  int64_t tiles, tile_clocks, key_clocks, blocks, result_bytes;
+
+  int64_t clocks(int32_t pieces) const {
+    const int64_t rounds = (pieces * tiles + kUsualMultiprocessors - 1) / kUsualMultiprocessors;
+    const int64_t own = rounds * (tile_clocks + (key_clocks + pieces - 1) / pieces);
+    // Partial results are written, and read again.
+    const int64_t merging = 2 * pieces * result_bytes / (kMergeBytesPerClock * kUsualMultiprocessors);
+    return pieces > 1 ? own + kMergeStartClocks + merging : own;
+  }
+
+  void improve(int32_t pack, Pieces *best) const {
+    for (int32_t count = pack > 1 ? 1 : 2; count <= kMostPieces; ++count) {
+      if (count > 1 && (count * kLeastPieceBlocks > blocks || count * tiles > kMostPiecesOfCall)) break;
+      const Pieces pieces = {count, pack, clocks(count)};
+      if (pieces.clocks < best->clocks) *best = pieces;
+    }
+  }
+};
+
+// Whether the rows of `group` query heads may make tiles together: all of those of a query are in one tile then, and
+// rows have 32-bit numbers.
+inline bool may_pack(int64_t rows, int64_t group, int32_t warpgroup_rows) {
+  return group > 1 && warpgroup_rows % group == 0 && rows < (int64_t{1} << 30) / group;
+}
+
+// For num_splits 0 or 1 and a call with more rows than a tile of the split-KV kernel; no head dim is too large.
+inline CacheCosts cache_costs(const flash3_params &p, const TileConfig &config) {
   const int64_t group = p.nheads / p.nheads_k;
   const bool packed_q = p.cu_seqlens_q != nullptr;
   const int64_t rows = packed_q ? (p.total_q + p.batch - 1) / p.batch : p.seqlen_q;  // on average
-  if (rows * group <= SplitSchedule::kBlockM) return false;
   const int64_t keys = p.page_table != nullptr ? int64_t{p.max_pages} * p.page_size : p.seqlen_k;
-  const TileConfig *const found = cache_config(p.head_dim, p.head_dim_v);
-  if (found == nullptr) return false;  // neither has a kernel
-  const TileConfig &config = *found;
   const Mask mask{Window::make(p.window_left, p.window_right), static_cast<int32_t>(rows), static_cast<int32_t>(keys)};
 
   const int64_t tiles_of_head = ceil_div(mask.seqlen_q, config.block_m);
-  const int64_t tiles = tiles_of_head * p.nheads * p.batch;
   const int64_t clocks = estimated_clocks(config, mask) / tiles_of_head;  // of a tile, on average
-  const int64_t rounds = (tiles + kUsualMultiprocessors - 1) / kUsualMultiprocessors;
+  const int64_t key_clocks = clocks > config.tile_clocks ? clocks - config.tile_clocks : 0;
+  TileWork work;
+  work.tiles = tiles_of_head * p.nheads * p.batch;
+  work.tile_clocks = clocks - key_clocks;
+  work.key_clocks = key_clocks;
+  work.blocks = key_clocks / config.block_clocks;
+  work.result_bytes = rows * p.batch * p.nheads * p.head_dim_v * int64_t{sizeof(float)};
+  CacheCosts costs;
+  costs.whole = work.clocks(1);
+  costs.best = {1, 1, costs.whole};
+  const bool plain = p.softcap <= 0.f && p.alibi_slopes == nullptr && p.softmax_scale > 0.f;
+  if (p.num_splits == 0 && plain) {
+    work.improve(1, &costs.best);
+    if (may_pack(packed_q ? p.total_q : rows, group, 64)) {
+      work.tiles = (rows * group + config.block_m - 1) / config.block_m * p.nheads_k * p.batch;
+      work.improve(static_cast<int32_t>(group), &costs.best);
+    }
+  }
 
   const SplitCosts *split = kSplitCosts;
   while (split->head_dim < config.head_dim) ++split;
-  const int64_t key_clocks = clocks > config.tile_clocks ? clocks - config.tile_clocks : 0;
   const int64_t split_clocks =
       split->tile_clocks + key_clocks * config.block_n / config.block_clocks * split->clocks_of_64_keys / 64;
   const int64_t split_tiles =
       (rows * group + SplitSchedule::kBlockM - 1) / SplitSchedule::kBlockM * p.nheads_k * p.batch;
   const int64_t shared = split_tiles * split_clocks / kUsualMultiprocessors;
-  const int64_t whole = shared > split_clocks ? shared : split_clocks;  // no tile in pieces
-  return rounds * clocks < (p.num_splits == 1 ? whole : shared + kSplitStartClocks);
+  const int64_t uncut = shared > split_clocks ? shared : split_clocks;
+  costs.split = p.num_splits == 1 ? uncut : shared + kSplitStartClocks;
+  return costs;
 }
 
 }  // namespace flash3::core

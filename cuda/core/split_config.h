@@ -1,6 +1,7 @@
 // The tile shapes of the split-KV kernels, and which calls they compute.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "core/cache_choice.h"
@@ -51,20 +52,47 @@ inline bool has_kv_cache(const flash3_params &p) {
          p.rotary_cos != nullptr;
 }
 
-// Whether the split-KV kernel computes a call: those with splits, those with a cache that are not better off in the
-// forward kernel, and those with so few queries that one tile holds them and the keys are what takes time.
-inline bool takes_split_kernel(const flash3_params &p) {
-  if (p.num_splits > 1 || is_latent(p)) return true;
-  if (has_kv_cache(p)) return !forward_kernel_is_faster(p);
-  if (p.num_splits == 1 || p.head_dim > kMostSplitDim || p.head_dim_v > kMostSplitDim) return false;
+// Fewer keys, or rows of all heads that make a tile for every multiprocessor, are nothing to cut.
+inline constexpr int64_t kManyKeys = 2048;
+inline constexpr int64_t kManyRows = kUsualMultiprocessors * 128;
+
+// Which kernel computes a call of the CUDA backend.
+struct Route {
+  bool split;     // the split-KV kernel; otherwise a forward kernel:
+  Pieces pieces;  // of another shape than whole tiles of a head: that for pieces
+
+  bool in_pieces() const { return !split && !pieces.whole_tiles_of_heads(); }
+};
+
+// The split-KV kernel computes calls with splits, those with so few queries that one tile holds them and the keys are
+// what takes time, and those with a cache that are not better off in the forward kernel. Dense calls whose tiles are
+// few and long are computed like those with a cache, too: where that takes no more than half the time.
+inline Route route_of(const flash3_params &p) {
+  constexpr Route kSplit = {true, {1, 1, 0}}, kWhole = {false, {1, 1, 0}};
   constexpr int64_t kFewKeys = 256;
+  if (p.num_splits > 1 || is_latent(p)) return kSplit;
+  const bool cache = has_kv_cache(p);
+  const TileConfig *const config = cache_config(p.head_dim, p.head_dim_v);
   const int64_t group = p.nheads / p.nheads_k;
   const bool packed_q = p.cu_seqlens_q != nullptr;
   const int64_t mean_q = packed_q ? (p.total_q + p.batch - 1) / p.batch : p.seqlen_q;
+  if (cache) {
+    if (config == nullptr || mean_q * group <= SplitSchedule::kBlockM) return kSplit;
+    const CacheCosts costs = cache_costs(p, *config);
+    return costs.best.clocks < costs.split ? Route{false, costs.best} : kSplit;
+  }
+  if (p.num_splits == 1 || p.head_dim > kMostSplitDim || p.head_dim_v > kMostSplitDim) return kWhole;
   const int64_t longest_q = !packed_q ? mean_q : p.max_seqlen_q > 0 ? p.max_seqlen_q : 2 * mean_q;
   const int64_t keys = p.cu_seqlens_k != nullptr ? p.total_k / p.batch : p.seqlen_k;
-  return longest_q * group <= SplitSchedule::kBlockM && keys >= kFewKeys;
+  if (longest_q * group <= SplitSchedule::kBlockM && keys >= kFewKeys) return kSplit;
+  if (p.cu_seqlens_k != nullptr || keys < kManyKeys || mean_q == 0) return kWhole;
+  if (mean_q * group <= SplitSchedule::kBlockM || p.batch * mean_q * p.nheads >= kManyRows) return kWhole;
+  const CacheCosts costs = cache_costs(p, *config);
+  if (2 * std::min(costs.best.clocks, costs.split) > costs.whole) return kWhole;
+  return costs.best.clocks < costs.split ? Route{false, costs.best} : kSplit;
 }
+
+inline bool takes_split_kernel(const flash3_params &p) { return route_of(p).split; }
 
 // Whether the window of a call hides no key from anybody.
 inline bool sees_all_keys(const flash3_params &p) {

@@ -80,6 +80,15 @@ FLASH3_API void flash3_test_block_range(int64_t left, int64_t right, int32_t seq
   range[3] = r.full_end;
 }
 
+// range: begin, end, full_begin, full_end, of all blocks before and of the piece after.
+FLASH3_API void flash3_test_piece_of(int32_t piece, int32_t most, int32_t *range) {
+  const BlockRange r = piece_of({range[0], range[1], range[2], range[3]}, piece, most);
+  range[0] = r.begin;
+  range[1] = r.end;
+  range[2] = r.full_begin;
+  range[3] = r.full_end;
+}
+
 // start and len of sequence b
 FLASH3_API void flash3_test_seq_span(const int32_t *cu_seqlens, const int32_t *seqused, int64_t rows, int32_t b,
                                      int64_t *start, int32_t *len) {

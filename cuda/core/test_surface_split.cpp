@@ -65,6 +65,14 @@ extern "C" {
 // Whether the split-KV kernel computes the call.
 FLASH3_API int32_t flash3_test_takes_split_kernel(const flash3_params *params) { return takes_split_kernel(*params); }
 
+// pieces: whether they are merged, how many there are of a tile, query heads whose rows make tiles together.
+FLASH3_API void flash3_test_pieces(const flash3_params *params, int32_t *pieces) {
+  const Route route = route_of(*params);
+  pieces[0] = route.in_pieces();
+  pieces[1] = route.pieces.count;
+  pieces[2] = route.pieces.pack;
+}
+
 FLASH3_API int32_t flash3_test_is_plain_decoding(const flash3_params *params) { return is_plain_decoding(*params); }
 
 FLASH3_API int64_t flash3_test_most_tiles(const flash3_params *params) { return SplitBounds::of(*params).most_tiles; }

@@ -19,11 +19,13 @@ Mask make_mask(int64_t left, int64_t right, int32_t seqlen_q, int32_t seqlen_k) 
 
 extern "C" {
 
-// share: first tile, number of tiles.
-FLASH3_API void flash3_test_tile_share(uint32_t tiles, uint32_t block, uint32_t blocks, uint32_t *share) {
-  const TileShare found = TileShare::of_block(tiles, block, blocks);
-  share[0] = found.begin;
-  share[1] = found.count;
+// share: whole units, first tile left over, number of tiles.
+FLASH3_API void flash3_test_unit_share(uint32_t tiles, uint32_t tiles_of_unit, uint32_t block, uint32_t blocks,
+                                       int32_t in_step, uint32_t *share) {
+  const UnitSchedule schedule = UnitSchedule::make(tiles, tiles_of_unit, blocks, in_step != 0);
+  share[0] = schedule.rounds;
+  share[1] = schedule.left_over(block);
+  share[2] = schedule.count(block);
 }
 
 // The first config of the class that holds the head dims, -1 for none.

@@ -13,6 +13,7 @@ struct Tile {
   int32_t m_block;
   int32_t head;
   int32_t batch;
+  int32_t piece = 0;  // of its keys, where several thread blocks compute a tile
 };
 
 FLASH3_HD int32_t ceil_div(int32_t a, int32_t b) { return a / b + (a % b != 0); }
@@ -100,15 +101,29 @@ FLASH3_HD int32_t tile_of_pair(int32_t pair, int32_t rank, int32_t num_m_blocks)
   return m_block < num_m_blocks ? m_block : num_m_blocks - 1;
 }
 
-// The tiles of one of `blocks` thread blocks, where all are shared out beforehand: equally many to each, or one more to
-// the first ones.
-struct TileShare {
-  uint32_t begin, count;
+// Where all tiles are shared out beforehand, and those of a unit, which follow each other, read the same keys: every
+// thread block gets an equal share of them. In step: whole units, as many as there are for all, and a share of those
+// left over; blocks that run side by side then have units side by side, whose rows are neighbours in memory.
+struct UnitSchedule {
+  uint32_t blocks;
+  Divisor tiles_of_unit;
+  uint32_t rounds;       // whole units of a block
+  uint32_t share, more;  // of the tiles left over: of each block, and how many blocks have one more
 
-  FLASH3_HD static TileShare of_block(uint32_t tiles, uint32_t block, uint32_t blocks) {
-    const uint32_t share = tiles / blocks;
-    const uint32_t more = tiles - share * blocks;
-    return {block * share + (more < block ? more : block), share + (block < more ? 1 : 0)};
+  static UnitSchedule make(int64_t tiles, int64_t tiles_of_unit, int64_t blocks, bool in_step) {
+    const int64_t rounds = in_step ? tiles / tiles_of_unit / blocks : 0;
+    const int64_t rest = tiles - rounds * blocks * tiles_of_unit;
+    return {static_cast<uint32_t>(blocks), Divisor::make(tiles_of_unit), static_cast<uint32_t>(rounds),
+            static_cast<uint32_t>(rest / blocks), static_cast<uint32_t>(rest % blocks)};
+  }
+
+  FLASH3_HD uint32_t whole() const {
+    return rounds * tiles_of_unit.divisor;
+  }  // tiles of a block that are in whole units
+  FLASH3_HD uint32_t count(uint32_t block) const { return whole() + share + (block < more ? 1 : 0); }
+  // The first of the tiles left over that a block has.
+  FLASH3_HD uint32_t left_over(uint32_t block) const {
+    return whole() * blocks + block * share + (block < more ? block : more);
   }
 };
 

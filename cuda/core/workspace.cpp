@@ -21,12 +21,14 @@ WorkspaceLayout workspace_layout(const flash3_params &params) {
     end += padded(bytes);
     return begin;
   };
-  const bool split = takes_split_kernel(params);
+  const Route route = route_of(params);
+  const bool split = route.split;
   const bool table = !split && params.cu_seqlens_q != nullptr;
   layout.tile_counter = place(split ? 0 : sizeof(int32_t));
   layout.first_m_block = place(table ? (static_cast<uint64_t>(params.batch) + 1) * sizeof(int32_t) : 0);
   const SplitBounds bounds = split ? SplitBounds::of(params) : SplitBounds{};
-  const auto partial_rows = static_cast<uint64_t>(bounds.partial_rows);
+  const int64_t rows_of_pieces = route.pieces.count > 1 ? route.pieces.count * query_rows(params) * params.nheads : 0;
+  const auto partial_rows = static_cast<uint64_t>(split ? bounds.partial_rows : rows_of_pieces);
   layout.entries = place(static_cast<uint64_t>(bounds.entries) * sizeof(SplitEntry));
   layout.lse_partial = place(partial_rows * sizeof(float));
   layout.out_partial = place(partial_rows * params.head_dim_v * sizeof(float));

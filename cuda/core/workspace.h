@@ -14,7 +14,8 @@ inline constexpr uint64_t kWorkspaceAlignment = 256;
 struct WorkspaceLayout {
   uint64_t tile_counter;   // int32: next tile of the persistent grid
   uint64_t first_m_block;  // int32 (batch + 1), only with cu_seqlens_q: see VarlenSchedule
-  // Of calls that takes_split_kernel() says; bounds: SplitBounds.
+  // Of the split-KV kernel, bounds: SplitBounds; but for entries, also where tiles are computed in pieces (Route): then
+  // as many times the rows of q and heads.
   uint64_t entries;      // SplitEntry (entries)
   uint64_t lse_partial;  // float (partial_rows)
   uint64_t out_partial;  // float (partial_rows, head_dim_v)

@@ -10,6 +10,7 @@
 #include "device/scores.cuh"
 #include "device/softmax.cuh"
 #include "device/swizzle.cuh"
+#include "device/tile_rows.cuh"
 #include "device/tile_traits.cuh"
 
 namespace flash3::device {
@@ -26,8 +27,7 @@ struct Epilogue {
 
   // What does not need the output yet; the LSE is written here.
   __device__ __forceinline__ RowResults finish_rows(const WorkTile &tile, const OnlineSoftmax &softmax) const {
-    const float sink = args.sinks != nullptr ? args.sinks[tile.head] : -INFINITY;
-    const RowResults results = softmax.finish({{sink, sink}});
+    const RowResults results = softmax.finish(sinks(tile));
     store_lse(tile, results.lse);
     return results;
   }
@@ -40,6 +40,7 @@ struct Epilogue {
     const bool suspect = repair.suspect(o);
     normalise(results, o);
     if (suspect) repair.run(o, results.lse);
+    if (is_partial()) return store_partial(tile, o);
     stage(o, to);
     ptx::fence_proxy_async_shared();
     ptx::bar_sync(NamedBarriers<Traits>::epilogue(warpgroup), 128);
@@ -48,22 +49,73 @@ struct Epilogue {
 
   // A tile whose rows see no key: zeros and LSE, without touching shared memory that the producer may be filling.
   __device__ __forceinline__ void store_empty(const WorkTile &tile) const {
+    const TileRows<Traits> tile_rows{args};
     const int64_t row0 = Traits::warpgroup_row(tile, warpgroup);
-    const int rows = static_cast<int>(min(int64_t{64}, tile.seqlen_q - row0));
+    const int rows = static_cast<int>(min(int64_t{64}, tile_rows.count(tile.seqlen_q) - row0));
+    if (is_partial()) {
+      for (int i = threadIdx.x % 128; i < rows; i += 128) args.partials.lse[partial_row(tile, row0 + i)] = -INFINITY;
+      return;  // then nobody reads the rest
+    }
     const int chunks = args.head_dim_v / 8;
     for (int i = threadIdx.x % 128; i < rows * chunks; i += 128) {
-      const Element *at = row_of<Element>(args.out, tile.batch, tile.q_start + row0 + i / chunks, tile.head);
+      const int64_t row = row0 + i / chunks;
+      const Element *at =
+          row_of<Element>(args.out, tile.batch, tile.q_start + tile_rows.query(row), tile_rows.head(tile.head, row));
       *reinterpret_cast<uint4 *>(const_cast<Element *>(at) + i % chunks * 8) = make_uint4(0, 0, 0, 0);
     }
     if (args.lse == nullptr) return;
-    const float lse = args.sinks != nullptr ? args.sinks[tile.head] : -INFINITY;
-    for (int i = threadIdx.x % 128; i < rows; i += 128) lse_row(tile)[row0 + i] = lse;
+    for (int i = threadIdx.x % 128; i < rows; i += 128) {
+      const int32_t head = tile_rows.head(tile.head, row0 + i);
+      *lse_at(tile, row0 + i) = args.sinks != nullptr ? args.sinks[head] : -INFINITY;
+    }
   }
 
  private:
-  __device__ __forceinline__ float *lse_row(const WorkTile &tile) const {
+  // Whether the tile's keys are in pieces, so that this is the result of one of them.
+  __device__ __forceinline__ bool is_partial() const { return Traits::kPieces && args.pieces.divisor > 1; }
+
+  // Of the thread's rows. A partial result has none: it is for the merging to count it once.
+  __device__ __forceinline__ OnlineSoftmax::Sinks sinks(const WorkTile &tile) const {
+    if constexpr (Traits::kPieces) {
+      if (args.sinks == nullptr || is_partial()) return {{-INFINITY, -INFINITY}};
+      const TileRows<Traits> rows{args};
+      const int64_t row0 = Traits::warp_row(tile, warpgroup) + threadIdx.x % 32 / 4;
+      return {{args.sinks[rows.head(tile.head, row0)], args.sinks[rows.head(tile.head, row0 + 8)]}};
+    }
+    const float sink = args.sinks != nullptr ? args.sinks[tile.head] : -INFINITY;
+    return {{sink, sink}};
+  }
+
+  // Straight from the registers: pieces are long.
+  __device__ __forceinline__ void store_partial(const WorkTile &tile, const float (&o)[kOutputs]) const {
+    const int lane = threadIdx.x % 32;
+    const int64_t row0 = Traits::warp_row(tile, warpgroup) + lane / 4;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (row0 + 8 * r >= TileRows<Traits>{args}.count(tile.seqlen_q)) continue;
+      float *const to = args.partials.out + partial_row(tile, row0 + 8 * r) * args.head_dim_v;
+#pragma unroll
+      for (int j = 0; j < kOutputs / 4; ++j) {
+        const int col = 8 * j + 2 * (lane % 4);
+        if (col >= args.head_dim_v) continue;
+        *reinterpret_cast<float2 *>(to + col) = make_float2(o[4 * j + 2 * r], o[4 * j + 2 * r + 1]);
+      }
+    }
+  }
+
+  // Of a row of the sequence, in the tile's heads.
+  __device__ __forceinline__ float *lse_at(const WorkTile &tile, int64_t row) const {
+    const TileRows<Traits> rows{args};
     const int64_t b = Traits::packed(args.q_side) ? tile.q_start : tile.batch * args.lse_batch_stride;
-    return args.lse + b + tile.head * args.lse_head_stride;
+    return args.lse + b + rows.head(tile.head, row) * args.lse_head_stride + rows.query(row);
+  }
+
+  // The same among the partial results, of the tile's piece.
+  __device__ __forceinline__ int64_t partial_row(const WorkTile &tile, int64_t row) const {
+    const TileRows<Traits> rows{args};
+    const int64_t first = Traits::packed(args.q_side) ? tile.q_start : tile.batch * args.q_side.rows;
+    return args.partials.row_of_split(tile.valid - 1, first + rows.query(row), rows.head(tile.head, row),
+                                      args.nheads * rows.pack());
   }
 
   static __device__ __forceinline__ void normalise(const RowResults &results, float (&o)[kOutputs]) {
@@ -76,9 +128,19 @@ struct Epilogue {
 
   __device__ __forceinline__ void store_lse(const WorkTile &tile, const float (&lse)[2]) const {
     const int lane = threadIdx.x % 32;
-    if (args.lse == nullptr || lane % 4 != 0 || Traits::first_column() != 0) return;
     const int64_t row0 = Traits::warp_row(tile, warpgroup) + lane / 4;
-    float *const at = lse_row(tile) + row0;
+    if constexpr (Traits::kPieces) {
+      if (lane % 4 != 0 || (args.lse == nullptr && !is_partial())) return;
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int64_t row = row0 + 8 * r;
+        if (row >= TileRows<Traits>{args}.count(tile.seqlen_q)) continue;
+        *(is_partial() ? args.partials.lse + partial_row(tile, row) : lse_at(tile, row)) = lse[r];
+      }
+      return;
+    }
+    if (args.lse == nullptr || lane % 4 != 0 || Traits::first_column() != 0) return;
+    float *const at = lse_at(tile, row0);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       if (row0 + 8 * r < tile.seqlen_q) at[8 * r] = lse[r];
@@ -103,7 +165,8 @@ struct Epilogue {
   // The warpgroup's 64 rows, a column block to a warp: issuing a store takes some hundred clocks.
   __device__ __forceinline__ void store_boxes(const WorkTile &tile, const Element *to) const {
     const int64_t row0 = Traits::warpgroup_row(tile, warpgroup);
-    if (row0 >= tile.seqlen_q) return;
+    const TileRows<Traits> rows{args};
+    if (row0 >= rows.count(tile.seqlen_q)) return;
     const int warp = ptx::uniform(threadIdx.x % 128 / 32);
 #pragma unroll
     for (int pass = 0; pass < Traits::kColBlocksV; pass += 4) {
@@ -112,10 +175,11 @@ struct Epilogue {
       if (c >= Traits::kColBlocksV || col >= args.head_dim_v || !ptx::elect_one()) continue;
       ptx::TmaCoord at;
       at.col = col;
-      at.row = static_cast<int32_t>(args.q_side.rows - tile.seqlen_q + row0);
+      at.row = static_cast<int32_t>(args.q_side.rows - tile.seqlen_q + rows.query(row0));
       at.end = tile.q_end;
-      at.head = tile.head;
+      at.head = tile.head * rows.pack();
       at.batch = Traits::packed(args.q_side) ? 0 : tile.batch;
+      if constexpr (Traits::kPieces) at = rows.in_order_of_map(at);
       ptx::tma_store(&args.out_map, to + c * Traits::kStagedRows * Traits::kBoxCols, at);
       ptx::tma_store_commit_group();
     }

@@ -12,6 +12,7 @@
 #include "core/seqlen.h"
 #include "core/softcap.h"
 #include "core/tile_scheduler.h"
+#include "device/partials.h"
 
 namespace flash3::device {
 
@@ -54,6 +55,7 @@ struct FwdArgs {
   int32_t num_tiles;     // num_m_blocks of every sequence and head; pairs of them, where the kernel computes pairs
   core::DenseSchedule dense_schedule;
   core::Divisor group_divisor, m_blocks_divisor;
+  core::UnitSchedule units;  // of the kernel for few keys; here, as each line of these constants takes time to come
   int64_t l2_budget;         // for packed q, whose sections depend on the sequence
   int64_t kv_bytes_per_key;  // of K and V of one KV head, for the tile order
 
@@ -75,6 +77,11 @@ struct FwdArgs {
   CacheLoads cache_loads;
   int32_t box_rows, boxes_of_block;
   int32_t loading_warps;  // that share a block of K, and one of V: 1 or 2
+
+  // Of the kernels that compute tiles in pieces of their keys, by another thread block each: how many at most.
+  core::Divisor pieces;
+  core::Divisor pack;  // see TileRows; nheads and group count so many query heads as one then
+  Partials partials;
 };
 
 }  // namespace flash3::device

@@ -114,7 +114,10 @@ struct Mainloop {
       if constexpr (Traits::kScoreMod) RowScores(args, tile, first_row, slope).modify(s, args, block * kBlockN);
       if (range.is_full(block)) return;
       const core::Mask mask{args.window, tile.seqlen_q, tile.seqlen_k};
-      mask_scores(s, core::BlockMask::make(mask, first_row, int64_t{block} * kBlockN), args.window.left >= 0);
+      const TileRows<Traits> rows{args};
+      const int64_t first_query = rows.query(first_row);
+      mask_scores(s, core::BlockMask::make(mask, first_query, int64_t{block} * kBlockN), args.window.left >= 0,
+                  [&](int row) { return static_cast<int>(rows.query(first_row + row) - first_query); });
     };
 
     release_k(n == range.begin);

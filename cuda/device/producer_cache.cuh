@@ -43,7 +43,7 @@ struct CacheProducer : Producer<Traits> {
     int32_t first_row, num_keys, kv_head, entry;
   };
 
-  // As the table has them, also out of range; -1 where there is no key. Of a dense cache, the entry.
+  // -1 where there is no key. Of a dense cache, the entry.
   struct Pages {
     int32_t of[kPlaces];
   };
@@ -62,13 +62,14 @@ struct CacheProducer : Producer<Traits> {
       more = ptx::uniform(job.valid);
       int32_t ticket = 0;
       if (leads && more && job.range.count() == 0) ticket = this->claim();
-      Pages pages = pages_of(source, job.range.end - 1);
+      Pages next = pages_of(source, job.range.end - 1, {});
 #pragma unroll 1
       for (int32_t n = job.range.end - 1; n >= job.range.begin; --n) {
         const bool first = n == job.range.end - 1;
         if (Traits::kQStages == 2 && leads && first) Base::load(this->next_q(job));
         if (leads && n == job.range.begin) ticket = this->claim();
-        const Pages next = pages_of(source, n - 1);  // on its way while the buffer is waited for
+        const Pages pages = inside(next);
+        next = pages_of(source, n - 1, pages);  // on its way while the buffer is waited for, and the block copied
         if (!Traits::kOverlapsTiles && of_v && first) {
           // Where the output of the tile before has been staged.
           ptx::mbarrier_wait(&smem.barriers.out_empty, this->out_state.parity());
@@ -80,7 +81,6 @@ struct CacheProducer : Producer<Traits> {
           load_boxes(source, n, pages.of[0], place);
         }
         if (Traits::kQStages == 1 && leads && first) Base::load(this->next_q(job));
-        pages = next;
         place.advance();
       }
       if (leads) t = this->successor(ticket);
@@ -137,9 +137,14 @@ struct CacheProducer : Producer<Traits> {
                                                  : (half + lane * args.loading_warps) * args.box_rows;
   }
 
-  // Nothing waits for the answer here.
-  __device__ __forceinline__ Pages pages_of(const Source &source, int32_t n) const {
+  // As the table has them, also out of range. Nothing waits for the answer here; and to wait for the one before would
+  // be to wait for both, if this question were asked first.
+  __device__ __forceinline__ Pages pages_of(const Source &source, int32_t n, const Pages &before) const {
     Pages pages;
+    int32_t zero = 0;
+#pragma unroll
+    for (int p = 0; p < kPlaces; ++p) zero |= before.of[p];
+    zero &= static_cast<int32_t>(args.zero);
 #pragma unroll
     for (int p = 0; p < kPlaces; ++p) {
       pages.of[p] = source.entry;
@@ -147,9 +152,18 @@ struct CacheProducer : Producer<Traits> {
       const uint32_t key = static_cast<uint32_t>(n) * kBlockN + own_key(p);  // in front of block 0 it is large
       pages.of[p] = -1;
       if (own_key(p) >= kBlockN || key >= static_cast<uint32_t>(source.num_keys)) continue;
-      const uint32_t number = args.cache.page_divisor.quotient(source.first_row + key);
+      const uint32_t number = args.cache.page_divisor.quotient(source.first_row + key) + zero;
       pages.of[p] = args.cache.page_table[source.entry * args.cache.page_table_batch_stride + number];
     }
+    return pages;
+  }
+
+  // Pages that the cache has; negative ones stay so.
+  __device__ __forceinline__ Pages inside(const Pages &read) const {
+    Pages pages = read;
+    if (args.cache_loads == CacheLoads::kBlocks) return pages;
+#pragma unroll
+    for (int p = 0; p < kPlaces; ++p) pages.of[p] = min(read.of[p], args.cache.num_pages - 1);
     return pages;
   }
 
@@ -163,7 +177,7 @@ struct CacheProducer : Producer<Traits> {
       const auto number = static_cast<int32_t>(args.cache.page_divisor.quotient(static_cast<uint32_t>(key)));
       own.end = min(page_size, source.num_keys - number * page_size);
       own.row = page < 0 ? -1 : page_size - own.end + key - number * page_size;
-      own.batch = min(page, args.cache.num_pages - 1);
+      own.batch = page;
     }
     const CUtensorMap *const map = of_v ? &args.v_map : &args.k_map;
     const uint32_t i = place.index();
@@ -200,7 +214,7 @@ struct CacheProducer : Producer<Traits> {
     for (int p = 0; p < kPlaces; ++p) {
       const auto row = static_cast<uint32_t>(source.first_row + n * kBlockN + own_key(p));
       const int64_t in_page = row - args.cache.page_divisor.quotient(row) * args.cache.page_size;
-      const int32_t page = max(0, min(pages.of[p], args.cache.num_pages - 1));
+      const int32_t page = max(0, pages.of[p]);
       from[p] = reinterpret_cast<uint64_t>(row_of<Element>(tensor(), page, in_page, source.kv_head));
     }
     const int32_t rows = source.num_keys - n * kBlockN - half * kCopyRows;  // of the warp's, up to the last key

@@ -11,6 +11,7 @@
 #include "device/fwd_args.h"
 #include "device/key_rows.cuh"
 #include "device/ptx.cuh"
+#include "device/tile_rows.cuh"
 #include "device/tile_traits.cuh"
 
 namespace flash3::device {
@@ -37,10 +38,10 @@ __device__ __forceinline__ void recompute_scores(const FwdArgs &args, const Work
   const auto two = [&](const Element *row, int col) {
     return col < args.head_dim ? *reinterpret_cast<const uint32_t *>(row + col) : 0u;
   };
-  const int64_t last = tile.seqlen_q - 1;
-  const int64_t q_start = tile.q_start;
-  const Element *q0 = row_of<Element>(args.q, tile.batch, q_start + min(first_row + lane / 4, last), tile.head);
-  const Element *q1 = row_of<Element>(args.q, tile.batch, q_start + min(first_row + lane / 4 + 8, last), tile.head);
+  const TileRows<Traits> rows{args};
+  const int64_t last = rows.count(tile.seqlen_q) - 1;
+  const Element *q0 = rows.q(tile, min(first_row + lane / 4, last));
+  const Element *q1 = rows.q(tile, min(first_row + lane / 4 + 8, last));
   const KeyRows<Traits> k_rows(args, args.k, tile, KeyRows<Traits>::start(args, tile, first_key, lane / 4),
                                tile.head / args.group);
 #pragma unroll

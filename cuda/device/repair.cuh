@@ -12,6 +12,7 @@
 #include "device/key_rows.cuh"
 #include "device/scores.cuh"
 #include "device/softmax.cuh"
+#include "device/tile_rows.cuh"
 #include "device/tile_traits.cuh"
 
 namespace flash3::device {
@@ -64,7 +65,7 @@ struct Repair {
         for (int c = 0; c < 2; ++c) trace[j % 2 * 2 + c] = fmaf(o[4 * j + 2 * r + c], 0.f, trace[j % 2 * 2 + c]);
       }
       const float sum = (trace[0] + trace[1]) + (trace[2] + trace[3]);
-      const bool bad = sum != sum && isfinite(lse[r]) && row < tile.seqlen_q;
+      const bool bad = sum != sum && isfinite(lse[r]) && row < TileRows<Traits>{args}.count(tile.seqlen_q);
       const uint32_t lanes = __ballot_sync(0xffffffffu, bad);
       if ((lanes >> (lane / 4 * 4) & 0xfu) != 0) recompute(o, r, row, lse[r]);
       __syncwarp();
@@ -74,21 +75,26 @@ struct Repair {
  private:
   // Columns of this thread: first_column() + 8 * j + 2 * (lane % 4) and the one behind it, for every j.
   __device__ __forceinline__ void recompute(float (&o)[kOutputs], int r, int64_t row, float lse) const {
-    const RowScores rows(args, tile, first_row, alibi_slope(args, tile));
+    const TileRows<Traits> tile_rows{args};
+    const RowScores rows(args, tile, first_row, alibi_slope(args, tile), [&](int64_t x) { return tile_rows.query(x); });
     const int lane = rows.lane;
     const uint32_t quad = 0xfu << (lane / 4 * 4);
     const int32_t kv_head = tile.head / args.group;
     const auto k_start = KeyRows<Traits>::start(args, tile, 0, 0);
     const KeyRows<Traits> k_rows(args, args.k, tile, k_start, kv_head);
     const KeyRows<Traits> v_rows(args, args.v, tile, k_start, kv_head);
-    const int32_t begin = rows.key_begin[r];
-    const int32_t end = rows.key_end[r];
+    int32_t begin = rows.key_begin[r];
+    int32_t end = rows.key_end[r];
+    if constexpr (Traits::kPieces) {  // of the keys of the piece
+      begin = max(begin, tile.range.begin * Traits::kBlockN);
+      end = static_cast<int32_t>(min(int64_t{end}, int64_t{tile.range.end} * Traits::kBlockN));
+    }
     const int64_t loaded_end = min(int64_t{tile.range.end} * Traits::kBlockN, int64_t{tile.seqlen_k});
     const bool poisoned =
         !finite(v_rows, tile.range.begin * Traits::kBlockN, begin, lane) || !finite(v_rows, end, loaded_end, lane);
     if (!__any_sync(quad, poisoned)) return;
 
-    const Element *q = row_of<Element>(args.q, tile.batch, tile.q_start + row, tile.head);
+    const Element *q = tile_rows.q(tile, row);
 #pragma unroll
     for (int j = 0; j < kOutputs / 4; ++j) o[4 * j + 2 * r] = o[4 * j + 2 * r + 1] = 0.f;
     for (int32_t key = end - 1; key >= begin; --key) {

@@ -16,34 +16,47 @@
 namespace flash3::device {
 
 // A unit is what shares K and V: a KV head of a sequence, with the tiles of all its query heads, which follow each
-// other. Every thread block has an equal share of all tiles, every stream, one of its warpgroups, every kStreams-th of
-// that share.
+// other. Of the tiles and units of a thread block, numbered from 0 on, a stream, one of its warpgroups, has every
+// kStreams-th tile.
 template <class Traits>
 struct ResidentTiles {
   const FwdArgs &args;
-  uint32_t begin, end;
+  const uint32_t block = ptx::uniform(blockIdx.x);
+  const uint32_t end = ptx::uniform(args.units.count(block));
+  // Where the tiles begin that the block has beside its whole units: in which unit of the call, and behind how many
+  // tiles of that one, which are another block's.
+  const uint32_t first_beside = ptx::uniform(args.units.left_over(block));
+  const uint32_t unit_beside = ptx::uniform(args.units.tiles_of_unit.quotient(first_beside));
+  const uint32_t skipped = first_beside - unit_beside * args.units.tiles_of_unit.divisor;
 
-  __device__ __forceinline__ explicit ResidentTiles(const FwdArgs &a) : args(a) {
-    const auto share = core::TileShare::of_block(args.num_tiles, blockIdx.x, gridDim.x);
-    begin = ptx::uniform(share.begin);
-    end = ptx::uniform(begin + share.count);
+  __device__ __forceinline__ explicit ResidentTiles(const FwdArgs &a) : args(a) {}
+
+  // The unit of tile i, and the one behind the last where there is no such tile.
+  __device__ __forceinline__ uint32_t unit(uint32_t i) const {
+    return args.units.tiles_of_unit.quotient(place(min(i, end - 1))) + (i >= end ? 1 : 0);
+  }
+  __device__ __forceinline__ core::Tile first_of_unit(uint32_t u) const { return tile_of(first_number(u)); }
+  __device__ __forceinline__ core::Tile tile(uint32_t i) const {
+    const uint32_t at = place(i);
+    const uint32_t u = args.units.tiles_of_unit.quotient(at);
+    return tile_of(first_number(u) + at - u * args.units.tiles_of_unit.divisor);
   }
 
-  __device__ __forceinline__ uint32_t column(uint32_t t) const { return args.m_blocks_divisor.quotient(t); }
-  __device__ __forceinline__ uint32_t unit(uint32_t t) const { return args.group_divisor.quotient(column(t)); }
-  // Where a stream is that has done all before tile t: behind the last unit if there is no such tile.
-  __device__ __forceinline__ uint32_t unit_or_end(uint32_t t) const { return t < end ? unit(t) : unit(end - 1) + 1; }
-  __device__ __forceinline__ core::Tile of_column(uint32_t column) const {
+ private:
+  // Of a tile among those of the block's units, also those that are not its own.
+  __device__ __forceinline__ uint32_t place(uint32_t i) const { return i < args.units.whole() ? i : i + skipped; }
+  // Of a unit's first tile, among those of the call.
+  __device__ __forceinline__ uint32_t first_number(uint32_t u) const {
+    const uint32_t rounds = args.units.rounds;
+    const uint32_t number = u < rounds ? block + u * args.units.blocks : unit_beside + (u - rounds);
+    return number * args.units.tiles_of_unit.divisor;
+  }
+  __device__ __forceinline__ core::Tile tile_of(uint32_t t) const {
+    const uint32_t column = args.m_blocks_divisor.quotient(t);
     core::Tile where;
-    where.m_block = 0;
     where.batch = static_cast<int32_t>(args.dense_schedule.nheads.quotient(column));
     where.head = static_cast<int32_t>(column) - where.batch * args.nheads;
-    return where;
-  }
-  __device__ __forceinline__ core::Tile tile(uint32_t t) const {
-    const uint32_t c = column(t);
-    core::Tile where = of_column(c);
-    where.m_block = static_cast<int32_t>(t - c * args.num_m_blocks);
+    where.m_block = static_cast<int32_t>(t - column * args.num_m_blocks);
     return where;
   }
 };
@@ -66,9 +79,9 @@ struct ResidentProducer {
 
   __device__ __forceinline__ void start() const {
     if (stream < 0) {
-      load_keys(tiles.unit(tiles.begin), RingState<Traits::kStages>::producer());
-    } else if (tiles.begin + stream < tiles.end) {
-      load_queries(tiles.begin + stream, RingState<1>::producer());
+      load_keys(0, RingState<Traits::kStages>::producer());
+    } else if (stream < tiles.end) {
+      load_queries(stream, RingState<1>::producer());
     }
   }
 
@@ -76,35 +89,35 @@ struct ResidentProducer {
   __device__ __forceinline__ void run() const {
     if (stream < 0) {
       RingState<Traits::kStages> state = RingState<Traits::kStages>::producer();
-      const uint32_t end = tiles.unit_or_end(tiles.end);
-      for (uint32_t unit = tiles.unit(tiles.begin) + 1; unit < end; ++unit) {
+      const uint32_t end = tiles.unit(tiles.end);
+      for (uint32_t unit = 1; unit < end; ++unit) {
         state.advance();
         load_keys(unit, state);
       }
     } else {
       RingState<1> state = RingState<1>::producer();
-      for (uint32_t t = tiles.begin + stream + Traits::kStreams; t < tiles.end; t += Traits::kStreams) {
+      for (uint32_t i = stream + Traits::kStreams; i < tiles.end; i += Traits::kStreams) {
         state.advance();
-        load_queries(t, state);
+        load_queries(i, state);
       }
     }
   }
 
  private:
   __device__ __forceinline__ void load_keys(uint32_t unit, RingState<Traits::kStages> state) const {
-    const core::Tile where = tiles.of_column(unit * args.group);
+    const core::Tile where = tiles.first_of_unit(unit);
     Job job;
     loads.set_keys(loads.keys(where.batch), where.head, &job);
     loads.load_keys(loads.load_of_k(job, 0, state));
     loads.load_values(loads.load_of_v(job, 0, state));
   }
 
-  __device__ __forceinline__ void load_queries(uint32_t t, RingState<1> state) const {
+  __device__ __forceinline__ void load_queries(uint32_t i, RingState<1> state) const {
     uint64_t *const full = &smem.barriers.q_full[stream];
     uint64_t *const empty = &smem.barriers.q_empty[stream];
     WorkTile tile;
     Job job;
-    loads.describe(tiles.tile(t), &tile, &job);
+    loads.describe(tiles.tile(i), &tile, &job);
     ptx::mbarrier_wait(empty, state.parity());
     if (threadIdx.x % 32 == 0) smem.tile[stream][state.step % Traits::kTileSlots] = tile;
     __syncwarp();
@@ -144,12 +157,12 @@ struct ResidentConsumer {
 
   __device__ __forceinline__ void run() {
     const ResidentTiles<Traits> tiles(args);
-    uint32_t unit = tiles.unit(tiles.begin);
-    uint32_t of_tile = tiles.unit_or_end(tiles.begin + stream);
+    uint32_t unit = 0;
+    uint32_t of_tile = tiles.unit(stream);
     RingState<1> q_state = RingState<1>::consumer();
-    for (uint32_t t = tiles.begin + stream; ptx::uniform(t < tiles.end); t += Traits::kStreams, q_state.advance()) {
+    for (uint32_t i = stream; ptx::uniform(i < tiles.end); i += Traits::kStreams, q_state.advance()) {
       for (; ptx::uniform(unit < of_tile); ++unit) release_unit();  // units without a tile of this stream
-      of_tile = tiles.unit_or_end(t + Traits::kStreams);
+      of_tile = tiles.unit(i + Traits::kStreams);
       const bool last = ptx::uniform(of_tile != unit);
       ptx::mbarrier_wait(&smem.barriers.q_full[stream], q_state.parity());
       compute(smem.tile[stream][(q_state.step + 1) % Traits::kTileSlots], last);

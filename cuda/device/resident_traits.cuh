@@ -17,6 +17,7 @@ struct ResidentTraits {
   static constexpr bool kVarlen = false;
   static constexpr bool kCache = false;
   static constexpr bool kPaired = false;
+  static constexpr bool kPieces = false;
   static constexpr core::TileConfig kConfig = core::kTileConfigs[kConfigIndex];
   static_assert(sizeof(Element) == 2, "16-bit inputs");
   static constexpr int kHeadDim = kConfig.head_dim;

@@ -40,13 +40,17 @@ struct RowScores {
 
   __device__ __forceinline__ RowScores() : lane(threadIdx.x % 32) {}
 
-  // first_row: of the warp, in the sequence.
+  // first_row: of the warp, in the sequence. query_of: the query of a row.
   __device__ __forceinline__ RowScores(const FwdArgs &args, const WorkTile &tile, int64_t first_row, float slope)
+      : RowScores(args, tile, first_row, slope, [](int64_t row) { return row; }) {}
+  template <class QueryOf>
+  __device__ __forceinline__ RowScores(const FwdArgs &args, const WorkTile &tile, int64_t first_row, float slope,
+                                       QueryOf query_of)
       : alibi_slope_log2{slope, slope}, lane(threadIdx.x % 32) {
     const core::Mask mask{args.window, tile.seqlen_q, tile.seqlen_k};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int64_t row = first_row + lane / 4 + 8 * r;
+      const int64_t row = query_of(first_row + lane / 4 + 8 * r);
       const auto near_row = static_cast<int32_t>(min(row, int64_t{INT32_MAX}));  // behind it no sequence has rows
       key_begin[r] = mask.key_begin(near_row);
       key_end[r] = mask.key_end(near_row);
@@ -184,14 +188,19 @@ __device__ __forceinline__ void mask_row(float (&s)[kS], int r, int begin, int e
   }
 }
 
-// The same for all rows of a warp. `block` counts rows from its first one.
-template <int kS>
-__device__ __forceinline__ void mask_scores(float (&s)[kS], const core::BlockMask &block, bool has_left) {
+// The same for all rows of a warp. `block` counts queries from the first one, and query_of(row) is that of a row.
+template <int kS, class QueryOf>
+__device__ __forceinline__ void mask_scores(float (&s)[kS], const core::BlockMask &block, bool has_left,
+                                            QueryOf query_of) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int row = threadIdx.x % 32 / 4 + 8 * r;
+    const int row = query_of(threadIdx.x % 32 / 4 + 8 * r);
     mask_row(s, r, block.key_begin(row), block.key_end(row), has_left);
   }
+}
+template <int kS>
+__device__ __forceinline__ void mask_scores(float (&s)[kS], const core::BlockMask &block, bool has_left) {
+  mask_scores(s, block, has_left, [](int row) { return row; });
 }
 
 }  // namespace flash3::device

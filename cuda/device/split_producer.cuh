@@ -139,19 +139,47 @@ struct SplitProducer {
     }
   }
 
-  // The element offsets of a lane's rows of block n, in the tensor; -1 behind the last key.
+  // What the page table says of a lane's rows of block n.
+  struct Pages {
+    int32_t id[kPlaces];
+  };
+  // Their element offsets in the tensor; -1 behind the last key.
   struct Places {
     int64_t offset[kPlaces];
   };
 
-  __device__ __forceinline__ Places places(const core::SplitPiece &piece, const core::KeySpan &span, int32_t n) const {
+  __device__ __forceinline__ int64_t own_key(int32_t n, int i) const {
+    return int64_t{n} * kBlockN + half * kCopyRows + 32 * i + lane;
+  }
+
+  // Nothing waits for the answer here; and to wait for the one before would be to wait for both, if this question were
+  // asked first.
+  __device__ __forceinline__ Pages pages(const core::KeySpan &span, int32_t n, const Places &before) const {
+    Pages out;
+    int64_t zero = 0;
+#pragma unroll
+    for (int i = 0; i < kPlaces; ++i) zero |= before.offset[i];
+    zero &= int64_t{args.zero};
+#pragma unroll
+    for (int i = 0; i < kPlaces; ++i) {
+      const int64_t key = own_key(n, i);
+      out.id[i] = 0;
+      if (key < span.len && schedule.k.page_table != nullptr) {
+        out.id[i] = schedule.k.page_id(span, span.first_row + key + zero);
+      }
+    }
+    return out;
+  }
+
+  __device__ __forceinline__ Places places(const core::SplitPiece &piece, const core::KeySpan &span, int32_t n,
+                                           const Pages &pages) const {
     Places out;
 #pragma unroll
     for (int i = 0; i < kPlaces; ++i) {
-      const int64_t key = int64_t{n} * kBlockN + half * kCopyRows + 32 * i + lane;
+      const int64_t key = own_key(n, i);
       out.offset[i] = -1;
       if (key >= span.len) continue;
-      const core::RowPlace at = schedule.k.place(span, span.first_row + key);
+      const core::RowPlace at = schedule.k.place(span, span.first_row + key, pages.id[i]);
       const TensorRows &t = tensor();
       out.offset[i] = at.entry * t.batch_stride + at.row * t.row_stride + piece.kv_head * t.head_stride;
     }
@@ -164,11 +192,11 @@ struct SplitProducer {
     const int32_t cols = head_dim();
     const int32_t first_new = first_new_block(span);
     int32_t n = piece.n_begin;
-    Places next = places(piece, span, n);
+    Pages next = pages(span, n, {});
 #pragma unroll 1
     for (int32_t rest = piece.n_end - n; rest > 0; --rest, ++n) {
-      const Places now = next;
-      if (rest > 1) next = places(piece, span, n + 1);
+      const Places now = places(piece, span, n, next);
+      if (rest > 1) next = pages(span, n + 1, now);
       if (n >= first_new) ptx::wait_for_previous_kernel();
       ptx::mbarrier_wait(&smem.barriers.empty[side][ring.index], ring.parity);
       const uint32_t to = ptx::shared_address(smem.kv[side][ring.index]);

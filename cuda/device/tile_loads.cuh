@@ -7,6 +7,7 @@
 #include "core/tile_scheduler.h"
 #include "device/fwd_args.h"
 #include "device/ptx.cuh"
+#include "device/tile_rows.cuh"
 #include "device/tile_traits.cuh"
 
 namespace flash3::device {
@@ -126,6 +127,16 @@ struct TileLoads {
   SharedStorage &smem;
 
   __device__ __forceinline__ core::Tile decode(int32_t t) const {
+    if constexpr (Traits::kPieces) {
+      const auto number = static_cast<int32_t>(args.pieces.quotient(static_cast<uint32_t>(t)));
+      core::Tile tile = decode_tile(number);
+      tile.piece = t - number * static_cast<int32_t>(args.pieces.divisor);
+      return tile;
+    }
+    return decode_tile(t);
+  }
+
+  __device__ __forceinline__ core::Tile decode_tile(int32_t t) const {
     if (packed_q()) {
       return varlen().tile(t, WarpCountLeading{}, [this](int32_t b) {
         return core::Sections::make(args.nheads, args.group, keys(b).len * args.kv_bytes_per_key, args.l2_budget);
@@ -170,21 +181,31 @@ struct TileLoads {
     return {args.first_m_block, args.nheads, args.batch};
   }
 
-  __device__ __forceinline__ int64_t num_tiles() const { return packed_q() ? varlen().num_tiles() : args.num_tiles; }
+  // Or pieces of them.
+  __device__ __forceinline__ int64_t num_tiles() const {
+    const int64_t tiles = packed_q() ? varlen().num_tiles() : args.num_tiles;
+    return Traits::kPieces ? tiles * args.pieces.divisor : tiles;
+  }
 
   // What loads and consumers need to know of a tile; false if it has no rows.
   __device__ __forceinline__ bool describe(const core::Tile &where, WorkTile *tile, Job *job) const {
     const core::SeqSpan q = span(args.q_side, where.batch);
     const Keys k = keys(where.batch);
+    const TileRows<Traits> rows{args};
     const int32_t row_begin = where.m_block * Traits::kBlockM;
-    if (Traits::kVarlen && row_begin >= q.len) return false;  // seqused_q ends before this tile
-    const int32_t row_end = row_begin + min(Traits::kBlockM, q.len - row_begin);
+    const auto num_rows = static_cast<int32_t>(rows.count(q.len));
+    if (Traits::kVarlen && row_begin >= num_rows) return false;  // seqused_q ends before this tile
+    const int32_t row_end = row_begin + min(Traits::kBlockM, num_rows - row_begin);
 
     tile->m_block = where.m_block;
     tile->head = where.head;
     tile->batch = where.batch;
-    tile->valid = 1;
-    tile->range = core::block_range({args.window, q.len, k.len}, row_begin, row_end, Traits::kBlockN);
+    tile->valid = 1 + where.piece;
+    tile->range = core::block_range({args.window, q.len, k.len}, static_cast<int32_t>(rows.query(row_begin)),
+                                    static_cast<int32_t>(rows.query(row_end - 1)) + 1, Traits::kBlockN);
+    if constexpr (Traits::kPieces) {
+      tile->range = core::piece_of(tile->range, where.piece, static_cast<int32_t>(args.pieces.divisor));
+    }
     tile->seqlen_q = q.len;
     tile->seqlen_k = k.len;
     tile->q_start = static_cast<int32_t>(q.start);
@@ -200,9 +221,11 @@ struct TileLoads {
   // Row r of a sequence of length len that ends before row `end` of its tensor is at TMA row (rows - len + r): the
   // bound of that dimension is the end of the sequence, and what lies behind reads as zero.
   __device__ __forceinline__ void set_queries(const core::SeqSpan &q, const core::Tile &where, Job *job) const {
-    job->q_row = static_cast<int32_t>(args.q_side.rows) - q.len + where.m_block * Traits::kBlockM;
+    const TileRows<Traits> rows{args};
+    job->q_row = static_cast<int32_t>(args.q_side.rows) - q.len +
+                 static_cast<int32_t>(rows.query(int64_t{where.m_block} * Traits::kBlockM));
     job->q_end = static_cast<int32_t>(q.start + q.len);
-    job->head = where.head;
+    job->head = where.head * rows.pack();
     job->batch_q = Traits::packed(args.q_side) ? 0 : where.batch;
   }
 
@@ -217,6 +240,8 @@ struct TileLoads {
 
   __device__ __forceinline__ Load load_of_q(const Job &job, RingState<Traits::kQStages> state) const {
     const uint32_t i = state.index();
+    ptx::TmaCoord at = {Traits::first_column(), job.q_row, job.q_end, job.head, job.batch_q};
+    if constexpr (Traits::kPieces) at = TileRows<Traits>::in_order_of_map(at);
     return {&args.q_map,
             &args.q_zero_map,
             args.head_dim,
@@ -226,7 +251,7 @@ struct TileLoads {
             state.parity(),
             Traits::kBlockM,
             ptx::L2Hint::kEvictFirst,
-            {Traits::first_column(), job.q_row, job.q_end, job.head, job.batch_q}};
+            at};
   }
 
   __device__ __forceinline__ Load load_of_k(const Job &job, int32_t n, RingState<Traits::kStages> state) const {

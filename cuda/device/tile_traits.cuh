@@ -14,7 +14,8 @@ namespace flash3::device {
 // need it, since registers are short in the main loop.
 struct alignas(16) WorkTile {
   core::BlockRange range;
-  int32_t m_block, head, batch, valid;
+  int32_t m_block, head, batch;
+  int32_t valid;  // 0: no tile is left; otherwise 1 + the number of the piece
   int32_t seqlen_q, seqlen_k;
   int32_t q_start, q_end;  // first row of the sequence in q and out, and the row behind its last
 };
@@ -34,13 +35,16 @@ struct LoadJob {
 // the other kernels registers of the producer and a branch at every key block.
 // kPaired: two thread blocks of a cluster have neighbouring tiles of a head, which see the same keys; each of them
 // loads half of the column blocks of K and V for both. For calls without a mask.
-template <class Element_, int kConfigIndex, bool kScoreMod_, bool kVarlen_, bool kCache_ = false, bool kPaired_ = false>
+// kPieces: of a tile's keys each thread block computes a piece, whose result is a partial one.
+template <class Element_, int kConfigIndex, bool kScoreMod_, bool kVarlen_, bool kCache_ = false, bool kPaired_ = false,
+          bool kPieces_ = false>
 struct TileTraits {
   using Element = Element_;
   static constexpr bool kScoreMod = kScoreMod_;
   static constexpr bool kVarlen = kVarlen_;
   static constexpr bool kCache = kCache_;
   static constexpr bool kPaired = kPaired_;
+  static constexpr bool kPieces = kPieces_;
   static_assert(kVarlen || !kCache, "a cache has lengths of its own");
   static_assert(!kPaired || !(kVarlen || kCache || kScoreMod), "both tiles of a pair have the same key blocks");
   static constexpr core::TileConfig kConfig =

@@ -24,6 +24,7 @@ struct WideTraits {
 
   static constexpr int kCtas = 2;  // thread blocks of a cluster, each with its share of the columns
   static constexpr bool kPaired = false;
+  static constexpr bool kPieces = false;
   static constexpr int kHeadDim = kConfig.head_dim / kCtas;
   static constexpr int kHeadDimV = kConfig.head_dim_v / kCtas;
   static __device__ __forceinline__ int32_t first_column() {

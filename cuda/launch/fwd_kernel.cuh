@@ -75,6 +75,12 @@ FwdKernel cache_kernel() {
   return describe_kernel<Traits>(&device::fwd_kernel_sm90<Traits>);
 }
 
+template <flash3_dtype kDtype, int kConfigIndex>
+FwdKernel pieces_kernel() {
+  using Traits = device::TileTraits<typename ElementOf<kDtype>::Type, kConfigIndex, false, true, true, false, true>;
+  return describe_kernel<Traits>(&device::fwd_kernel_sm90<Traits>);
+}
+
 }  // namespace flash3::launch
 
 // Compiles every kernel of one tile config.
@@ -92,4 +98,5 @@ FwdKernel cache_kernel() {
 
 #define FLASH3_INSTANTIATE_CACHE(dtype, config)            \
   template FwdKernel cache_kernel<dtype, config, false>(); \
-  template FwdKernel cache_kernel<dtype, config, true>()
+  template FwdKernel cache_kernel<dtype, config, true>();  \
+  template FwdKernel pieces_kernel<dtype, config>()

@@ -38,4 +38,8 @@ FwdKernel resident_kernel();
 template <flash3_dtype kDtype, int kConfigIndex, bool kScoreMod>
 FwdKernel cache_kernel();
 
+// The same for tiles that are computed in pieces of their keys, of scores that are not modified.
+template <flash3_dtype kDtype, int kConfigIndex>
+FwdKernel pieces_kernel();
+
 }  // namespace flash3::launch

@@ -101,14 +101,18 @@ struct CacheEntry {
   flash3_dtype dtype;
   int32_t config;        // of core::kCacheConfigs
   FwdKernel kernels[2];  // [modified scores]
+  FwdKernel pieces;
 };
 
 template <flash3_dtype kDtype, int kConfig>
 CacheEntry cache_entry_if_built() {
   if constexpr (is_built(kDtype, core::kCacheConfigs[kConfig].head_dim)) {
-    return {kDtype, kConfig, {cache_kernel<kDtype, kConfig, false>(), cache_kernel<kDtype, kConfig, true>()}};
+    return {kDtype,
+            kConfig,
+            {cache_kernel<kDtype, kConfig, false>(), cache_kernel<kDtype, kConfig, true>()},
+            pieces_kernel<kDtype, kConfig>()};
   }
-  return {kDtype, -1, {}};
+  return {kDtype, -1, {}, {}};
 }
 
 struct SplitEntry {
@@ -223,14 +227,14 @@ core::Status no_kernel(const flash3_params &params) {
 
 }  // namespace
 
-core::Status find_kernel(const flash3_params &params, int32_t multiprocessors, bool may_pair,
+core::Status find_kernel(const flash3_params &params, const core::Route &route, int32_t multiprocessors, bool may_pair,
                          const FwdKernel **kernel) {
   // The softmax of the plain kernels relies on scores that grow with the product.
   const bool score_mod = params.softcap > 0.f || params.alibi_slopes != nullptr || !(params.softmax_scale > 0.f);
-  if (core::has_kv_cache(params)) {
+  if (core::has_kv_cache(params) || route.in_pieces()) {
     const CacheEntry *const found = narrowest_cache_class(params);
     if (found == nullptr || takes_values_from_keys(params)) return no_kernel(params);
-    *kernel = &found->kernels[score_mod];
+    *kernel = route.in_pieces() ? &found->pieces : &found->kernels[score_mod];
     return {};
   }
   const core::TileConfig *const member = narrowest_class(params);

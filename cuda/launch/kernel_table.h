@@ -10,16 +10,17 @@
 namespace flash3::launch {
 
 // How many kernels a build holds at most: of two dtypes and every tile config, with and without modified scores, with
-// and without lengths from device memory, and in pairs; of every cache config, with and without modified scores; two of
-// every split config, and of latent attention.
+// and without lengths from device memory, and in pairs; of every cache config, with and without modified scores, and in
+// pieces; two of every split config, and of latent attention.
 inline constexpr int32_t kMostKernels =
-    2 * core::kNumTileConfigs * (2 * 2 + 1) + 2 * core::kNumCacheConfigs * 2 + 2 * 2 * (core::kNumSplitConfigs + 1);
+    2 * core::kNumTileConfigs * (2 * 2 + 1) + 2 * core::kNumCacheConfigs * 3 + 2 * 2 * (core::kNumSplitConfigs + 1);
 
 // The kernel for these params on a GPU of so many multiprocessors, or FLASH3_UNSUPPORTED with what was built.
 // may_pair: clusters of two thread blocks can be launched.
-core::Status find_kernel(const flash3_params &params, int32_t multiprocessors, bool may_pair, const FwdKernel **kernel);
+core::Status find_kernel(const flash3_params &params, const core::Route &route, int32_t multiprocessors, bool may_pair,
+                         const FwdKernel **kernel);
 
-// The same for a call that core::takes_split_kernel.
+// The same for a call of the split-KV kernel.
 core::Status find_split_kernel(const flash3_params &params, const SplitKernel **kernel);
 
 }  // namespace flash3::launch

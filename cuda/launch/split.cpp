@@ -64,6 +64,19 @@ device::Partials make_partials(const flash3_params &p) {
   return partials;
 }
 
+// Where results go, which is all that the merging needs of the arguments beside the schedule.
+void set_results(const flash3_params &p, device::SplitArgs *args) {
+  const bool packed_q = p.cu_seqlens_q != nullptr;
+  args->out = {p.out, packed_q ? 0 : p.out_batch_stride, p.out_row_stride, p.out_head_stride};
+  args->lse = p.lse;
+  args->lse_batch_stride = packed_q ? 0 : p.lse_batch_stride;
+  args->lse_head_stride = p.lse_head_stride;
+  args->packed_q = packed_q;
+  args->seqlen_q = p.seqlen_q;
+  args->head_dim_v = p.head_dim_v;
+  args->sinks = p.sinks;
+}
+
 // Rows of a box of latent attention: a key block, or as many of its rows as lie in one page.
 int32_t latent_box_rows(const flash3_params &p) {
   return p.page_table != nullptr ? std::gcd(p.page_size, core::kLatentBlockN) : core::kLatentBlockN;
@@ -116,7 +129,6 @@ core::Status encode_maps(const flash3_params &p, const SplitKernel &kernel, devi
 
 core::Status make_args(const flash3_params &p, const SplitKernel &kernel, int32_t multiprocessors,
                        device::SplitArgs *args) {
-  const bool packed_q = p.cu_seqlens_q != nullptr;
   const bool packed_k = p.cu_seqlens_k != nullptr;
   args->schedule = make_schedule(p, kernel, multiprocessors);
   args->key_loads = key_loads(p, kernel);
@@ -125,20 +137,14 @@ core::Status make_args(const flash3_params &p, const SplitKernel &kernel, int32_
   args->q = queries(p);
   args->k = {p.k, packed_k ? 0 : p.k_batch_stride, p.k_row_stride, p.k_head_stride};
   args->v = {p.v, packed_k ? 0 : p.v_batch_stride, p.v_row_stride, p.v_head_stride};
-  args->out = {p.out, packed_q ? 0 : p.out_batch_stride, p.out_row_stride, p.out_head_stride};
-  args->lse = p.lse;
-  args->lse_batch_stride = packed_q ? 0 : p.lse_batch_stride;
-  args->lse_head_stride = p.lse_head_stride;
-  args->packed_q = packed_q;
-  args->seqlen_q = p.seqlen_q;
+  set_results(p, args);
   args->head_dim = p.head_dim;
-  args->head_dim_v = p.head_dim_v;
   args->scale = p.softmax_scale;
   args->scale_log2 = p.softmax_scale * core::kLog2e;
   args->softcap = p.softcap;
   args->alibi_slopes = p.alibi_slopes;
   args->alibi_batch_stride = p.alibi_batch_stride;
-  args->sinks = p.sinks;
+  args->zero = 0;
   args->partials = make_partials(p);
   return encode_maps(p, kernel, args);
 }
@@ -178,11 +184,12 @@ cudaError_t launch_merge(const flash3_params &p, const SplitKernel &kernel, cons
   const int64_t tiles = core::SplitBounds::of(p).tiles;
   const int32_t rows = args.partials.tile_rows;
   if (!schedule.balanced()) {
-    constexpr int64_t kMostBlocks = 4096;  // each takes several pairs, or tiles, if there are more
-    constexpr int32_t kMostRows = 8;       // that get a block
+    constexpr int64_t kMostBlocks = 4096;    // each takes several pairs, or tiles, if there are more
+    constexpr int32_t kMostRows = 8;         // that get a block
+    constexpr int64_t kRowsOfBlocks = 1024;  // so many that there is a warp for each do without whole blocks
     const int64_t pairs = std::min(int64_t{p.batch} * p.nheads_k, kMostBlocks);
     const int64_t tiles_of_pair = std::clamp(tiles / pairs, int64_t{1}, kMostBlocks / pairs);
-    merge.many_pieces = schedule.num_splits > kManyPieces;
+    merge.many_pieces = schedule.num_splits > kManyPieces && args.partials.rows_of_split < kRowsOfBlocks;
     const dim3 blocks(static_cast<unsigned>(pairs), static_cast<unsigned>(tiles_of_pair),
                       static_cast<unsigned>(std::min(rows, kMostRows)));
     return launch(kernel.merge_splits, blocks, kernel.merge_threads, 0, true, &merge, stream);
@@ -208,6 +215,28 @@ cudaError_t launch_merge(const flash3_params &p, const SplitKernel &kernel, cons
 }
 
 }  // namespace
+
+device::Partials partials_of_pieces(const flash3_params &p) {
+  device::Partials partials = make_partials(p);
+  partials.entries = nullptr;  // a fixed number of splits needs none
+  return partials;
+}
+
+core::Status merge_pieces(const flash3_params &params, int32_t pieces, const DeviceInfo &device, cudaStream_t stream) {
+  const SplitKernel *kernel = nullptr;
+  const core::Status status = find_split_kernel(params, &kernel);
+  if (!status.ok()) return status;
+  // As if so many splits had been asked for.
+  flash3_params split = params;
+  split.num_splits = pieces;
+  device::SplitArgs args = {};
+  args.schedule = make_schedule(split, *kernel, device.multiprocessors);
+  set_results(params, &args);
+  args.partials = partials_of_pieces(params);
+  const cudaError_t error = launch_merge(split, *kernel, args, stream);
+  if (error != cudaSuccess) return cuda_error("launching the merging of pieces", error);
+  return {};
+}
 
 core::Status split_forward(const flash3_params &params, const DeviceInfo &device, cudaStream_t stream) {
   const SplitKernel *kernel = nullptr;

@@ -4,13 +4,19 @@
 #include <cuda_runtime_api.h>
 
 #include "core/status.h"
+#include "device/partials.h"
 #include "flash3.h"
 #include "launch/device_info.h"
 
 namespace flash3::launch {
 
-// Enqueues a call that core::takes_split_kernel: the append, attention, and the merging of partial results. The device
-// is current.
+// Enqueues a call of the split-KV kernel (core::Route): the append, attention, and the merging of partial results. The
+// device is current.
 core::Status split_forward(const flash3_params &params, const DeviceInfo &device, cudaStream_t stream);
+
+// Of calls that the forward kernel computes in so many pieces: where their results lie, and their merging, to be
+// enqueued behind that kernel.
+device::Partials partials_of_pieces(const flash3_params &params);
+core::Status merge_pieces(const flash3_params &params, int32_t pieces, const DeviceInfo &device, cudaStream_t stream);
 
 }  // namespace flash3::launch

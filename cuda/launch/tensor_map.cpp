@@ -24,7 +24,10 @@ core::Status encode_tiled(const char *name, uintptr_t base, const Extents &exten
     return core::error(FLASH3_NO_DEVICE,
                        "the CUDA driver offers no cuTensorMapEncodeTiled; it must be of CUDA 12.0 or later");
   }
-  const cuuint32_t box_dims[5] = {static_cast<cuuint32_t>(box.cols), static_cast<cuuint32_t>(box.rows), 1, 1, 1};
+  const auto rows = static_cast<cuuint32_t>(box.rows);
+  const auto heads = static_cast<cuuint32_t>(box.heads);
+  const cuuint32_t box_dims[5] = {static_cast<cuuint32_t>(box.cols), heads > 0 ? heads : rows, heads > 0 ? rows : 1, 1,
+                                  1};
   const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
   const CUresult result = encode(
       map, bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 5,
@@ -34,8 +37,8 @@ core::Status encode_tiled(const char *name, uintptr_t base, const Extents &exten
       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
     return core::error(FLASH3_CUDA_ERROR, "the CUDA driver refused the tensor map of ", name, " (error ",
-                       static_cast<int>(result), "; rows ", extents.dims[1], ", row stride ", extents.strides[0],
-                       " bytes)");
+                       static_cast<int>(result), "; extents ", extents.dims[1], " and ", extents.dims[2], ", stride ",
+                       extents.strides[0], " bytes)");
   }
   return {};
 }
@@ -48,12 +51,16 @@ core::Status encode_tensor_map(const TensorView &tensor, bool bfloat16, const Bo
   const auto stride = [&](int64_t extent, int64_t elements) {
     return static_cast<cuuint64_t>(extent > 1 ? elements * kElementBytes : 16);
   };
+  const auto cols = static_cast<cuuint64_t>(tensor.cols);
   const auto rows = static_cast<cuuint64_t>(tensor.rows);
+  const auto heads = static_cast<cuuint64_t>(tensor.heads);
+  const auto batch = static_cast<cuuint64_t>(tensor.batch);
   const cuuint64_t row_bytes = stride(tensor.rows, tensor.at.row_stride);
-  const Extents extents = {{static_cast<cuuint64_t>(tensor.cols), rows, rows + 1, static_cast<cuuint64_t>(tensor.heads),
-                            static_cast<cuuint64_t>(tensor.batch)},
-                           {row_bytes, row_bytes, stride(tensor.heads, tensor.at.head_stride),
-                            stride(tensor.batch, tensor.at.batch_stride)}};
+  const cuuint64_t head_bytes = stride(tensor.heads, tensor.at.head_stride);
+  const cuuint64_t batch_bytes = stride(tensor.batch, tensor.at.batch_stride);
+  const Extents usual = {{cols, rows, rows + 1, heads, batch}, {row_bytes, row_bytes, head_bytes, batch_bytes}};
+  const Extents heads_first = {{cols, heads, rows, rows + 1, batch}, {head_bytes, row_bytes, row_bytes, batch_bytes}};
+  const Extents &extents = box.heads > 0 ? heads_first : usual;
   // Addresses are sums modulo 2^64, so a base below the tensor (even below zero) is as good as any.
   const uintptr_t base = reinterpret_cast<uintptr_t>(tensor.at.data) - rows * row_bytes;
   return encode_tiled(tensor.name, base, extents, bfloat16, box, map);

@@ -27,6 +27,9 @@ struct BoxShape {
   int32_t cols, rows;
   int32_t swizzle_bytes;   // 128 or 64: the bytes of `cols`
   bool read_once = false;  // then L2 need not fetch more than is asked for
+  // Of these heads each, whose rows alternate in the box. The coordinates of the map are (col, head, row, end, batch)
+  // then. 0: one head, and the usual order.
+  int32_t heads = 0;
 };
 
 // No box of this map may lie outside the tensor as a whole: the copy engine then reads at the map's base address, which

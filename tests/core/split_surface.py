@@ -16,6 +16,20 @@ def takes_split_kernel(params: Params) -> bool:
     return bool(surface_function("takes_split_kernel", c_int32, [POINTER(Params)])(byref(params)))
 
 
+class Pieces(NamedTuple):
+    """How the forward kernel for caches cuts a call up."""
+
+    used: bool  # tiles are not just the rows of a head with all their keys
+    count: int  # pieces of the keys of a tile, at most
+    pack: int  # query heads whose rows make tiles together
+
+
+def pieces_of(params: Params) -> Pieces:
+    out = (c_int32 * 3)()
+    surface_function("pieces", None, [POINTER(Params), POINTER(c_int32)])(byref(params), out)
+    return Pieces(bool(out[0]), out[1], out[2])
+
+
 def is_plain_decoding(params: Params) -> bool:
     return bool(surface_function("is_plain_decoding", c_int32, [POINTER(Params)])(byref(params)))
 

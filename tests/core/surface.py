@@ -19,6 +19,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "mask_visible": (c_int32, [c_int64, c_int64, c_int32, c_int32, c_int64, c_int64]),
     "block_mask_keys": (None, [c_int64, c_int64, c_int32, c_int32, c_int64, c_int64, c_int32, _int32_p]),
     "block_range": (None, [c_int64, c_int64, *[c_int32] * 5, _int32_p]),
+    "piece_of": (None, [c_int32, c_int32, _int32_p]),
     "seq_span": (None, [c_void_p, c_void_p, c_int64, c_int32, POINTER(c_int64), _int32_p]),
     "key_span": (None, [POINTER(Params), c_int32, POINTER(c_int64)]),
     "row_place": (None, [POINTER(Params), c_int32, c_int64, c_int64, POINTER(c_int64)]),
@@ -100,6 +101,14 @@ class MaskCase:
         """begin, end, full_begin, full_end"""
         begin, end, full_begin, full_end = _int32s(4, "block_range", *self._args(), row_begin, row_end, block_n)
         return begin, end, full_begin, full_end
+
+
+def piece_of(blocks: tuple[int, int, int, int], piece: int, most: int) -> tuple[int, int, int, int]:
+    """Of the blocks (begin, end, full_begin, full_end) of a tile, those of one of its pieces."""
+    out = int32_array(blocks)
+    _function("piece_of")(piece, most, out)
+    begin, end, full_begin, full_end = out
+    return begin, end, full_begin, full_end
 
 
 def seq_span(cu_seqlens: Sequence[int] | None, seqused: Sequence[int] | None, rows: int, b: int) -> tuple[int, int]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.core.surface import MaskCase
+from tests.core.surface import MaskCase, piece_of
+
+LEAST_PIECE = 8  # blocks
 
 sides = st.one_of(st.just(-1), st.integers(0, 30), st.just(2**40))
 lengths = st.integers(0, 48)
@@ -46,6 +48,29 @@ def test_causal_needs_no_key_behind_the_diagonal(seqlen_q: int, seqlen_k: int, b
         last_seen = row_end - 1 + seqlen_k - seqlen_q
         _, end, _, _ = case.block_range(row_begin, row_end, block_n)
         assert end == max(0, -(-min(seqlen_k, last_seen + 1) // block_n))
+
+
+@given(st.integers(0, 100), st.integers(0, 600), st.tuples(st.integers(0, 600), st.integers(0, 600)), st.integers(1, 32))
+def test_pieces_are_the_blocks_in_order(begin: int, count: int, full: tuple[int, int], most: int) -> None:
+    end = begin + count
+    full_begin, full_end = (begin + min(x, count) for x in sorted(full))
+    pieces = [piece_of((begin, end, full_begin, full_end), i, most) for i in range(most)]
+    used = [x for x in pieces if x != (0, 0, 0, 0)]
+    assert pieces[: len(used)] == used, "those without a block come last"
+    assert [n for x in used for n in range(x[0], x[1])] == list(range(begin, end))
+    assert [n for x in used for n in range(x[2], x[3])] == list(range(full_begin, full_end))
+    assert all(x[0] <= x[2] <= x[3] <= x[1] for x in used)
+    lengths = [x[1] - x[0] for x in used]
+    assert len(lengths) < 2 or min(lengths) >= LEAST_PIECE
+    assert not lengths or max(lengths) - min(lengths) <= 1
+    assert len(lengths) == most or count < LEAST_PIECE * (len(lengths) + 1)
+
+
+def test_pieces_of_the_longest_tile() -> None:
+    longest = 2**31 // 80
+    pieces = [piece_of((0, longest, 0, longest), i, 32) for i in range(32)]
+    assert [x[0] for x in pieces[1:]] == [x[1] for x in pieces[:-1]]
+    assert pieces[-1][1] == longest
 
 
 def test_largest_lengths() -> None:

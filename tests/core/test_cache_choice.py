@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pyflash3._abi import Params
 from tests.core.problems import ADDRESS, params
-from tests.core.split_surface import takes_split_kernel
+from tests.core.split_surface import pieces_of, takes_split_kernel
 from tests.core.surface import cache_class, workspace_layout
 from tests.core.tile_choice import tile_class, tile_configs
 
@@ -57,10 +57,53 @@ def test_a_tile_of_packed_rows_is_split(batch: int, seqlen_q: int, num_splits: i
     assert takes_split_kernel(paged(batch, seqlen_q, keys, num_splits=num_splits))
 
 
-def test_few_tiles_over_long_keys_are_split() -> None:
+def test_few_tiles_over_long_keys_are_cut() -> None:
     """One sequence of 512 queries under 8 heads: 32 tiles for 132 multiprocessors."""
-    assert takes_split_kernel(paged(1, 512, 100_000, nheads=8))
-    assert not takes_split_kernel(paged(1, 512, 100_000))
+    few = paged(1, 512, 100_000, nheads=8)
+    assert not takes_split_kernel(few)
+    assert pieces_of(few).count == 4
+    assert pieces_of(paged(1, 512, 100_000)) == (False, 1, 1)
+
+
+@pytest.mark.parametrize(("tiles", "pieces"), [(32, 4), (128, 1), (131, 1), (140, 3), (300, 1)])
+def test_pieces_fill_the_last_round(tiles: int, pieces: int) -> None:
+    """Keys long enough for any number of pieces; more than 4 a multiprocessor are not made."""
+    p = paged(1, 128, 1_000_000, nheads=tiles, nheads_k=tiles)
+    assert pieces_of(p).count == pieces
+
+
+@pytest.mark.parametrize("changes", [{"num_splits": 1}, {"softcap": 3.0}, {"alibi_slopes": ADDRESS}])
+def test_what_is_not_cut(changes: dict[str, float | None]) -> None:
+    assert pieces_of(paged(1, 512, 100_000, nheads=8, **changes)) == (False, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "nheads", "nheads_k", "pack"),
+    [(64, 32, 8, 4), (17, 32, 4, 8), (128, 32, 8, 1), (100, 8, 8, 1), (33, 128, 2, 64), (64, 30, 10, 1), (40, 96, 1, 1)],
+)
+def test_heads_share_tiles_where_one_leaves_rows_unused(rows: int, nheads: int, nheads_k: int, pack: int) -> None:
+    p = paged(64, rows, 8192, nheads=nheads, nheads_k=nheads_k)
+    assert not takes_split_kernel(p)
+    assert pieces_of(p).pack == pack
+
+
+def dense(batch: int, seqlen_q: int, keys: int, **changes: float | None) -> Params:
+    """The same without pages, which is no cache to the library."""
+    return paged(batch, seqlen_q, keys, page_table=None, page_size=0, max_pages=0, num_pages=0, seqlen_k=keys, **changes)
+
+
+def test_dense_calls_are_cut_where_that_saves_half() -> None:
+    assert pieces_of(dense(1, 512, 100_000, nheads=8)).count == 4
+    assert pieces_of(dense(1, 200, 100_000, nheads=8)).used
+    assert pieces_of(dense(1, 17, 4096)).used
+    assert takes_split_kernel(dense(1, 17, 100_000, softcap=3.0))
+    for whole in (
+        dense(1, 512, 100_000), dense(1, 2048, 2048, nheads=8), dense(1, 4096, 4096, nheads=8), dense(1, 512, 1024),
+        dense(1, 512, 100_000, nheads=8, num_splits=1),
+        dense(4, 0, 100_000, cu_seqlens_q=ADDRESS, cu_seqlens_k=ADDRESS, total_q=600, total_k=400_000, nheads=8),
+    ):  # fmt: skip
+        assert not takes_split_kernel(whole)
+        assert pieces_of(whole) == (False, 1, 1)
 
 
 def test_no_queries_at_all() -> None:
@@ -74,6 +117,7 @@ def test_hints_do_not_matter(longest_q: int, longest_k: int) -> None:
     for batch, seqlen_q, keys in [(4, 512, 16_896), (1, 17, 100_000), (64, 1, 8192)]:
         p = paged(batch, seqlen_q, keys)
         assert takes_split_kernel(paged(batch, seqlen_q, keys, **hints)) == takes_split_kernel(p)
+        assert pieces_of(paged(batch, seqlen_q, keys, **hints)) == pieces_of(p)
 
 
 def test_packed_queries_count_by_their_mean() -> None:
@@ -83,8 +127,11 @@ def test_packed_queries_count_by_their_mean() -> None:
 
 
 def test_the_workspace_is_that_of_the_kernel() -> None:
-    """Partial results of the split-KV kernel take megabytes; the forward kernel has its tile counter."""
+    """Partial results take megabytes; of whole tiles there are none, and the forward kernel has its tile counter."""
     assert workspace_layout(chunk()).size == 256
-    assert workspace_layout(paged(1, 512, 100_000, nheads=8)).size > 2**20
+    assert workspace_layout(paged(64, 64, 8192)).size == 256
+    results = 512 * 8 * (128 + 1) * 4
+    assert workspace_layout(paged(1, 512, 100_000, nheads=8)).size == 256 + 4 * results
+    assert workspace_layout(paged(1, 5, 100_000)).size > 2**20
     rotated = workspace_layout(chunk(rotary_cos=ADDRESS, rotary_sin=ADDRESS, rotary_dim=128))
     assert rotated.size - rotated.rotated_q >= 4 * 512 * 32 * 128 * 2

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from tests.core.surface import surface_function
 
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-    "tile_share": (None, [c_uint32, c_uint32, c_uint32, POINTER(c_uint32)]),
+    "unit_share": (None, [c_uint32, c_uint32, c_uint32, c_uint32, c_int32, POINTER(c_uint32)]),
     "tile_class": (c_int32, [c_int32, c_int32]),
     "tile_config": (c_int32, [c_int32, POINTER(c_int32)]),
     "takes_pairs": (c_int32, [c_int32, c_int64, c_int64, c_int64]),
@@ -23,11 +23,12 @@ def _function(name: str) -> Any:
     return surface_function(name, *_SIGNATURES[name])
 
 
-def tile_share(tiles: int, block: int, blocks: int) -> range:
-    """The tiles of a thread block, where all are shared out beforehand."""
-    share = (c_uint32 * 2)()
-    _function("tile_share")(tiles, block, blocks, share)
-    return range(share[0], share[0] + share[1])
+def unit_share(tiles: int, of_unit: int, block: int, blocks: int, in_step: bool = True) -> tuple[range, range]:
+    """Of a thread block, where all tiles are shared out beforehand: its whole units, and its tiles beside them."""
+    share = (c_uint32 * 3)()
+    _function("unit_share")(tiles, of_unit, block, blocks, in_step, share)
+    rounds, first, count = share
+    return range(block, block + rounds * blocks, blocks), range(first, first + count - rounds * of_unit)
 
 
 class TileConfig(NamedTuple):

@@ -89,6 +89,12 @@ CACHES: list[tuple[CacheCase, int]] = [
     (CacheCase(130, 200, 12, "bfloat16", nheads=48, nheads_k=16, head_dim=128, causal=True, leftpad=True), 0),
     (CacheCase(130, 200, 1, "float16", nheads=48, nheads_k=16, head_dim=192, window=(90, 3), full=True), 0),
     (CacheCase(130, 200, 16, "bfloat16", nheads=48, nheads_k=48, head_dim=256, causal=True, full=True), 0),
+    # In pieces, with tiles of one head and of several; and the latter with all of their keys, for two rounds.
+    (CacheCase(140, 2300, 64, "bfloat16", nheads=4, nheads_k=4, head_dim=128, causal=True, full=True), 0),
+    (CacheCase(40, 2300, 1, "float16", nheads=8, head_dim=64, new="equal", rotary_dim=32, sinks=True, full=True), 0),
+    (CacheCase(40, 1500, None, "bfloat16", nheads=8, head_dim=256, causal=True, packed_q=True, full=True), 0),
+    (CacheCase(20, 90, 16, "bfloat16", batch=20, nheads=64, nheads_k=8, head_dim=128, causal=True), 0),
+    (CacheCase(20, 90, None, "float16", batch=20, nheads=64, nheads_k=8, head_dim=192, causal=True, sinks=True), 0),
 ]
 # fmt: on
 

@@ -42,8 +42,8 @@ FEATURES: tuple[dict[str, Any], ...] = (
 )
 
 
-def takes_split(arguments: dict[str, Any], num_splits: int = 0) -> bool:
-    """Whether the split-KV kernel computes a call of flash_attn_with_kvcache."""
+def kernel_params(arguments: dict[str, Any], num_splits: int = 0) -> Params:
+    """What a call of flash_attn_with_kvcache asks the CUDA backend for."""
     get_ = arguments.get
     options = Options(
         None, get_("causal"), get_("window_size", (-1, -1)), get_("softcap", 0.0), get_("alibi_slopes"), get_("sinks"),
@@ -58,7 +58,12 @@ def takes_split(arguments: dict[str, Any], num_splits: int = 0) -> bool:
     kind, _ = prepare(arguments["q"], arguments["k_cache"], arguments["v_cache"], options, None, lengths, cache)
     params = Params.from_buffer_copy(kind.template)
     params.backend = BACKEND_CUDA
-    return takes_split_kernel(params)
+    return params
+
+
+def takes_split(arguments: dict[str, Any], num_splits: int = 0) -> bool:
+    """Whether the split-KV kernel computes a call of flash_attn_with_kvcache."""
+    return takes_split_kernel(kernel_params(arguments, num_splits))
 
 
 def chunk(page_size: int | None, dtype: str, dim: int, seed: int, **options: Any) -> CacheCase:
@@ -103,15 +108,17 @@ every_page_size = pytest.mark.parametrize("page_size", [None, 1, 16, 100, 128])
 every_dim = pytest.mark.parametrize("dim", [64, 128, 256])
 
 
-def finite_chunk(page_size: int | None, dim: int, **options: Any) -> dict[str, Any]:
-    """Three sequences whose caches are full and free of NaN, by the forward kernel."""
-    case = CacheCase(ROWS, KEYS, page_size, "bfloat16", nheads=32, nheads_k=8, head_dim=dim, **options)
+def finite_chunk(
+    page_size: int | None, dim: int, rows: int = ROWS, keys: int = KEYS, nheads: int = 32, **options: Any
+) -> dict[str, Any]:
+    """Three sequences whose caches are full and free of NaN, by the forward kernel; a KV head for four heads."""
+    case = CacheCase(rows, keys, page_size, "bfloat16", nheads=nheads, nheads_k=nheads // 4, head_dim=dim, **options)
     arguments = case.arguments()
     rng = np.random.default_rng(dim)
     for name in ("k_cache", "v_cache"):
         x = arguments[name]
         arguments[name] = np.resize(rng.standard_normal(65_537, np.float32).astype(x.dtype), x.shape)
-    arguments["cache_seqlens"][:] = KEYS
+    arguments["cache_seqlens"][:] = keys
     if page_size is not None:
         columns = arguments["page_table"].shape[1]
         arguments["page_table"][:] = rng.permutation(3 * columns).reshape(3, columns)

@@ -1,0 +1,202 @@
+"""Few tiles over many keys: the forward kernel computes the keys of a tile in pieces, and tiles of the rows of several
+query heads, where that is quicker (core/cache_choice.h). That it does is asserted.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pyflash3 import flash_attn_func, flash_attn_with_kvcache
+from tests.core.split_surface import Pieces, pieces_of
+from tests.gpu.kvcache_problem import call, check, on_device, packed, want
+from tests.gpu.machine import HOST, get, put, same_bits, wait
+from tests.gpu.problem import judge
+from tests.gpu.test_kvcache_chunks import every_page_size, finite_chunk, kernel_params, place, title
+from tests.gpu.test_kvcache_graphs import captured
+from tests.host.kvcache_cases import CacheCase
+
+Note = Callable[[str, object], None]
+
+PAGE_SIZES = (None, 1, 12, 16, 64, 256)
+MASKS: tuple[dict[str, Any], ...] = (
+    {"causal": True},
+    {},
+    {"window": (2500, 9)},
+    {"causal": True, "sinks": True},
+    {"causal": True, "window": (2100, -1), "sinks": True},
+)
+FEATURES: tuple[dict[str, Any], ...] = (
+    {"batch_idx": True, "full": True},
+    {"new": "ragged", "rotary": True, "packed_q": True, "leftpad": True},
+    {"new": "equal", "rotary": True},
+    {"packed_q": True, "batch_idx": True},
+)
+# Query rows and heads of a KV head: tiles of one head, of two, of 16; a tile that none fills; heads that share none.
+GROUPS = ((200, 1), (200, 2), (9, 16), (40, 4), (70, 3))
+ROWS, KEYS = (40, 150) if HOST else (90, 5000)
+
+
+def cases() -> list[CacheCase]:
+    dims = (128, 64, 96, 192, 256, 40, 72)
+    out = []
+    for seed, (page_size, features) in enumerate(itertools.product(PAGE_SIZES, FEATURES)):
+        for number in (2 * seed, 2 * seed + 1):
+            rows, group = GROUPS[number % len(GROUPS)]
+            options = dict(features) | MASKS[(number + seed // 4) % len(MASKS)]
+            dim = dims[number % len(dims)]
+            if options.pop("rotary", False):
+                options |= {"rotary_dim": dim // 32 * 16, "interleaved": seed % 2 == 0}
+            if options.get("packed_q"):
+                rows *= 2  # lengths are drawn, and half as long on average
+            dtype = ("bfloat16", "float16")[(number + seed) % 2]
+            sizes = (rows // 4, 150) if HOST else (rows, 6000)
+            out.append(CacheCase(*sizes, page_size, dtype, nheads=2 * group, nheads_k=2, head_dim=dim, seed=number,
+                                 **options))  # fmt: skip
+    return out
+
+
+def pieces(arguments: dict[str, Any]) -> Pieces:
+    return pieces_of(kernel_params(arguments))
+
+
+@pytest.mark.parametrize("case", cases(), ids=title)
+def test_pieces(case: CacheCase, record_property: Note) -> None:
+    if not HOST:
+        found = pieces(case.arguments())
+        assert found.count > 1
+        assert found.pack in (1, case.nheads // case.nheads_k)
+    for name, value in check(case).items():
+        record_property(name, value)
+
+
+def test_the_cases_are_of_both_kinds() -> None:
+    """Tiles of one head, and of several."""
+    assert HOST or {pieces(case.arguments()).pack for case in cases()} >= {1, 2, 4, 16}
+
+
+def few_tiles(page_size: int | None, dim: int = 128, **options: Any) -> dict[str, Any]:
+    arguments = finite_chunk(page_size, dim, ROWS, KEYS, nheads=8, **options)
+    if not HOST:
+        found = pieces(arguments)
+        assert found.count > 1
+        assert found.pack == 4
+    return arguments
+
+
+@every_page_size
+@pytest.mark.parametrize("dim", [64, 128, 256])
+@pytest.mark.parametrize("name", ["v_cache", "k_cache"])
+@pytest.mark.parametrize("behind", [ROWS // 3, KEYS // 2])
+def test_a_bad_key_shows_where_it_is_seen(name: str, dim: int, page_size: int | None, behind: int) -> None:
+    """In the last piece, where some rows of a tile see the key, and in one before it, where all do."""
+    arguments = few_tiles(page_size, dim, causal=True)
+    clean = call(on_device(arguments))
+    right = want(arguments)
+    key = KEYS - behind
+    sees = np.arange(ROWS) >= key - (KEYS - ROWS)
+    arguments[name][place(arguments, 1, key)] = np.nan
+    out, lse = call(on_device(arguments))
+    wait()
+    for b in (0, 2):
+        assert same_bits(out[b], clean[0][b])
+        assert same_bits(lse[b], clean[1][b])
+    assert np.isnan(get(out[1]).astype(np.float32)[sees]).all()
+    out[1] = put(np.where(sees[:, None, None], get(clean[0][1]), get(out[1])))
+    lse[1] = put(np.where(sees, get(clean[1][1]), get(lse[1])))
+    judge(right.problem, *packed(out, lse), right.result)
+
+
+@every_page_size
+@pytest.mark.parametrize("dim", [64, 128, 256])
+def test_scores_that_jump(dim: int, page_size: int | None) -> None:
+    """Scores far above all before are computed again from the cache, for the right query and head."""
+    arguments = few_tiles(page_size, dim, causal=True)
+    arguments["q"][..., 0] = 1 + np.arange(8) / 8
+    for b in range(3):
+        for key in range(0, KEYS, 97):
+            height = 40.0 * (1 + (KEYS - key) / KEYS)
+            arguments["k_cache"][place(arguments, b, key)][:, 0] = height * np.sqrt(dim)
+    right = want(arguments)
+    out, lse = call(on_device(arguments))
+    wait()
+    judge(right.problem, *packed(out, lse), right.result)
+
+
+@every_page_size
+def test_wrong_pages_and_entries_hit_their_sequence_alone(page_size: int | None) -> None:
+    """No fault, no hang."""
+    arguments = few_tiles(page_size, causal=True, batch_idx=page_size is None)
+    name = "cache_batch_idx" if page_size is None else "page_table"
+    if page_size is None:
+        arguments[name][:] = [4, 2, 0]
+    clean = call(on_device(arguments))
+    for wrong in (10**6, -1, 2**31 - 1, -(2**31)):
+        dirty = arguments | {name: arguments[name].copy()}
+        dirty[name][1] = wrong
+        out, lse = call(on_device(dirty))
+        wait()
+        for b in (0, 2):
+            assert same_bits(out[b], clean[0][b]), wrong
+            assert same_bits(lse[b], clean[1][b]), wrong
+
+
+@every_page_size
+@pytest.mark.parametrize("sinks", [False, True])
+def test_sequences_without_keys_or_queries(page_size: int | None, sinks: bool) -> None:
+    """And with so few keys that there is one piece of them."""
+    arguments = few_tiles(page_size, causal=True, sinks=sinks)
+    for lengths in ([0, KEYS, 1], [ROWS, KEYS // 2, 0]):
+        arguments["cache_seqlens"][:] = lengths
+        right = want(arguments)
+        out, lse = call(on_device(arguments))
+        wait()
+        judge(right.problem, *packed(out, lse), right.result)
+    arguments["cu_seqlens_q"] = np.array([0, 0, 2 * ROWS, 3 * ROWS], np.int32)
+    arguments["q"] = arguments["q"].reshape(-1, *arguments["q"].shape[2:])
+    right = want(arguments)
+    out, lse = call(on_device(arguments))
+    wait()
+    judge(right.problem, *packed(out, lse), right.result)
+
+
+@every_page_size
+def test_many_tiles_of_several_heads(page_size: int | None) -> None:
+    """More tiles than multiprocessors, with all of their keys: nothing is merged."""
+    case = CacheCase(40, 300 if HOST else 700, page_size, "bfloat16", batch=8 if HOST else 40, nheads=64, nheads_k=8,
+                     head_dim=128, causal=True, sinks=True, packed_q=page_size == 16)  # fmt: skip
+    assert HOST or pieces(case.arguments())[1:] == (1, 8)
+    check(case)
+
+
+@every_page_size
+def test_a_graph_stays_right_while_the_cache_changes(page_size: int | None, cuda: Any) -> None:
+    """Chunk after chunk through one captured graph: what pieces there are is decided on the device."""
+    arguments = few_tiles(page_size, causal=True)
+    device = on_device(arguments)
+    stream = cuda.cuda.Stream(non_blocking=True)
+    with stream:
+        graph, (out, lse) = captured(cuda, stream, lambda: flash_attn_with_kvcache(**device, return_lse=True))
+        for lengths in ([KEYS, ROWS, 7], [ROWS, 0, KEYS], [KEYS // 2, KEYS // 3, KEYS // 5]):
+            arguments["cache_seqlens"][:] = lengths
+            device["cache_seqlens"][...] = put(arguments["cache_seqlens"])
+            graph.launch(stream)
+            wait(stream)
+            right = want(arguments)
+            judge(right.problem, *packed(out, lse), right.result)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_dense_calls(causal: bool) -> None:
+    """flash_attn_func of few queries over many keys: the bits of the cache that it is."""
+    arguments = few_tiles(None, causal=causal)
+    device = on_device(arguments)
+    want_out, want_lse = call(device)
+    out, lse = flash_attn_func(device["q"], device["k_cache"], device["v_cache"], causal=causal, return_lse=True)
+    wait()
+    assert same_bits(out, want_out)
+    assert same_bits(lse, want_lse)
