@@ -234,15 +234,28 @@ struct CacheProducer : Producer<Traits> {
     const uint32_t base = ptx::shared_address(to);
     const uint32_t to_of[2] = {base + in_block(half * kCopyRows + lane / 8, col),
                                base + in_block(half * kCopyRows + lane / 8 + 4, col)};
+    // Several rows at a time, in registers of their own: a copy reads its address late, and until then nothing can be
+    // written there.
+    constexpr int kGroups = kCopyRows / 4;
+    constexpr int kAtOnce = 4;
 #pragma unroll
-    for (int group = 0; group < kCopyRows / 4; ++group) {
-      const uint64_t row = __shfl_sync(0xffffffffu, from[group / 8], (4 * group + lane / 8) % 32);
-      const uint32_t row_to = to_of[group % 2] + group / 2 * 8 * Traits::kSwizzleBytes;
+    for (int begin = 0; begin < kGroups; begin += kAtOnce) {
+      const Element *rows[kAtOnce];
 #pragma unroll
-      for (int first = 0; first < Traits::kHeadDim; first += 64) {
-        if (first + 64 > Traits::kHeadDim && first + col >= Traits::kHeadDim) continue;
-        ptx::cp_async_16(row_to + first / Traits::kBoxCols * (kBlockN * Traits::kSwizzleBytes),
-                         reinterpret_cast<const Element *>(row) + col + first, 16);
+      for (int i = 0; i < kAtOnce && begin + i < kGroups; ++i) {
+        const int group = begin + i;
+        const uint64_t row = __shfl_sync(0xffffffffu, from[group / 8], (4 * group + lane / 8) % 32);
+        rows[i] = reinterpret_cast<const Element *>(row) + col;
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce && begin + i < kGroups; ++i) {
+        const int group = begin + i;
+        const uint32_t row_to = to_of[group % 2] + group / 2 * 8 * Traits::kSwizzleBytes;
+#pragma unroll
+        for (int first = 0; first < Traits::kHeadDim; first += 64) {
+          if (first + 64 > Traits::kHeadDim && first + col >= Traits::kHeadDim) continue;
+          ptx::cp_async_16(row_to + first / Traits::kBoxCols * (kBlockN * Traits::kSwizzleBytes), rows[i] + first, 16);
+        }
       }
     }
   }
