@@ -56,10 +56,11 @@ def flash_attn_with_kvcache(
     On a GPU lengths, indices and page tables are read by the kernels, so a captured CUDA graph stays right while the
     cache grows; a cache_seqlens that is an int is a constant of the graph.
 
-    On a GPU one of two kernels computes the call, by the shapes of its arrays: the split-KV kernel where there are few
-    queries, which shares out the keys, or the one of flash_attn_func, where there are hundreds to a sequence and
-    num_splits is 0 or 1. Which one it is changes results by rounding at most. They have head dims up to 256; latent
-    caches, head_dim 576 with d_v 512 in pages of a multiple of 8 rows, have a kernel of their own.
+    On a GPU one of two kernels computes the call, by the shapes of its arrays: the split-KV kernel, which shares out
+    the keys, where a sequence has at most 64 queries under all query heads of a KV head together, or the one of
+    flash_attn_func where there are more and num_splits is 0 or 1. With num_splits 0 that one, too, shares out the keys
+    where tiles of queries are few. Which one it is changes results by rounding at most. They have head dims up to 256;
+    latent caches, head_dim 576 with d_v 512 in pages of a multiple of 8 rows, have a kernel of their own.
 
     Args:
         q: (batch, seqlen_q, nheads, head_dim), or with cu_seqlens_q (total_q, nheads, head_dim).

@@ -127,13 +127,11 @@ struct TileLoads {
   SharedStorage &smem;
 
   __device__ __forceinline__ core::Tile decode(int32_t t) const {
-    if constexpr (Traits::kPieces) {
-      const auto number = static_cast<int32_t>(args.pieces.quotient(static_cast<uint32_t>(t)));
-      core::Tile tile = decode_tile(number);
-      tile.piece = t - number * static_cast<int32_t>(args.pieces.divisor);
-      return tile;
-    }
-    return decode_tile(t);
+    if constexpr (!Traits::kPieces) return decode_tile(t);
+    const auto number = static_cast<int32_t>(args.pieces.quotient(static_cast<uint32_t>(t)));
+    core::Tile tile = decode_tile(number);
+    tile.piece = t - number * static_cast<int32_t>(args.pieces.divisor);
+    return tile;
   }
 
   __device__ __forceinline__ core::Tile decode_tile(int32_t t) const {

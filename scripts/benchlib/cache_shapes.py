@@ -11,6 +11,13 @@ import numpy as np
 CONTEXTS = ((1, 131_072), (8, 32_768), (64, 8192), (128, 2048), (256, 512))
 PAGE_SIZES = (None, 1, 16, 64, 256)
 PAGES_OF_OTHERS = (None, 64)
+# Few tiles on many keys, and tiles that the queries of one head do not fill: lengths, queries, heads, KV heads.
+CHUNKS: tuple[tuple[tuple[int, ...], int, int, int], ...] = (
+    ((100_000,), 512, 8, 2),
+    ((100_000,), 64, 32, 8),
+    ((8192,) * 16, 64, 32, 8),
+    ((2048,) * 64, 32, 32, 8),
+)
 OTHERS = ((32, 1, 128), (8, 8, 128), (32, 8, 64), (32, 8, 256))  # heads, KV heads, head dim
 
 
@@ -103,6 +110,11 @@ def decode() -> list[CacheShape]:
         *others,
         *(CacheShape(usual, 4, page_size=size) for size in PAGES_OF_OTHERS),
         *(CacheShape((16_384 + 512,) * 4, 512, page_size=size) for size in (1, 16, 64, 256)),
+        *(
+            CacheShape(x, seqlen_q, nheads, nheads_k, page_size=size)
+            for x, seqlen_q, nheads, nheads_k in CHUNKS
+            for size in PAGES_OF_OTHERS
+        ),
         *(CacheShape(usual, page_size=size, append=True) for size in PAGES_OF_OTHERS),
         *(CacheShape(x, page_size=64, append=new, captured=True) for x in (usual, usual[:1]) for new in (False, True)),
     ]

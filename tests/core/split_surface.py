@@ -20,7 +20,7 @@ class Pieces(NamedTuple):
     """How the forward kernel for caches cuts a call up."""
 
     used: bool  # tiles are not just the rows of a head with all their keys
-    count: int  # pieces of the keys of a tile, at most
+    pieces: int  # of the keys of a tile, at most
     pack: int  # query heads whose rows make tiles together
 
 

@@ -11,14 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyflash3 import flash_attn_varlen_func, flash_attn_with_kvcache
+from pyflash3 import flash_attn_varlen_func
 from pyflash3._abi import BACKEND_CUDA, Params
 from pyflash3._call import Cache, Options, prepare
 from tests.core.split_surface import takes_split_kernel
-from tests.gpu.kvcache_problem import call, check, on_device, packed, want
-from tests.gpu.machine import HOST, get, put, same_bits, wait
-from tests.gpu.problem import judge
-from tests.gpu.test_kvcache_graphs import captured
+from tests.gpu.kvcache_checks import (
+    check_a_bad_key,
+    check_packed_with_an_empty_one,
+    check_replays,
+    check_result,
+    check_wrong_places,
+    place,
+)
+from tests.gpu.kvcache_problem import call, check, on_device
+from tests.gpu.machine import HOST, same_bits, wait
 from tests.host.kvcache_cases import CacheCase
 
 Note = Callable[[str, object], None]
@@ -126,34 +132,12 @@ def finite_chunk(
     return arguments
 
 
-def place(arguments: dict[str, Any], b: int, key: int) -> tuple[int, int]:
-    """(entry or page, row) of a key."""
-    if "page_table" not in arguments:
-        return b, key
-    size = arguments["k_cache"].shape[1]
-    return int(arguments["page_table"][b, key // size]), key % size
-
-
 @every_page_size
 @every_dim
 @pytest.mark.parametrize("name", ["v_cache", "k_cache"])
 def test_a_bad_key_shows_where_it_is_seen(name: str, dim: int, page_size: int | None) -> None:
     """Of the rows of a tile, only those behind the key see it: the others are computed again without it."""
-    arguments = finite_chunk(page_size, dim, causal=True)
-    clean = call(on_device(arguments))
-    right = want(arguments)
-    key = KEYS - ROWS // 3
-    sees = np.arange(ROWS) >= key - (KEYS - ROWS)
-    arguments[name][place(arguments, 1, key)] = np.nan
-    out, lse = call(on_device(arguments))
-    wait()
-    for b in (0, 2):
-        assert same_bits(out[b], clean[0][b])
-        assert same_bits(lse[b], clean[1][b])
-    assert np.isnan(get(out[1]).astype(np.float32)[sees]).all()
-    out[1] = put(np.where(sees[:, None, None], get(clean[0][1]), get(out[1])))
-    lse[1] = put(np.where(sees, get(clean[1][1]), get(lse[1])))
-    judge(right.problem, *packed(out, lse), right.result)
+    check_a_bad_key(finite_chunk(page_size, dim, causal=True), name, KEYS - ROWS // 3)
 
 
 @every_page_size
@@ -166,44 +150,23 @@ def test_scores_that_jump(dim: int, page_size: int | None) -> None:
         for key in range(KEYS):
             height = 40.0 * (1 + (KEYS - key) / 300) * (key % 97 == 3)
             arguments["k_cache"][place(arguments, b, key)][:, 0] = height * np.sqrt(dim)
-    right = want(arguments)
-    out, lse = call(on_device(arguments))
-    wait()
-    judge(right.problem, *packed(out, lse), right.result)
+    check_result(arguments)
 
 
 @every_page_size
 def test_wrong_pages_and_entries_hit_their_sequence_alone(page_size: int | None) -> None:
-    """No fault, no hang."""
     arguments = finite_chunk(page_size, 128, causal=True, batch_idx=page_size is None)
-    name = "cache_batch_idx" if page_size is None else "page_table"
     if page_size is None:
-        arguments[name][:] = [4, 2, 0]
-    clean = call(on_device(arguments))
-    for wrong in (10**6, -1, 2**31 - 1, -(2**31)):
-        dirty = arguments | {name: arguments[name].copy()}
-        dirty[name][1] = wrong
-        out, lse = call(on_device(dirty))
-        wait()
-        for b in (0, 2):
-            assert same_bits(out[b], clean[0][b]), wrong
-            assert same_bits(lse[b], clean[1][b]), wrong
+        arguments["cache_batch_idx"][:] = [4, 2, 0]
+    check_wrong_places(arguments)
 
 
 @every_page_size
 def test_sequences_without_keys_or_queries(page_size: int | None) -> None:
     arguments = finite_chunk(page_size, 128, causal=True)
     arguments["cache_seqlens"][:] = [0, KEYS, 1]
-    right = want(arguments)
-    out, lse = call(on_device(arguments))
-    wait()
-    judge(right.problem, *packed(out, lse), right.result)
-    arguments["cu_seqlens_q"] = np.array([0, 0, 2 * ROWS, 3 * ROWS], np.int32)
-    arguments["q"] = arguments["q"].reshape(-1, *arguments["q"].shape[2:])
-    right = want(arguments)
-    out, lse = call(on_device(arguments))
-    wait()
-    judge(right.problem, *packed(out, lse), right.result)
+    check_result(arguments)
+    check_packed_with_an_empty_one(arguments)
 
 
 @pytest.mark.parametrize("page_size", [1, 16, 128])
@@ -224,18 +187,4 @@ def test_varlen_with_a_page_table(page_size: int) -> None:
 @every_page_size
 def test_a_graph_stays_right_while_the_cache_changes(page_size: int | None, cuda: Any) -> None:
     """Chunk after chunk through one captured graph: lengths and pages are read on the device."""
-    arguments = finite_chunk(page_size, 128, causal=True)
-    device = on_device(arguments)
-    stream = cuda.cuda.Stream(non_blocking=True)
-    with stream:
-        graph, (out, lse) = captured(cuda, stream, lambda: flash_attn_with_kvcache(**device, return_lse=True))
-        for lengths in ([KEYS, ROWS, 7], [ROWS, 0, KEYS]):
-            arguments["cache_seqlens"][:] = lengths
-            device["cache_seqlens"][...] = put(arguments["cache_seqlens"])
-            if page_size is not None:
-                arguments["page_table"][:] = arguments["page_table"][::-1]
-                device["page_table"][...] = put(arguments["page_table"])
-            graph.launch(stream)
-            wait(stream)
-            right = want(arguments)
-            judge(right.problem, *packed(out, lse), right.result)
+    check_replays(finite_chunk(page_size, 128, causal=True), cuda, [[KEYS, ROWS, 7], [ROWS, 0, KEYS]])

@@ -11,13 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyflash3 import flash_attn_func, flash_attn_with_kvcache
+from pyflash3 import flash_attn_func
 from tests.core.split_surface import Pieces, pieces_of
-from tests.gpu.kvcache_problem import call, check, on_device, packed, want
-from tests.gpu.machine import HOST, get, put, same_bits, wait
-from tests.gpu.problem import judge
-from tests.gpu.test_kvcache_chunks import every_page_size, finite_chunk, kernel_params, place, title
-from tests.gpu.test_kvcache_graphs import captured
+from tests.gpu.kvcache_checks import (
+    check_a_bad_key,
+    check_packed_with_an_empty_one,
+    check_replays,
+    check_result,
+    check_wrong_places,
+    place,
+)
+from tests.gpu.kvcache_problem import call, check, on_device
+from tests.gpu.machine import HOST, same_bits, wait
+from tests.gpu.test_kvcache_chunks import every_dim, every_page_size, finite_chunk, kernel_params, title
 from tests.host.kvcache_cases import CacheCase
 
 Note = Callable[[str, object], None]
@@ -68,7 +74,7 @@ def pieces(arguments: dict[str, Any]) -> Pieces:
 def test_pieces(case: CacheCase, record_property: Note) -> None:
     if not HOST:
         found = pieces(case.arguments())
-        assert found.count > 1
+        assert found.pieces > 1
         assert found.pack in (1, case.nheads // case.nheads_k)
     for name, value in check(case).items():
         record_property(name, value)
@@ -83,36 +89,22 @@ def few_tiles(page_size: int | None, dim: int = 128, **options: Any) -> dict[str
     arguments = finite_chunk(page_size, dim, ROWS, KEYS, nheads=8, **options)
     if not HOST:
         found = pieces(arguments)
-        assert found.count > 1
+        assert found.pieces > 1
         assert found.pack == 4
     return arguments
 
 
 @every_page_size
-@pytest.mark.parametrize("dim", [64, 128, 256])
+@every_dim
 @pytest.mark.parametrize("name", ["v_cache", "k_cache"])
 @pytest.mark.parametrize("behind", [ROWS // 3, KEYS // 2])
 def test_a_bad_key_shows_where_it_is_seen(name: str, dim: int, page_size: int | None, behind: int) -> None:
     """In the last piece, where some rows of a tile see the key, and in one before it, where all do."""
-    arguments = few_tiles(page_size, dim, causal=True)
-    clean = call(on_device(arguments))
-    right = want(arguments)
-    key = KEYS - behind
-    sees = np.arange(ROWS) >= key - (KEYS - ROWS)
-    arguments[name][place(arguments, 1, key)] = np.nan
-    out, lse = call(on_device(arguments))
-    wait()
-    for b in (0, 2):
-        assert same_bits(out[b], clean[0][b])
-        assert same_bits(lse[b], clean[1][b])
-    assert np.isnan(get(out[1]).astype(np.float32)[sees]).all()
-    out[1] = put(np.where(sees[:, None, None], get(clean[0][1]), get(out[1])))
-    lse[1] = put(np.where(sees, get(clean[1][1]), get(lse[1])))
-    judge(right.problem, *packed(out, lse), right.result)
+    check_a_bad_key(few_tiles(page_size, dim, causal=True), name, KEYS - behind)
 
 
 @every_page_size
-@pytest.mark.parametrize("dim", [64, 128, 256])
+@every_dim
 def test_scores_that_jump(dim: int, page_size: int | None) -> None:
     """Scores far above all before are computed again from the cache, for the right query and head."""
     arguments = few_tiles(page_size, dim, causal=True)
@@ -121,28 +113,15 @@ def test_scores_that_jump(dim: int, page_size: int | None) -> None:
         for key in range(0, KEYS, 97):
             height = 40.0 * (1 + (KEYS - key) / KEYS)
             arguments["k_cache"][place(arguments, b, key)][:, 0] = height * np.sqrt(dim)
-    right = want(arguments)
-    out, lse = call(on_device(arguments))
-    wait()
-    judge(right.problem, *packed(out, lse), right.result)
+    check_result(arguments)
 
 
 @every_page_size
 def test_wrong_pages_and_entries_hit_their_sequence_alone(page_size: int | None) -> None:
-    """No fault, no hang."""
     arguments = few_tiles(page_size, causal=True, batch_idx=page_size is None)
-    name = "cache_batch_idx" if page_size is None else "page_table"
     if page_size is None:
-        arguments[name][:] = [4, 2, 0]
-    clean = call(on_device(arguments))
-    for wrong in (10**6, -1, 2**31 - 1, -(2**31)):
-        dirty = arguments | {name: arguments[name].copy()}
-        dirty[name][1] = wrong
-        out, lse = call(on_device(dirty))
-        wait()
-        for b in (0, 2):
-            assert same_bits(out[b], clean[0][b]), wrong
-            assert same_bits(lse[b], clean[1][b]), wrong
+        arguments["cache_batch_idx"][:] = [4, 2, 0]
+    check_wrong_places(arguments)
 
 
 @every_page_size
@@ -152,16 +131,8 @@ def test_sequences_without_keys_or_queries(page_size: int | None, sinks: bool) -
     arguments = few_tiles(page_size, causal=True, sinks=sinks)
     for lengths in ([0, KEYS, 1], [ROWS, KEYS // 2, 0]):
         arguments["cache_seqlens"][:] = lengths
-        right = want(arguments)
-        out, lse = call(on_device(arguments))
-        wait()
-        judge(right.problem, *packed(out, lse), right.result)
-    arguments["cu_seqlens_q"] = np.array([0, 0, 2 * ROWS, 3 * ROWS], np.int32)
-    arguments["q"] = arguments["q"].reshape(-1, *arguments["q"].shape[2:])
-    right = want(arguments)
-    out, lse = call(on_device(arguments))
-    wait()
-    judge(right.problem, *packed(out, lse), right.result)
+        check_result(arguments)
+    check_packed_with_an_empty_one(arguments)
 
 
 @every_page_size
@@ -176,18 +147,8 @@ def test_many_tiles_of_several_heads(page_size: int | None) -> None:
 @every_page_size
 def test_a_graph_stays_right_while_the_cache_changes(page_size: int | None, cuda: Any) -> None:
     """Chunk after chunk through one captured graph: what pieces there are is decided on the device."""
-    arguments = few_tiles(page_size, causal=True)
-    device = on_device(arguments)
-    stream = cuda.cuda.Stream(non_blocking=True)
-    with stream:
-        graph, (out, lse) = captured(cuda, stream, lambda: flash_attn_with_kvcache(**device, return_lse=True))
-        for lengths in ([KEYS, ROWS, 7], [ROWS, 0, KEYS], [KEYS // 2, KEYS // 3, KEYS // 5]):
-            arguments["cache_seqlens"][:] = lengths
-            device["cache_seqlens"][...] = put(arguments["cache_seqlens"])
-            graph.launch(stream)
-            wait(stream)
-            right = want(arguments)
-            judge(right.problem, *packed(out, lse), right.result)
+    lengths = [[KEYS, ROWS, 7], [ROWS, 0, KEYS], [KEYS // 2, KEYS // 3, KEYS // 5]]
+    check_replays(few_tiles(page_size, causal=True), cuda, lengths)
 
 
 @pytest.mark.parametrize("causal", [False, True])

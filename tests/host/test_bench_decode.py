@@ -24,6 +24,7 @@ def test_the_grid() -> None:
         "cache 1x131072 h32/8 d128 dense", "cache 128 of 1 to 16384 h32/1 d128 pages of 64",
         "cache 256x512 h8 d128 dense",
         "cache 64x8192 q4 h32/8 d128 pages of 64", "cache 4x16896 q512 h32/8 d128 pages of 64",
+        "cache 1x100000 q512 h8/2 d128 dense", "cache 16x8192 q64 h32/8 d128 pages of 64",
         "cache 64x8192 h32/8 d128 pages of 64 append", "cache 64x8192 h32/8 d128 pages of 64 append captured",
     ):  # fmt: skip
         assert name in names
