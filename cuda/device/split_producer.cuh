@@ -116,27 +116,17 @@ struct SplitProducer {
     }
   }
 
-  // What the page table says of the blocks from n on, one a lane. Nothing waits for the answer here.
-  __device__ __forceinline__ int32_t first_page_ids(const core::SplitPiece &piece, const core::KeySpan &span,
-                                                    int32_t n) const {
-    const int64_t own = int64_t{n} + lane;
-    return own < piece.n_end ? schedule.k.page_id(span, own * kBlockN) : 0;
-  }
-
   // Pages hold whole blocks, and the first key is the first row of the first page.
   __device__ __forceinline__ void load_pages(const core::SplitPiece &piece, const core::KeySpan &span) {
     const core::KvCache &cache = schedule.k;
     const int32_t first_new = first_new_block(span);
-    // Of the blocks n, n + 1, .. in lanes 0, 1, ..: those in use, and what the table says of the ones behind them,
-    // which is asked for long before.
-    int32_t pages = 0;
-    int32_t next = first_page_ids(piece, span, piece.n_begin);
+    int32_t pages = 0;  // of the blocks n, n + 1, .. in lanes 0, 1, ..
 #pragma unroll 1
     for (int32_t i = 0; i < piece.n_end - piece.n_begin; ++i) {
       const int32_t n = piece.n_begin + i;
       if (i % 32 == 0) {
-        pages = min(max(next, 0), cache.num_pages - 1);
-        next = first_page_ids(piece, span, n + 32 + static_cast<int32_t>(pages & args.zero));
+        const int64_t own = int64_t{n} + lane;
+        pages = own >= piece.n_end ? 0 : static_cast<int32_t>(cache.place(span, own * kBlockN).entry);
       }
       if (n >= first_new) ptx::wait_for_previous_kernel();
       const int64_t row = int64_t{n} * kBlockN;
