@@ -72,7 +72,8 @@ struct TileWork {
     for (int32_t count = pack > 1 ? 1 : 2; count <= kMostPieces; ++count) {
       if (count > 1 && (count * kLeastPieceBlocks > blocks || count * tiles > kMostPiecesOfCall)) break;
       const Pieces pieces = {count, pack, clocks(count)};
-      if (pieces.clocks < best->clocks) *best = pieces;
+      const bool fewer = pack > best->pack;  // tiles for the same time
+      if (pieces.clocks < best->clocks || (fewer && pieces.clocks == best->clocks)) *best = pieces;
     }
   }
 };
@@ -106,8 +107,9 @@ inline CacheCosts cache_costs(const flash3_params &p, const TileConfig &config) 
   const bool plain = p.softcap <= 0.f && p.alibi_slopes == nullptr && p.softmax_scale > 0.f;
   if (p.num_splits == 0 && plain) {
     work.improve(1, &costs.best);
-    if (may_pack(packed_q ? p.total_q : rows, group, 64)) {
-      work.tiles = (rows * group + config.block_m - 1) / config.block_m * p.nheads_k * p.batch;
+    const int64_t packed_tiles = (rows * group + config.block_m - 1) / config.block_m * p.nheads_k * p.batch;
+    if (may_pack(packed_q ? p.total_q : rows, group, 64) && packed_tiles < work.tiles) {
+      work.tiles = packed_tiles;
       work.improve(static_cast<int32_t>(group), &costs.best);
     }
   }

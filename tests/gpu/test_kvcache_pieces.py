@@ -43,7 +43,7 @@ FEATURES: tuple[dict[str, Any], ...] = (
     {"packed_q": True, "batch_idx": True},
 )
 # Query rows and heads of a KV head: tiles of one head, of two, of 16; a tile that none fills; heads that share none.
-GROUPS = ((200, 1), (200, 2), (9, 16), (40, 4), (70, 3))
+GROUPS = ((200, 1), (200, 2), (24, 16), (40, 4), (70, 3))
 ROWS, KEYS = (40, 150) if HOST else (90, 5000)
 
 
