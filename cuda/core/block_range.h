@@ -45,7 +45,7 @@ FLASH3_HD BlockRange block_range(const Mask &mask, int32_t row_begin, int32_t ro
 }
 
 // Fewer blocks than these are not worth a piece of their own.
-inline constexpr int32_t kLeastPieceBlocks = 8;
+inline constexpr int32_t kLeastPieceBlocks = 4;
 
 // One of up to `most` pieces of about equal length. What pieces there are follows from the range alone: those behind
 // them are empty.

@@ -52,9 +52,11 @@ inline bool has_kv_cache(const flash3_params &p) {
          p.rotary_cos != nullptr;
 }
 
-// Fewer keys, or rows of all heads that make a tile for every multiprocessor, are nothing to cut.
+// Of a dense call there is nothing to cut where keys are fewer, or rows of all heads make a tile for every
+// multiprocessor and those of each head fill it.
 inline constexpr int64_t kManyKeys = 2048;
-inline constexpr int64_t kManyRows = kUsualMultiprocessors * 128;
+inline constexpr int64_t kRowsOfTile = 128;
+inline constexpr int64_t kManyRows = kUsualMultiprocessors * kRowsOfTile;
 
 // Which kernel computes a call of the CUDA backend.
 struct Route {
@@ -86,7 +88,10 @@ inline Route route_of(const flash3_params &p) {
   const int64_t keys = p.cu_seqlens_k != nullptr ? p.total_k / p.batch : p.seqlen_k;
   if (longest_q * group <= SplitSchedule::kBlockM && keys >= kFewKeys) return kSplit;
   if (p.cu_seqlens_k != nullptr || keys < kManyKeys || mean_q == 0) return kWhole;
-  if (mean_q * group <= SplitSchedule::kBlockM || p.batch * mean_q * p.nheads >= kManyRows) return kWhole;
+  const bool fills_tiles = group == 1 || mean_q >= kRowsOfTile;
+  if (mean_q * group <= SplitSchedule::kBlockM || (fills_tiles && p.batch * mean_q * p.nheads >= kManyRows)) {
+    return kWhole;
+  }
   const CacheCosts costs = cache_costs(p, *config);
   if (2 * std::min(costs.best.clocks, costs.split) > costs.whole) return kWhole;
   return costs.best.clocks < costs.split ? Route{false, costs.best} : kSplit;

@@ -127,12 +127,12 @@ CLASSES = ("64", "96", "128", "192", "256")  # of core::kSplitConfigs and core::
 def test_every_kernel_for_caches_is_there_and_copies_rows(sass: dict[str, str]) -> None:
     info = library().build_info()
     dtypes, head_dims = (info[key].replace(";", ",").split(",") for key in ("dtypes", "head_dims"))
-    for dtype, score_mod in itertools.product(dtypes, "01"):
+    for dtype, (score_mod, pieces) in itertools.product(dtypes, ((0, 0), (1, 0), (0, 1))):
         element = {"fp16": "half_t", "bf16": "bfloat16_t"}[dtype]
         for index, head_dim in enumerate(CLASSES):
             if head_dim not in head_dims:
                 continue
-            traits = f"{element}ELi{index}ELb{score_mod}ELb1ELb1ELb0E"
+            traits = f"{element}ELi{index}ELb{score_mod}ELb1ELb1ELb0ELb{pieces}E"
             (code,) = (code for name, code in sass.items() if FORWARD in name and traits in name)
             assert "LDGSTS" in code, traits
 

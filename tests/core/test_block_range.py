@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.core.surface import MaskCase, piece_of
 
-LEAST_PIECE = 8  # blocks
+LEAST_PIECE = 4  # blocks
 
 sides = st.one_of(st.just(-1), st.integers(0, 30), st.just(2**40))
 lengths = st.integers(0, 48)

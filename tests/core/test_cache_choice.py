@@ -79,7 +79,15 @@ def test_what_is_not_cut(changes: dict[str, float | None]) -> None:
 
 @pytest.mark.parametrize(
     ("rows", "nheads", "nheads_k", "pack"),
-    [(64, 32, 8, 4), (17, 32, 4, 8), (128, 32, 8, 1), (100, 8, 8, 1), (33, 128, 2, 64), (64, 30, 10, 1), (9, 96, 1, 1)],
+    [
+        (64, 32, 8, 4),
+        (17, 32, 4, 8),
+        (128, 32, 8, 1),
+        (100, 8, 8, 1),
+        (33, 128, 2, 64),
+        (64, 30, 10, 1),
+        (120, 96, 1, 1),
+    ],
 )
 def test_heads_share_tiles_where_one_leaves_rows_unused(rows: int, nheads: int, nheads_k: int, pack: int) -> None:
     p = paged(64, rows, 8192, nheads=nheads, nheads_k=nheads_k)

@@ -162,7 +162,7 @@ ALLOWED = [
     packed(v=None, head_dim_v=64, v_batch_stride=1),
     params(batch=1, q_batch_stride=-1, k_batch_stride=3, out_batch_stride=0, lse_batch_stride=0),  # extent 1
     params(nheads=1, nheads_k=1, q_head_stride=5, k_head_stride=-1, out_head_stride=0),
-    params(batch=1, seqlen_k=2**31 - 1),
+    params(batch=1, seqlen_k=2**31 - 1, workspace_bytes=2**40),
     packed(q_batch_stride=-1, k_batch_stride=7, out_batch_stride=0, lse_batch_stride=-9),
     params(backend=BACKEND_HOST, workspace=None, workspace_bytes=0, num_splits=256),
     params(backend=BACKEND_HOST, dtype=FLOAT32, q=ADDRESS + 4, device=-5),

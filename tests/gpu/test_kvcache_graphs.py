@@ -21,9 +21,15 @@ MIB = 2**20
 FIRST = np.array([0, 17, 130, 311], np.int32)  # rows in the cache before the first step: 311 + 200 fill it but for one
 
 
+ROOM = 64 << 20  # bytes
+
+
 def captured(cuda: Any, stream: Any, run: Callable[[], Any]) -> tuple[Any, Any]:
-    """(graph, result) of a call; an earlier one has loaded the kernels and filled the memory pool."""
+    """(graph, result) of a call; an earlier one has loaded the kernels, and the memory pool has room for the result and
+    scratch in any order.
+    """
     run()
+    cuda.empty(ROOM, np.int8)
     stream.synchronize()
     stream.begin_capture(mode=cuda.cuda.runtime.streamCaptureModeThreadLocal)
     try:
