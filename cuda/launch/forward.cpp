@@ -221,8 +221,11 @@ core::Status forward(const flash3_params &params, void *stream) {
   if (!status.ok()) return status;
   const DeviceGuard guard(device.ordinal);
   if (guard.error() != cudaSuccess) return cuda_error("cudaSetDevice", guard.error());
-  const core::Route route = core::route_of(params);
+  const core::Route route = built_route(params);
   if (route.split) return split_forward(params, device, static_cast<cudaStream_t>(stream));
+  const SplitKernel *merging = nullptr;
+  if (route.pieces.count > 1) status = find_split_kernel(params, &merging);
+  if (!status.ok()) return status;
   const FwdKernel *kernel = nullptr;
   // Whatever sm_margin is, so that it never changes a bit.
   status = find_kernel(params, route, device.multiprocessors, true, &kernel);
@@ -265,8 +268,8 @@ core::Status forward(const flash3_params &params, void *stream) {
   error =
       enqueue_forward(*kernel, &args, static_cast<unsigned>(blocks), device.ordinal, static_cast<cudaStream_t>(stream));
   if (error != cudaSuccess) return cuda_error("launching the forward kernel", error);
-  if (route.pieces.count == 1) return {};
-  return merge_pieces(params, route.pieces.count, device, static_cast<cudaStream_t>(stream));
+  if (merging == nullptr) return {};
+  return merge_pieces(params, *merging, route.pieces.count, device, static_cast<cudaStream_t>(stream));
 }
 
 }  // namespace flash3::launch

@@ -273,6 +273,16 @@ core::Status find_split_kernel(const flash3_params &params, const SplitKernel **
   return {};
 }
 
+core::Route built_route(const flash3_params &params) {
+  const core::Route route = core::route_of(params);
+  if (core::has_kv_cache(params) || params.num_splits > 1 || core::is_latent(params)) return route;
+  const SplitKernel *kernel = nullptr;
+  const bool splits = route.split || route.pieces.count > 1;  // what is merged needs a kernel of theirs, too
+  const bool missing = (splits && !find_split_kernel(params, &kernel).ok()) ||
+                       (route.in_pieces() && narrowest_cache_class(params) == nullptr);
+  return missing ? core::Route{false, {1, 1, 0}} : route;
+}
+
 const char *built_kernels() {
   return "archs=" FLASH3_BUILT_ARCHS "\ndtypes=" FLASH3_BUILT_DTYPES "\nhead_dims=" FLASH3_BUILT_HEAD_DIMS
          "\ncuda=" FLASH3_BUILT_CUDA;

@@ -15,6 +15,10 @@ namespace flash3::launch {
 inline constexpr int32_t kMostKernels =
     2 * core::kNumTileConfigs * (2 * 2 + 1) + 2 * core::kNumCacheConfigs * 3 + 2 * 2 * (core::kNumSplitConfigs + 1);
 
+// How this build computes a call: as core::route_of says, but a call that is routed for its speed alone takes whole
+// tiles where the kernel for that was left out.
+core::Route built_route(const flash3_params &params);
+
 // The kernel for these params on a GPU of so many multiprocessors, or FLASH3_UNSUPPORTED with what was built.
 // may_pair: clusters of two thread blocks can be launched.
 core::Status find_kernel(const flash3_params &params, const core::Route &route, int32_t multiprocessors, bool may_pair,

@@ -222,18 +222,16 @@ device::Partials partials_of_pieces(const flash3_params &p) {
   return partials;
 }
 
-core::Status merge_pieces(const flash3_params &params, int32_t pieces, const DeviceInfo &device, cudaStream_t stream) {
-  const SplitKernel *kernel = nullptr;
-  const core::Status status = find_split_kernel(params, &kernel);
-  if (!status.ok()) return status;
+core::Status merge_pieces(const flash3_params &params, const SplitKernel &kernel, int32_t pieces,
+                          const DeviceInfo &device, cudaStream_t stream) {
   // As if so many splits had been asked for.
   flash3_params split = params;
   split.num_splits = pieces;
   device::SplitArgs args = {};
-  args.schedule = make_schedule(split, *kernel, device.multiprocessors);
+  args.schedule = make_schedule(split, kernel, device.multiprocessors);
   set_results(params, &args);
   args.partials = partials_of_pieces(params);
-  const cudaError_t error = launch_merge(split, *kernel, args, stream);
+  const cudaError_t error = launch_merge(split, kernel, args, stream);
   if (error != cudaSuccess) return cuda_error("launching the merging of pieces", error);
   return {};
 }

@@ -7,6 +7,7 @@
 #include "device/partials.h"
 #include "flash3.h"
 #include "launch/device_info.h"
+#include "launch/split_kernel.h"
 
 namespace flash3::launch {
 
@@ -17,6 +18,7 @@ core::Status split_forward(const flash3_params &params, const DeviceInfo &device
 // Of calls that the forward kernel computes in so many pieces: where their results lie, and their merging, to be
 // enqueued behind that kernel.
 device::Partials partials_of_pieces(const flash3_params &params);
-core::Status merge_pieces(const flash3_params &params, int32_t pieces, const DeviceInfo &device, cudaStream_t stream);
+core::Status merge_pieces(const flash3_params &params, const SplitKernel &kernel, int32_t pieces,
+                          const DeviceInfo &device, cudaStream_t stream);
 
 }  // namespace flash3::launch
