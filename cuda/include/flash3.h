@@ -236,8 +236,9 @@ typedef struct flash3_field {
  * graph. Host: returns when out is written; stream is ignored. */
 FLASH3_API flash3_status run_mha_v3(const flash3_params *params, void *stream);
 
-/* Bytes of scratch that run_mha_v3 needs for these params. Depends on batch, heads and lengths, not on pointers other
- * than which of them are NULL. workspace and workspace_bytes are not read. */
+/* Bytes of scratch that run_mha_v3 needs for these params, all of which must be as they will be then: shapes, numbers
+ * and which pointers are NULL, but not where they point. A smaller call may need more than a larger one. workspace and
+ * workspace_bytes are not read. */
 FLASH3_API flash3_status flash3_workspace_size(const flash3_params *params, size_t *bytes);
 
 /* Combines partial results as params say. CUDA: enqueued on the stream. Host: returns when out is written. */
