@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "core/block_range.h"
+#include "core/call_facts.h"
 #include "core/mask.h"
 #include "core/split_schedule.h"
 #include "core/tile_config.h"
@@ -78,17 +79,17 @@ struct TileWork {
   }
 };
 
-// Whether the rows of `group` query heads may make tiles together: all of those of a query are in one tile then, and
-// rows have 32-bit numbers.
-inline bool may_pack(int64_t rows, int64_t group, int32_t warpgroup_rows) {
-  return group > 1 && warpgroup_rows % group == 0 && rows < (int64_t{1} << 30) / group;
+// Whether the rows of `group` query heads may make tiles together, `rows` being the most that a sequence can have: a
+// warpgroup has all of those of a query then, and rows have 32-bit numbers.
+inline bool may_pack(int64_t rows, int64_t group) {
+  constexpr int64_t kRowsOfWarpgroup = 64;
+  return group > 1 && kRowsOfWarpgroup % group == 0 && rows < (int64_t{1} << 30) / group;
 }
 
 // For num_splits 0 or 1 and a call with more rows than a tile of the split-KV kernel; no head dim is too large.
 inline CacheCosts cache_costs(const flash3_params &p, const TileConfig &config) {
   const int64_t group = p.nheads / p.nheads_k;
-  const bool packed_q = p.cu_seqlens_q != nullptr;
-  const int64_t rows = packed_q ? (p.total_q + p.batch - 1) / p.batch : p.seqlen_q;  // on average
+  const int64_t rows = mean_queries(p);
   const int64_t keys = p.page_table != nullptr ? int64_t{p.max_pages} * p.page_size : p.seqlen_k;
   const Mask mask{Window::make(p.window_left, p.window_right), static_cast<int32_t>(rows), static_cast<int32_t>(keys)};
 
@@ -104,11 +105,11 @@ inline CacheCosts cache_costs(const flash3_params &p, const TileConfig &config) 
   CacheCosts costs;
   costs.whole = work.clocks(1);
   costs.best = {1, 1, costs.whole};
-  const bool plain = p.softcap <= 0.f && p.alibi_slopes == nullptr && p.softmax_scale > 0.f;
-  if (p.num_splits == 0 && plain) {
+  if (p.num_splits == 0 && !modifies_scores(p)) {
     work.improve(1, &costs.best);
     const int64_t packed_tiles = (rows * group + config.block_m - 1) / config.block_m * p.nheads_k * p.batch;
-    if (may_pack(packed_q ? p.total_q : rows, group, 64) && packed_tiles < work.tiles) {
+    const int64_t most_rows = p.cu_seqlens_q != nullptr ? p.total_q : rows;
+    if (may_pack(most_rows, group) && packed_tiles < work.tiles) {
       work.tiles = packed_tiles;
       work.improve(static_cast<int32_t>(group), &costs.best);
     }

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/cache_choice.h"
+#include "core/call_facts.h"
 #include "core/split_schedule.h"
 #include "flash3.h"
 
@@ -38,8 +39,7 @@ inline bool is_latent(const flash3_params &p) {
 // Thread blocks that share a tile. What one of two of latent attention loads, the other one finds in L2.
 inline int32_t blocks_of_tile(const flash3_params &p) {
   if (!is_latent(p)) return 1;
-  const int64_t mean_q = p.cu_seqlens_q != nullptr ? (p.total_q + p.batch - 1) / p.batch : p.seqlen_q;
-  return mean_q * (p.nheads / p.nheads_k) > SplitSchedule::kBlockM ? 2 : 1;
+  return mean_queries(p) * (p.nheads / p.nheads_k) > SplitSchedule::kBlockM ? 2 : 1;
 }
 
 // Parts that a balanced schedule shares out to at most.
@@ -51,12 +51,6 @@ inline bool has_kv_cache(const flash3_params &p) {
   return p.page_table != nullptr || p.cache_batch_idx != nullptr || p.cache_leftpad != nullptr || p.k_new != nullptr ||
          p.rotary_cos != nullptr;
 }
-
-// Of a dense call there is nothing to cut where keys are fewer, or rows of all heads make a tile for every
-// multiprocessor and those of each head fill it.
-inline constexpr int64_t kManyKeys = 2048;
-inline constexpr int64_t kRowsOfTile = 128;
-inline constexpr int64_t kManyRows = kUsualMultiprocessors * kRowsOfTile;
 
 // Which kernel computes a call of the CUDA backend.
 struct Route {
@@ -71,30 +65,26 @@ struct Route {
 // few and long are computed like those with a cache, too: where that takes no more than half the time.
 inline Route route_of(const flash3_params &p) {
   constexpr Route kSplit = {true, {1, 1, 0}}, kWhole = {false, {1, 1, 0}};
-  constexpr int64_t kFewKeys = 256;
+  constexpr int64_t kFewKeys = 256, kManyKeys = 2048;
+  const auto quicker = [&](const CacheCosts &c) { return c.best.clocks < c.split ? Route{false, c.best} : kSplit; };
   if (p.num_splits > 1 || is_latent(p)) return kSplit;
-  const bool cache = has_kv_cache(p);
   const TileConfig *const config = cache_config(p.head_dim, p.head_dim_v);
   const int64_t group = p.nheads / p.nheads_k;
-  const bool packed_q = p.cu_seqlens_q != nullptr;
-  const int64_t mean_q = packed_q ? (p.total_q + p.batch - 1) / p.batch : p.seqlen_q;
-  if (cache) {
-    if (config == nullptr || mean_q * group <= SplitSchedule::kBlockM) return kSplit;
-    const CacheCosts costs = cache_costs(p, *config);
-    return costs.best.clocks < costs.split ? Route{false, costs.best} : kSplit;
-  }
+  const int64_t mean_q = mean_queries(p);
+  const bool one_tile = mean_q * group <= SplitSchedule::kBlockM;
+  if (has_kv_cache(p)) return config == nullptr || one_tile ? kSplit : quicker(cache_costs(p, *config));
+
   if (p.num_splits == 1 || p.head_dim > kMostSplitDim || p.head_dim_v > kMostSplitDim) return kWhole;
+  const bool packed_q = p.cu_seqlens_q != nullptr;
   const int64_t longest_q = !packed_q ? mean_q : p.max_seqlen_q > 0 ? p.max_seqlen_q : 2 * mean_q;
   const int64_t keys = p.cu_seqlens_k != nullptr ? p.total_k / p.batch : p.seqlen_k;
   if (longest_q * group <= SplitSchedule::kBlockM && keys >= kFewKeys) return kSplit;
-  if (p.cu_seqlens_k != nullptr || keys < kManyKeys || mean_q == 0) return kWhole;
-  const bool fills_tiles = group == 1 || mean_q >= kRowsOfTile;
-  if (mean_q * group <= SplitSchedule::kBlockM || (fills_tiles && p.batch * mean_q * p.nheads >= kManyRows)) {
-    return kWhole;
-  }
+  if (p.cu_seqlens_k != nullptr || keys < kManyKeys || one_tile) return kWhole;
+  // Nothing to gain where the rows of each head fill tiles, and those of all heads one for every multiprocessor.
+  const bool fills_tiles = group == 1 || mean_q >= config->block_m;
+  if (fills_tiles && p.batch * mean_q * p.nheads >= kUsualMultiprocessors * config->block_m) return kWhole;
   const CacheCosts costs = cache_costs(p, *config);
-  if (2 * std::min(costs.best.clocks, costs.split) > costs.whole) return kWhole;
-  return costs.best.clocks < costs.split ? Route{false, costs.best} : kSplit;
+  return 2 * std::min(costs.best.clocks, costs.split) > costs.whole ? kWhole : quicker(costs);
 }
 
 inline bool takes_split_kernel(const flash3_params &p) { return route_of(p).split; }
@@ -117,8 +107,7 @@ inline bool has_one_tile(const flash3_params &p) {
 // code.
 inline bool is_plain_decoding(const flash3_params &p) {
   const bool keys_by_length = p.cu_seqlens_k == nullptr && p.cu_seqlens_k_new == nullptr && p.cache_leftpad == nullptr;
-  const bool plain_scores = p.softcap <= 0.f && p.alibi_slopes == nullptr && p.softmax_scale > 0.f;
-  return p.num_splits == 0 && has_one_tile(p) && keys_by_length && plain_scores && sees_all_keys(p);
+  return p.num_splits == 0 && has_one_tile(p) && keys_by_length && !modifies_scores(p) && sees_all_keys(p);
 }
 
 // Rows of out and q in all.

@@ -65,7 +65,7 @@ extern "C" {
 // Whether the split-KV kernel computes the call.
 FLASH3_API int32_t flash3_test_takes_split_kernel(const flash3_params *params) { return takes_split_kernel(*params); }
 
-// pieces: whether they are merged, how many there are of a tile, query heads whose rows make tiles together.
+// pieces: whether tiles are other ones than the rows of a head with all keys, pieces of a tile, query heads of a tile.
 FLASH3_API void flash3_test_pieces(const flash3_params *params, int32_t *pieces) {
   const Route route = route_of(*params);
   pieces[0] = route.in_pieces();

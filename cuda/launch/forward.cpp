@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "core/call_facts.h"
 #include "core/constants.h"
 #include "core/split_config.h"
 #include "core/tile_scheduler.h"
@@ -97,9 +98,7 @@ SchedulerState scheduler_state(const flash3_params &p, const FwdKernel &kernel, 
 // Tiles of a sequence and head: of every one of a dense call. In a packed one the lengths are only known on the device,
 // and the kernel for short sequences shares out the tiles of one of mean length.
 int32_t num_m_blocks(const flash3_params &p, const FwdKernel &kernel, const core::Pieces &pieces) {
-  const bool packed = p.cu_seqlens_q != nullptr;
-  const auto rows = static_cast<int32_t>(packed ? p.total_q : p.seqlen_q);
-  return core::ceil_div(packed ? core::ceil_div(rows, p.batch) : rows, tile_queries(kernel, pieces));
+  return core::ceil_div(static_cast<int32_t>(core::mean_queries(p)), tile_queries(kernel, pieces));
 }
 
 // Those that the schedule counts: pairs of them, where they are computed so.
@@ -170,7 +169,7 @@ core::Status make_args(const flash3_params &p, const FwdKernel &kernel, const Sc
   args->most_m_blocks = most_m_blocks(p, pieces);
   args->pieces = core::Divisor::make(pieces.count);
   args->pack = core::Divisor::make(pieces.pack);
-  args->partials = pieces.count > 1 ? partials_of_pieces(p) : device::Partials{};
+  args->partials = pieces.count > 1 ? partials_of(p) : device::Partials{};
   return encode_maps(p, kernel, pieces, args);
 }
 

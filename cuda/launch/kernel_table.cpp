@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/call_facts.h"
 #include "core/tile_config.h"
 #include "launch/fwd.h"
 
@@ -174,13 +175,11 @@ bool has_device_lengths(const flash3_params &p) {
 
 // The lengths as far as they are known here: those of a packed call are in device memory.
 core::Workload workload(const flash3_params &p, int32_t multiprocessors) {
-  const auto mean = [&](int64_t total) { return core::ceil_div(static_cast<int32_t>(total), p.batch); };
   const bool packed_q = p.cu_seqlens_q != nullptr;
   const bool packed_k = p.cu_seqlens_k != nullptr;
   core::Workload work;
-  work.mask = {core::Window::make(p.window_left, p.window_right),
-               packed_q ? mean(p.total_q) : static_cast<int32_t>(p.seqlen_q),
-               packed_k ? mean(p.total_k) : static_cast<int32_t>(p.seqlen_k)};
+  work.mask = {core::Window::make(p.window_left, p.window_right), static_cast<int32_t>(core::mean_queries(p)),
+               packed_k ? core::ceil_div(static_cast<int32_t>(p.total_k), p.batch) : static_cast<int32_t>(p.seqlen_k)};
   work.q_vary = packed_q && p.batch > 1;
   work.k_vary = packed_k && p.batch > 1;
   const int64_t guess = work.q_vary ? 2 * int64_t{work.mask.seqlen_q} : work.mask.seqlen_q;
@@ -229,8 +228,7 @@ core::Status no_kernel(const flash3_params &params) {
 
 core::Status find_kernel(const flash3_params &params, const core::Route &route, int32_t multiprocessors, bool may_pair,
                          const FwdKernel **kernel) {
-  // The softmax of the plain kernels relies on scores that grow with the product.
-  const bool score_mod = params.softcap > 0.f || params.alibi_slopes != nullptr || !(params.softmax_scale > 0.f);
+  const bool score_mod = core::modifies_scores(params);
   if (core::has_kv_cache(params) || route.in_pieces()) {
     const CacheEntry *const found = narrowest_cache_class(params);
     if (found == nullptr || takes_values_from_keys(params)) return no_kernel(params);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <numeric>
 
+#include "core/call_facts.h"
 #include "core/constants.h"
 #include "core/split_config.h"
 #include "core/workspace.h"
@@ -50,18 +51,6 @@ core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &ker
   if (s.balanced() && bounds.most_tiles > core::SplitSchedule::kMostPlaces / most_blocks) s.num_splits = 1;
   if (s.balanced() && core::is_plain_decoding(p) && !core::is_latent(p)) s.allow_even_cuts();
   return s;
-}
-
-device::Partials make_partials(const flash3_params &p) {
-  const core::WorkspaceLayout layout = core::workspace_layout(p);
-  char *const workspace = static_cast<char *>(p.workspace);
-  device::Partials partials;
-  partials.entries = reinterpret_cast<core::SplitEntry *>(workspace + layout.entries);
-  partials.lse = reinterpret_cast<float *>(workspace + layout.lse_partial);
-  partials.out = reinterpret_cast<float *>(workspace + layout.out_partial);
-  partials.tile_rows = core::SplitBounds::of(p).tile_rows;
-  partials.rows_of_split = core::query_rows(p) * p.nheads;
-  return partials;
 }
 
 // Where results go, which is all that the merging needs of the arguments beside the schedule.
@@ -133,7 +122,7 @@ core::Status make_args(const flash3_params &p, const SplitKernel &kernel, int32_
   args->schedule = make_schedule(p, kernel, multiprocessors);
   args->key_loads = key_loads(p, kernel);
   args->follows_append = has_append(p);
-  args->modifies_scores = p.softcap > 0.f || p.alibi_slopes != nullptr || !(p.softmax_scale > 0.f);
+  args->modifies_scores = core::modifies_scores(p);
   args->q = queries(p);
   args->k = {p.k, packed_k ? 0 : p.k_batch_stride, p.k_row_stride, p.k_head_stride};
   args->v = {p.v, packed_k ? 0 : p.v_batch_stride, p.v_row_stride, p.v_head_stride};
@@ -145,7 +134,7 @@ core::Status make_args(const flash3_params &p, const SplitKernel &kernel, int32_
   args->alibi_slopes = p.alibi_slopes;
   args->alibi_batch_stride = p.alibi_batch_stride;
   args->zero = 0;
-  args->partials = make_partials(p);
+  args->partials = partials_of(p);
   return encode_maps(p, kernel, args);
 }
 
@@ -216,9 +205,15 @@ cudaError_t launch_merge(const flash3_params &p, const SplitKernel &kernel, cons
 
 }  // namespace
 
-device::Partials partials_of_pieces(const flash3_params &p) {
-  device::Partials partials = make_partials(p);
-  partials.entries = nullptr;  // a fixed number of splits needs none
+device::Partials partials_of(const flash3_params &p) {
+  const core::WorkspaceLayout layout = core::workspace_layout(p);
+  char *const workspace = static_cast<char *>(p.workspace);
+  device::Partials partials;
+  partials.entries = reinterpret_cast<core::SplitEntry *>(workspace + layout.entries);
+  partials.lse = reinterpret_cast<float *>(workspace + layout.lse_partial);
+  partials.out = reinterpret_cast<float *>(workspace + layout.out_partial);
+  partials.tile_rows = core::SplitBounds::of(p).tile_rows;
+  partials.rows_of_split = core::query_rows(p) * p.nheads;
   return partials;
 }
 
@@ -230,7 +225,7 @@ core::Status merge_pieces(const flash3_params &params, const SplitKernel &kernel
   device::SplitArgs args = {};
   args.schedule = make_schedule(split, kernel, device.multiprocessors);
   set_results(params, &args);
-  args.partials = partials_of_pieces(params);
+  args.partials = partials_of(params);
   const cudaError_t error = launch_merge(split, kernel, args, stream);
   if (error != cudaSuccess) return cuda_error("launching the merging of pieces", error);
   return {};

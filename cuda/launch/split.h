@@ -15,9 +15,10 @@ namespace flash3::launch {
 // device is current.
 core::Status split_forward(const flash3_params &params, const DeviceInfo &device, cudaStream_t stream);
 
-// Of calls that the forward kernel computes in so many pieces: where their results lie, and their merging, to be
-// enqueued behind that kernel.
-device::Partials partials_of_pieces(const flash3_params &params);
+// Where the partial results of a call lie in its workspace, whichever kernel computes it.
+device::Partials partials_of(const flash3_params &params);
+
+// Enqueues the merging of so many pieces, behind the forward kernel that computes them.
 core::Status merge_pieces(const flash3_params &params, const SplitKernel &kernel, int32_t pieces,
                           const DeviceInfo &device, cudaStream_t stream);
 

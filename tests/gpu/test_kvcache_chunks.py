@@ -15,14 +15,7 @@ from pyflash3 import flash_attn_varlen_func
 from pyflash3._abi import BACKEND_CUDA, Params
 from pyflash3._call import Cache, Options, prepare
 from tests.core.split_surface import takes_split_kernel
-from tests.gpu.kvcache_checks import (
-    check_a_bad_key,
-    check_packed_with_an_empty_one,
-    check_replays,
-    check_result,
-    check_wrong_places,
-    place,
-)
+from tests.gpu import kvcache_checks
 from tests.gpu.kvcache_problem import call, check, on_device
 from tests.gpu.machine import HOST, same_bits, wait
 from tests.host.kvcache_cases import CacheCase
@@ -137,7 +130,7 @@ def finite_chunk(
 @pytest.mark.parametrize("name", ["v_cache", "k_cache"])
 def test_a_bad_key_shows_where_it_is_seen(name: str, dim: int, page_size: int | None) -> None:
     """Of the rows of a tile, only those behind the key see it: the others are computed again without it."""
-    check_a_bad_key(finite_chunk(page_size, dim, causal=True), name, KEYS - ROWS // 3)
+    kvcache_checks.check_a_bad_key(finite_chunk(page_size, dim, causal=True), name, KEYS - ROWS // 3)
 
 
 @every_page_size
@@ -149,8 +142,8 @@ def test_scores_that_jump(dim: int, page_size: int | None) -> None:
     for b in range(3):
         for key in range(KEYS):
             height = 40.0 * (1 + (KEYS - key) / 300) * (key % 97 == 3)
-            arguments["k_cache"][place(arguments, b, key)][:, 0] = height * np.sqrt(dim)
-    check_result(arguments)
+            arguments["k_cache"][kvcache_checks.place(arguments, b, key)][:, 0] = height * np.sqrt(dim)
+    kvcache_checks.check_result(arguments)
 
 
 @every_page_size
@@ -158,15 +151,15 @@ def test_wrong_pages_and_entries_hit_their_sequence_alone(page_size: int | None)
     arguments = finite_chunk(page_size, 128, causal=True, batch_idx=page_size is None)
     if page_size is None:
         arguments["cache_batch_idx"][:] = [4, 2, 0]
-    check_wrong_places(arguments)
+    kvcache_checks.check_wrong_places(arguments)
 
 
 @every_page_size
 def test_sequences_without_keys_or_queries(page_size: int | None) -> None:
     arguments = finite_chunk(page_size, 128, causal=True)
     arguments["cache_seqlens"][:] = [0, KEYS, 1]
-    check_result(arguments)
-    check_packed_with_an_empty_one(arguments)
+    kvcache_checks.check_result(arguments)
+    kvcache_checks.check_packed_with_an_empty_one(arguments)
 
 
 @pytest.mark.parametrize("page_size", [1, 16, 128])
@@ -187,4 +180,4 @@ def test_varlen_with_a_page_table(page_size: int) -> None:
 @every_page_size
 def test_a_graph_stays_right_while_the_cache_changes(page_size: int | None, cuda: Any) -> None:
     """Chunk after chunk through one captured graph: lengths and pages are read on the device."""
-    check_replays(finite_chunk(page_size, 128, causal=True), cuda, [[KEYS, ROWS, 7], [ROWS, 0, KEYS]])
+    kvcache_checks.check_replays(finite_chunk(page_size, 128, causal=True), cuda, [[KEYS, ROWS, 7], [ROWS, 0, KEYS]])

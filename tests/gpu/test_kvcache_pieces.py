@@ -13,14 +13,7 @@ import pytest
 
 from pyflash3 import flash_attn_func
 from tests.core.split_surface import Pieces, pieces_of
-from tests.gpu.kvcache_checks import (
-    check_a_bad_key,
-    check_packed_with_an_empty_one,
-    check_replays,
-    check_result,
-    check_wrong_places,
-    place,
-)
+from tests.gpu import kvcache_checks
 from tests.gpu.kvcache_problem import call, check, on_device
 from tests.gpu.machine import HOST, same_bits, wait
 from tests.gpu.test_kvcache_chunks import every_dim, every_page_size, finite_chunk, kernel_params, title
@@ -100,7 +93,7 @@ def few_tiles(page_size: int | None, dim: int = 128, **options: Any) -> dict[str
 @pytest.mark.parametrize("behind", [ROWS // 3, KEYS // 2])
 def test_a_bad_key_shows_where_it_is_seen(name: str, dim: int, page_size: int | None, behind: int) -> None:
     """In the last piece, where some rows of a tile see the key, and in one before it, where all do."""
-    check_a_bad_key(few_tiles(page_size, dim, causal=True), name, KEYS - behind)
+    kvcache_checks.check_a_bad_key(few_tiles(page_size, dim, causal=True), name, KEYS - behind)
 
 
 @every_page_size
@@ -112,8 +105,8 @@ def test_scores_that_jump(dim: int, page_size: int | None) -> None:
     for b in range(3):
         for key in range(0, KEYS, 97):
             height = 40.0 * (1 + (KEYS - key) / KEYS)
-            arguments["k_cache"][place(arguments, b, key)][:, 0] = height * np.sqrt(dim)
-    check_result(arguments)
+            arguments["k_cache"][kvcache_checks.place(arguments, b, key)][:, 0] = height * np.sqrt(dim)
+    kvcache_checks.check_result(arguments)
 
 
 @every_page_size
@@ -121,7 +114,7 @@ def test_wrong_pages_and_entries_hit_their_sequence_alone(page_size: int | None)
     arguments = few_tiles(page_size, causal=True, batch_idx=page_size is None)
     if page_size is None:
         arguments["cache_batch_idx"][:] = [4, 2, 0]
-    check_wrong_places(arguments)
+    kvcache_checks.check_wrong_places(arguments)
 
 
 @every_page_size
@@ -131,8 +124,8 @@ def test_sequences_without_keys_or_queries(page_size: int | None, sinks: bool) -
     arguments = few_tiles(page_size, causal=True, sinks=sinks)
     for lengths in ([0, KEYS, 1], [ROWS, KEYS // 2, 0]):
         arguments["cache_seqlens"][:] = lengths
-        check_result(arguments)
-    check_packed_with_an_empty_one(arguments)
+        kvcache_checks.check_result(arguments)
+    kvcache_checks.check_packed_with_an_empty_one(arguments)
 
 
 @every_page_size
@@ -148,7 +141,7 @@ def test_many_tiles_of_several_heads(page_size: int | None) -> None:
 def test_a_graph_stays_right_while_the_cache_changes(page_size: int | None, cuda: Any) -> None:
     """Chunk after chunk through one captured graph: what pieces there are is decided on the device."""
     lengths = [[KEYS, ROWS, 7], [ROWS, 0, KEYS], [KEYS // 2, KEYS // 3, KEYS // 5]]
-    check_replays(few_tiles(page_size, causal=True), cuda, lengths)
+    kvcache_checks.check_replays(few_tiles(page_size, causal=True), cuda, lengths)
 
 
 @pytest.mark.parametrize("causal", [False, True])

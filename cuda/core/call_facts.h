@@ -1,0 +1,21 @@
+// What several choices ask of a call. params have passed validate and have at least one sequence.
+#pragma once
+
+#include <cstdint>
+
+#include "flash3.h"
+
+namespace flash3::core {
+
+// Queries of a sequence, of packed ones on average: their lengths are in device memory.
+inline int64_t mean_queries(const flash3_params &p) {
+  return p.cu_seqlens_q != nullptr ? (p.total_q + p.batch - 1) / p.batch : p.seqlen_q;
+}
+
+// Whether scores are more than the product times a factor that does not turn their order around: the softmax of the
+// plain kernels relies on that.
+inline bool modifies_scores(const flash3_params &p) {
+  return p.softcap > 0.f || p.alibi_slopes != nullptr || !(p.softmax_scale > 0.f);
+}
+
+}  // namespace flash3::core
