@@ -44,6 +44,26 @@ FLASH3_HD BlockRange block_range(const Mask &mask, int32_t row_begin, int32_t ro
   return r;
 }
 
+// The masks of a tile's blocks, in a form from which that of each follows in a few 32-bit steps: the left edge as seen
+// from the first block, the right one and the end of the sequence from the last block. To the other blocks they are
+// farther away.
+struct TileMask {
+  BlockMask edges;
+
+  FLASH3_HD static TileMask make(const Mask &mask, int64_t first_row, const BlockRange &blocks, int32_t block_n) {
+    const BlockMask first = BlockMask::make(mask, first_row, int64_t{blocks.begin} * block_n);
+    const BlockMask last = BlockMask::make(mask, first_row, (int64_t{blocks.end} - 1) * block_n);
+    return {{first.begin, last.end, last.length}};
+  }
+
+  // Of block n of the same blocks, for rows from `row` on, counted from the first one of the tile.
+  FLASH3_HD BlockMask of_block(int32_t n, int32_t row, const BlockRange &blocks, int32_t block_n) const {
+    const int32_t right = BlockMask::no_farther(blocks.end - 1 - n, block_n);
+    return {edges.begin - BlockMask::no_farther(n - blocks.begin, block_n) + row, edges.end + right + row,
+            edges.length + right};
+  }
+};
+
 // Fewer blocks than these are not worth a piece of their own.
 inline constexpr int32_t kLeastPieceBlocks = 4;
 

@@ -70,6 +70,11 @@ struct BlockMask {
   FLASH3_HD int32_t key_begin(int32_t row) const { return begin + row; }
   FLASH3_HD int32_t key_end(int32_t row) const { return end + row < length ? end + row : length; }
 
+  // So many blocks in keys, cut likewise.
+  FLASH3_HD static int32_t no_farther(int32_t blocks, int32_t block_n) {
+    return blocks < kFar / block_n ? blocks * block_n : kFar;
+  }
+
  private:
   static constexpr int32_t kFar = 1 << 20;
   FLASH3_HD static int32_t cut(int64_t x) { return static_cast<int32_t>(x < -kFar ? -kFar : (x > kFar ? kFar : x)); }

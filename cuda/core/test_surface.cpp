@@ -80,6 +80,17 @@ FLASH3_API void flash3_test_block_range(int64_t left, int64_t right, int32_t seq
   range[3] = r.full_end;
 }
 
+// The same of block n of some of a tile's blocks, [begin, end), and of a row counted from the tile's first one.
+FLASH3_API void flash3_test_tile_mask_keys(int64_t left, int64_t right, int32_t seqlen_q, int32_t seqlen_k,
+                                           int32_t first_row, int32_t begin, int32_t end, int32_t block_n, int32_t n,
+                                           int32_t row, int32_t *keys) {
+  const BlockRange blocks = {begin, end, begin, begin};
+  const TileMask mask = TileMask::make(make_mask(left, right, seqlen_q, seqlen_k), first_row, blocks, block_n);
+  const BlockMask block = mask.of_block(n, row / 16 * 16, blocks, block_n);
+  keys[0] = block.key_begin(row % 16);
+  keys[1] = block.key_end(row % 16);
+}
+
 // range: begin, end, full_begin, full_end, of all blocks before and of the piece after.
 FLASH3_API void flash3_test_piece_of(int32_t piece, int32_t most, int32_t *range) {
   const BlockRange r = piece_of({range[0], range[1], range[2], range[3]}, piece, most);

@@ -32,19 +32,89 @@ struct Epilogue {
     return results;
   }
 
-  // Stages the warpgroup's output at `to` in shared memory and stores it through TMA, which still reads there when this
-  // returns. All its warps must know that nobody reads there any more.
-  __device__ __forceinline__ void store(const WorkTile &tile, const RowResults &results, float (&o)[kOutputs],
-                                        Element *to) const {
+  // The same, with what the LSE follows from in `lse`, a place for each row of the warpgroup: another warp stores it.
+  __device__ __forceinline__ RowResults finish_rows(const WorkTile &tile, const OnlineSoftmax &softmax,
+                                                    RowLse *lse) const {
+    const RowResults results = softmax.finish(sinks(tile));
+    const int lane = threadIdx.x % 32;
+    const int row = threadIdx.x % 128 / 32 * 16 + lane / 4;
+    if (lane % 4 == 0) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) lse[row + 8 * r] = results.lse[r];
+    }
+    return results;
+  }
+
+  // From the accumulated output to the result.
+  __device__ __forceinline__ void complete(const WorkTile &tile, const RowResults &results,
+                                           float (&o)[kOutputs]) const {
     const Repair<Traits> repair{args, tile, Traits::warp_row(tile, warpgroup)};
     const bool suspect = repair.suspect(o);
     normalise(results, o);
     if (suspect) repair.run(o, results.lse);
+  }
+
+  // Stages the warpgroup's output at `to` in shared memory and stores it through TMA, which still reads there when this
+  // returns. All its warps must know that nobody reads there any more.
+  __device__ __forceinline__ void store(const WorkTile &tile, const RowResults &results, float (&o)[kOutputs],
+                                        Element *to) const {
+    complete(tile, results, o);
     if (is_partial()) return store_partial(tile, o);
     stage(o, to);
     ptx::fence_proxy_async_shared();
     ptx::bar_sync(NamedBarriers<Traits>::epilogue(warpgroup), 128);
-    store_boxes(tile, to);
+    store_boxes(tile, to, ptx::uniform(threadIdx.x % 128 / 32), 4);
+  }
+
+  // The warp's 16 rows in the layout of the tensor map. Each stmatrix writes 16 rows x 16 columns: matrices (row half,
+  // column half) = (0,0) (1,0) (0,1) (1,1), in the order of the accumulator's registers. Lane l gives the address of
+  // row l % 16 and column half l / 16.
+  __device__ __forceinline__ void stage(const float (&o)[kOutputs], Element *to) const {
+    const int lane = threadIdx.x % 32;
+    char *const rows = reinterpret_cast<char *>(to + threadIdx.x % 128 / 32 * 16 * Traits::kBoxCols);
+#pragma unroll
+    for (int j = 0; j < Traits::kHeadDimV / 16; ++j) {
+      const uint32_t at =
+          swizzled_offset<Traits::kSwizzleBytes, Traits::kStagedRows>(lane % 16, 16 * j + lane / 16 * 8);
+      ptx::stmatrix_x4(rows + at, pack2<Element>(o[8 * j], o[8 * j + 1]), pack2<Element>(o[8 * j + 2], o[8 * j + 3]),
+                       pack2<Element>(o[8 * j + 4], o[8 * j + 5]), pack2<Element>(o[8 * j + 6], o[8 * j + 7]));
+    }
+  }
+
+  // The warpgroup's 64 rows, by one warp or, a column block to each, by all of them: issuing a store takes some hundred
+  // clocks.
+  __device__ __forceinline__ void store_boxes(const WorkTile &tile, const Element *to, int warp = 0,
+                                              int warps = 1) const {
+    const int64_t row0 = Traits::warpgroup_row(tile, warpgroup);
+    const TileRows<Traits> rows{args};
+    if (row0 >= rows.count(tile.seqlen_q)) return;
+#pragma unroll
+    for (int pass = 0; pass < Traits::kColBlocksV; pass += warps) {
+      const int c = pass + warp;
+      const int32_t col = Traits::first_column() + c * Traits::kBoxCols;
+      if (c >= Traits::kColBlocksV || col >= args.head_dim_v || !ptx::elect_one()) continue;
+      ptx::TmaCoord at;
+      at.col = col;
+      at.row = static_cast<int32_t>(args.q_side.rows - tile.seqlen_q + rows.query(row0));
+      at.end = tile.q_end;
+      at.head = tile.head * rows.pack();
+      at.batch = Traits::packed(args.q_side) ? 0 : tile.batch;
+      if constexpr (Traits::kPieces) at = rows.in_order_of_map(at);
+      ptx::tma_store(&args.out_map, to + c * Traits::kStagedRows * Traits::kBoxCols, at);
+      ptx::tma_store_commit_group();
+    }
+  }
+
+  // Of the warpgroup's 64 rows, by one warp.
+  __device__ __forceinline__ void store_staged_lse(const WorkTile &tile, const RowLse *lse) const {
+    if (args.lse == nullptr) return;
+    const int64_t row0 = Traits::warpgroup_row(tile, warpgroup);
+    float *const at = lse_at(tile, row0);
+#pragma unroll
+    for (int i = 0; i < 64; i += 32) {
+      const int row = i + threadIdx.x % 32;
+      if (row0 + row < tile.seqlen_q) at[row] = lse[row].value();
+    }
   }
 
   // A tile whose rows see no key: zeros and LSE, without touching shared memory that the producer may be filling.
@@ -126,7 +196,7 @@ struct Epilogue {
     for (int i = 0; i < kOutputs; ++i) o[i] = results.empty[i / 2 % 2] ? 0.f : o[i];
   }
 
-  __device__ __forceinline__ void store_lse(const WorkTile &tile, const float (&lse)[2]) const {
+  __device__ __forceinline__ void store_lse(const WorkTile &tile, const RowLse (&lse)[2]) const {
     const int lane = threadIdx.x % 32;
     const int64_t row0 = Traits::warp_row(tile, warpgroup) + lane / 4;
     if constexpr (Traits::kPieces) {
@@ -135,7 +205,7 @@ struct Epilogue {
       for (int r = 0; r < 2; ++r) {
         const int64_t row = row0 + 8 * r;
         if (row >= TileRows<Traits>{args}.count(tile.seqlen_q)) continue;
-        *(is_partial() ? args.partials.lse + partial_row(tile, row) : lse_at(tile, row)) = lse[r];
+        *(is_partial() ? args.partials.lse + partial_row(tile, row) : lse_at(tile, row)) = lse[r].value();
       }
       return;
     }
@@ -143,45 +213,7 @@ struct Epilogue {
     float *const at = lse_at(tile, row0);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      if (row0 + 8 * r < tile.seqlen_q) at[8 * r] = lse[r];
-    }
-  }
-
-  // The warp's 16 rows in the layout of the tensor map. Each stmatrix writes 16 rows x 16 columns: matrices (row half,
-  // column half) = (0,0) (1,0) (0,1) (1,1), in the order of the accumulator's registers. Lane l gives the address of
-  // row l % 16 and column half l / 16.
-  __device__ __forceinline__ void stage(const float (&o)[kOutputs], Element *to) const {
-    const int lane = threadIdx.x % 32;
-    char *const rows = reinterpret_cast<char *>(to + threadIdx.x % 128 / 32 * 16 * Traits::kBoxCols);
-#pragma unroll
-    for (int j = 0; j < Traits::kHeadDimV / 16; ++j) {
-      const uint32_t at =
-          swizzled_offset<Traits::kSwizzleBytes, Traits::kStagedRows>(lane % 16, 16 * j + lane / 16 * 8);
-      ptx::stmatrix_x4(rows + at, pack2<Element>(o[8 * j], o[8 * j + 1]), pack2<Element>(o[8 * j + 2], o[8 * j + 3]),
-                       pack2<Element>(o[8 * j + 4], o[8 * j + 5]), pack2<Element>(o[8 * j + 6], o[8 * j + 7]));
-    }
-  }
-
-  // The warpgroup's 64 rows, a column block to a warp: issuing a store takes some hundred clocks.
-  __device__ __forceinline__ void store_boxes(const WorkTile &tile, const Element *to) const {
-    const int64_t row0 = Traits::warpgroup_row(tile, warpgroup);
-    const TileRows<Traits> rows{args};
-    if (row0 >= rows.count(tile.seqlen_q)) return;
-    const int warp = ptx::uniform(threadIdx.x % 128 / 32);
-#pragma unroll
-    for (int pass = 0; pass < Traits::kColBlocksV; pass += 4) {
-      const int c = pass + warp;
-      const int32_t col = Traits::first_column() + c * Traits::kBoxCols;
-      if (c >= Traits::kColBlocksV || col >= args.head_dim_v || !ptx::elect_one()) continue;
-      ptx::TmaCoord at;
-      at.col = col;
-      at.row = static_cast<int32_t>(args.q_side.rows - tile.seqlen_q + rows.query(row0));
-      at.end = tile.q_end;
-      at.head = tile.head * rows.pack();
-      at.batch = Traits::packed(args.q_side) ? 0 : tile.batch;
-      if constexpr (Traits::kPieces) at = rows.in_order_of_map(at);
-      ptx::tma_store(&args.out_map, to + c * Traits::kStagedRows * Traits::kBoxCols, at);
-      ptx::tma_store_commit_group();
+      if (row0 + 8 * r < tile.seqlen_q) at[8 * r] = lse[r].value();
     }
   }
 };

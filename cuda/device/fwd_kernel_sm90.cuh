@@ -11,28 +11,11 @@
 #include "device/producer_cache.cuh"
 #include "device/producer_sm90.cuh"
 #include "device/ptx.cuh"
+#include "device/storer.cuh"
+#include "device/tile_reader.cuh"
 #include "device/tile_traits.cuh"
 
 namespace flash3::device {
-
-// The tiles that the producer publishes, one after the other.
-template <class Traits>
-struct TileReader {
-  typename Traits::SharedStorage &smem;
-  RingState<Traits::kTileSlots> state = RingState<Traits::kTileSlots>::consumer();
-
-  __device__ __forceinline__ explicit TileReader(typename Traits::SharedStorage &s) : smem(s) { wait(); }
-
-  __device__ __forceinline__ const WorkTile &tile() const { return smem.tile[state.index()]; }
-  __device__ __forceinline__ bool valid() const { return ptx::uniform(tile().valid != 0); }
-  __device__ __forceinline__ core::BlockRange range() const {
-    const core::BlockRange &r = tile().range;
-    return {ptx::uniform(r.begin), ptx::uniform(r.end), ptx::uniform(r.full_begin), ptx::uniform(r.full_end)};
-  }
-  __device__ __forceinline__ void wait() const {
-    ptx::mbarrier_wait(&smem.barriers.tile_full[state.index()], state.parity());
-  }
-};
 
 template <class Traits>
 __device__ __forceinline__ void consume(const FwdArgs &args, typename Traits::SharedStorage &smem, int warpgroup) {
@@ -43,15 +26,14 @@ __device__ __forceinline__ void consume(const FwdArgs &args, typename Traits::Sh
   bool started = false;  // the scores of the tile's first block are in `s`
   float s[Loop::kScores];
   mainloop.begin_turns();
-  while (reader.valid()) {
+  while (started || reader.valid()) {
     const WorkTile &tile = reader.tile();
     const core::BlockRange range = reader.range();
     TileReader<Traits> next = reader;
     next.state.advance();
-    if (ptx::uniform(range.begin == range.end)) {
+    if (!started && ptx::uniform(range.begin == range.end)) {
       epilogue.store_empty(tile);
       next.wait();
-      started = false;
     } else {
       if (!started) mainloop.start(s);
       OnlineSoftmax softmax(Traits::kScoreMod ? 1.f : args.scale_log2);
@@ -59,27 +41,33 @@ __device__ __forceinline__ void consume(const FwdArgs &args, typename Traits::Sh
       float o[Loop::kOutputs];
       mainloop.run(tile, range, s, p, o, softmax);
       if constexpr (Traits::kOverlapsTiles) {
-        next.wait();
-        started = ptx::uniform(next.tile().valid != 0 && next.tile().range.begin < next.tile().range.end);
-        mainloop.finish_and_start(p, o, s, started);
+        started = mainloop.finish_and_start(p, o, s, next);
       } else {
         mainloop.finish(p, o);
       }
-      const RowResults results = epilogue.finish_rows(tile, softmax);
-      mainloop.wait_output(o);
-      epilogue.store(tile, results, o, mainloop.output_place());
+      if constexpr (Traits::kStores) {
+        const RowResults results = epilogue.finish_rows(tile, softmax, smem.lse + 64 * warpgroup);
+        mainloop.wait_output(o);
+        epilogue.complete(tile, results, o);
+        epilogue.stage(o, mainloop.output_place());
+        ptx::fence_proxy_async_shared();
+        ptx::mbarrier_arrive(&smem.barriers.staged[warpgroup]);
+      } else {
+        const RowResults results = epilogue.finish_rows(tile, softmax);
+        mainloop.wait_output(o);
+        epilogue.store(tile, results, o, mainloop.output_place());
+      }
       if constexpr (Traits::kOverlapsTiles) {
         mainloop.join(s);
       } else {
         next.wait();
       }
     }
-    ptx::mbarrier_arrive(&smem.barriers.tile_empty[reader.state.index()]);
-    reader.state = next.state;
+    reader.advance();
   }
   mainloop.end_turns();
   // The copy engine still reads this block's shared memory.
-  ptx::tma_store_wait_read();
+  if constexpr (!Traits::kStores) ptx::tma_store_wait_read();
 }
 
 template <class Traits>
@@ -113,6 +101,8 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) fwd_kernel_sm90(const __g
         producer.run(first);
       } else if (Traits::kScouts && warp < 2 * Traits::kStreams) {
         TileScout<Traits>(args, smem[warp - Traits::kStreams], warp - Traits::kStreams).run();
+      } else if (Traits::kStores && warp >= 4 - Traits::kStreams) {
+        Storer<Traits>(args, smem[warp - (4 - Traits::kStreams)]).run();
       }
     }
   } else {

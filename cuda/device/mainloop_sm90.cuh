@@ -15,6 +15,7 @@
 #include "device/scores.cuh"
 #include "device/softmax.cuh"
 #include "device/swizzle.cuh"
+#include "device/tile_reader.cuh"
 #include "device/tile_traits.cuh"
 
 namespace flash3::device {
@@ -113,10 +114,10 @@ struct Mainloop {
       const int64_t first_row = Traits::warp_row(tile, warpgroup);
       if constexpr (Traits::kScoreMod) RowScores(args, tile, first_row, slope).modify(s, args, block * kBlockN);
       if (range.is_full(block)) return;
-      const core::Mask mask{args.window, tile.seqlen_q, tile.seqlen_k};
       const TileRows<Traits> rows{args};
       const int64_t first_query = rows.query(first_row);
-      mask_scores(s, core::BlockMask::make(mask, first_query, int64_t{block} * kBlockN), args.window.left >= 0,
+      const auto in_tile = static_cast<int32_t>(first_query - rows.query(Traits::warpgroup_row(tile, 0)));
+      mask_scores(s, tile.mask.of_block(block, in_tile, range, kBlockN), args.window.left >= 0,
                   [&](int row) { return static_cast<int>(rows.query(first_row + row) - first_query); });
     };
 
@@ -181,20 +182,34 @@ struct Mainloop {
     issue_pv(p, v_descriptor(), o);
   }
 
-  // The same, and behind it the first product of the next tile: join() completes `s`. Where there is no next tile
-  // (`has_next`), that product reads whatever lies there, and `s` is of no use.
-  __device__ __forceinline__ void finish_and_start(uint32_t (&p)[kScores / 2], float (&o)[kOutputs],
-                                                   float (&s)[kScores], bool has_next) {
+  // The same, and behind it the first product of the next tile, if there is one with a key block: join() completes `s`.
+  // Returns whether there is; if not, that product reads whatever lies there, and `s` is of no use.
+  __device__ __forceinline__ bool finish_and_start(uint32_t (&p)[kScores / 2], float (&o)[kOutputs],
+                                                   float (&s)[kScores], const TileReader<Traits> &next) {
+    // An answer of a barrier takes 50 clocks and more: all of them are asked at once, and waited for if need be.
+    const bool has_tile = next.is_there();
+    const bool has_q = ptx::mbarrier_test(&smem.barriers.q_full[q_state.index()], q_state.parity());
+    const bool has_k = ptx::mbarrier_test(&smem.barriers.k_full[k_state.index()], k_state.parity());
+    const bool has_v = ptx::mbarrier_test(&smem.barriers.v_full[v_state.index()], v_state.parity());
+    const bool has_place = !Traits::kStores || ptx::mbarrier_test(&smem.barriers.stored[warpgroup], q_state.step % 2);
+    if (!ptx::uniform_all(has_tile)) next.wait();
+    const bool has_next = next.has_blocks();
     if (has_next) {
-      wait_tile();
+      if (!ptx::uniform_all(has_q && has_k)) wait_tile();
       keep_q();
     }
-    wait_keys(smem.barriers.v_full, v_state);
-    if (ptx::elect_one()) ptx::tma_store_wait_read();  // the epilogue is next, and the turn tells the other warps
+    if (!ptx::uniform_all(has_v && has_place)) {
+      ptx::mbarrier_wait(&smem.barriers.v_full[v_state.index()], v_state.parity());
+      if constexpr (Traits::kStores) ptx::mbarrier_wait(&smem.barriers.stored[warpgroup], q_state.step % 2);
+    }
+    if constexpr (Traits::kCache) fence_keys();
+    // The epilogue is next, and the turn tells the other warps.
+    if (!Traits::kStores && ptx::elect_one()) ptx::tma_store_wait_read();
     take_turn();
     issue_pv(p, v_descriptor(), o);
     issue_qk(q_descriptor(), k_descriptor(), s);
     pass_turn();
+    return has_next;
   }
 
   // Completes `o`.
@@ -253,9 +268,12 @@ struct Mainloop {
   template <int kStages>
   __device__ __forceinline__ void wait_keys(const uint64_t (&full)[kStages], const RingState<kStages> &state) const {
     ptx::mbarrier_wait(&full[state.index()], state.parity());
-    if constexpr (Traits::kCache) {
-      if (args.cache_loads == CacheLoads::kRows) ptx::fence_proxy_async_shared();
-    }
+    if constexpr (Traits::kCache) fence_keys();
+  }
+
+  // Behind the wait for keys that were copied by ordinary accesses.
+  __device__ __forceinline__ void fence_keys() const {
+    if (args.cache_loads == CacheLoads::kRows) ptx::fence_proxy_async_shared();
   }
 
   // Of this warpgroup's rows in the stage of Q that q_state is at.

@@ -90,14 +90,15 @@ __device__ __forceinline__ void store_mla(const SplitArgs &args, const core::Spl
       auto *const to = const_cast<Element *>(row_of<Element>(args.out, piece.batch, row, rows.head[r]));
       store.whole(r, to + kCol, rows.exists[r]);
       if (kGroup == 0 && args.lse != nullptr && first_lane && rows.exists[r]) {
-        args.lse[piece.batch * args.lse_batch_stride + rows.head[r] * args.lse_head_stride + row] = results.lse[r];
+        args.lse[piece.batch * args.lse_batch_stride + rows.head[r] * args.lse_head_stride + row] =
+            results.lse[r].value();
       }
     } else {
       const int64_t query = args.packed_q ? row : int64_t{piece.batch} * args.seqlen_q + row;
       const int64_t at = partials.row(schedule, number, rows.index(r), query, rows.head[r]);
       // Nobody reads what belongs to a row that has seen no key.
       store.partial(r, partials.out + at * args.head_dim_v + kCol, rows.exists[r] && !results.empty[r]);
-      if (kGroup == 0 && first_lane && rows.exists[r]) partials.lse[at] = results.lse[r];
+      if (kGroup == 0 && first_lane && rows.exists[r]) partials.lse[at] = results.lse[r].value();
     }
   }
 }

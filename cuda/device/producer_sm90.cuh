@@ -63,6 +63,7 @@ struct Producer : TileFinder<Traits> {
     has_v = has_blocks;
     if (is_leader()) {
       smem.tile[0] = tile;
+      smem.tile[0].mask = this->mask_of(tile);
       if constexpr (Traits::kScouts) smem.job[0].number = static_cast<int32_t>(t);
       ptx::mbarrier_arrive(&smem.barriers.tile_full[0]);
     }

@@ -24,6 +24,9 @@ __device__ __forceinline__ T uniform(T x) {
 // A condition that is the same in every lane, made known as such, for branches.
 __device__ __forceinline__ bool uniform(bool condition) { return __any_sync(0xffffffffu, condition); }
 
+// Whether a condition holds in every lane, made known as the same in all of them.
+__device__ __forceinline__ bool uniform_all(bool condition) { return __all_sync(0xffffffffu, condition); }
+
 // Of a converged warp, one lane, always the same; unlike a comparison of lane numbers this tells the compiler that it
 // is only one.
 __device__ __forceinline__ bool elect_one() { return cute::elect_one_sync(); }
@@ -41,6 +44,16 @@ __device__ __forceinline__ void mbarrier_init(uint64_t *bar, uint32_t arrivals) 
 __device__ __forceinline__ void mbarrier_wait(const uint64_t *bar, uint32_t parity) {
   Barrier::wait(bar, parity);
   compiler_fence();
+}
+
+// Whether it has; without waiting, so that several barriers can be asked at once.
+__device__ __forceinline__ bool mbarrier_test(const uint64_t *bar, uint32_t parity) {
+  uint32_t passed;
+  asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+               : "=r"(passed)
+               : "r"(shared_address(bar)), "r"(parity)
+               : "memory");
+  return passed != 0;
 }
 
 __device__ __forceinline__ void mbarrier_arrive(const uint64_t *bar) {

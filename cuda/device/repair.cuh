@@ -52,8 +52,8 @@ struct Repair {
     return __any_sync(0xffffffffu, sum != sum);
   }
 
-  // o holds the final output of the thread's two rows, lse their log-sum-exp.
-  __device__ __forceinline__ void run(float (&o)[kOutputs], const float (&lse)[2]) const {
+  // o holds the final output of the thread's two rows, of_row their log-sum-exp.
+  __device__ __forceinline__ void run(float (&o)[kOutputs], const RowLse (&of_row)[2]) const {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -65,9 +65,10 @@ struct Repair {
         for (int c = 0; c < 2; ++c) trace[j % 2 * 2 + c] = fmaf(o[4 * j + 2 * r + c], 0.f, trace[j % 2 * 2 + c]);
       }
       const float sum = (trace[0] + trace[1]) + (trace[2] + trace[3]);
-      const bool bad = sum != sum && isfinite(lse[r]) && row < TileRows<Traits>{args}.count(tile.seqlen_q);
+      const float lse = of_row[r].value();
+      const bool bad = sum != sum && isfinite(lse) && row < TileRows<Traits>{args}.count(tile.seqlen_q);
       const uint32_t lanes = __ballot_sync(0xffffffffu, bad);
-      if ((lanes >> (lane / 4 * 4) & 0xfu) != 0) recompute(o, r, row, lse[r]);
+      if ((lanes >> (lane / 4 * 4) & 0xfu) != 0) recompute(o, r, row, lse);
       __syncwarp();
     }
   }

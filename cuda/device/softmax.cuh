@@ -42,9 +42,17 @@ __device__ __forceinline__ float quad_sum(float x) {
   return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
+// The log-sum-exp of a row, not yet computed: the natural logarithm of total * 2^top, or `top` itself where the total
+// is 0, which that of a row with keys or a sink is not.
+struct RowLse {
+  float top, total;
+
+  __device__ __forceinline__ float value() const { return total == 0.f ? top : (top + ptx::lg2(total)) * core::kLn2; }
+};
+
 // Of a thread's two rows.
 struct RowResults {
-  float lse[2];     // natural logarithm
+  RowLse lse[2];
   float factor[2];  // turns the accumulated output into the result
   bool empty[2];    // no key was visible: the result is 0 whatever was accumulated, NaN included
 };
@@ -258,7 +266,7 @@ struct OnlineSoftmax {
       // The first visible score gave the row its reference.
       out.empty[r] = sum == 0.f && reference[r] == -INFINITY;
       // The approximations of the hardware do: total is at least 1, as the term of the reference is, or the sink.
-      out.lse[r] = out.empty[r] ? sink : (top + ptx::lg2(total)) * core::kLn2;
+      out.lse[r] = out.empty[r] ? RowLse{sink, 0.f} : RowLse{top, total};
       out.factor[r] = keep * ptx::rcp(total);
     }
     return out;

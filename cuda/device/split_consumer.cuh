@@ -230,7 +230,8 @@ struct SplitConsumer {
       if (piece.whole) {
         auto *const to = const_cast<Element *>(row_of<Element>(args.out, piece.batch, row, rows.head[r]));
         if (args.lse != nullptr && lane % 4 == 0) {
-          args.lse[piece.batch * args.lse_batch_stride + rows.head[r] * args.lse_head_stride + row] = results.lse[r];
+          args.lse[piece.batch * args.lse_batch_stride + rows.head[r] * args.lse_head_stride + row] =
+              results.lse[r].value();
         }
 #pragma unroll
         for (int j = 0; j < kOutputs / 4; ++j) {
@@ -243,7 +244,7 @@ struct SplitConsumer {
       } else {
         const int64_t query = args.packed_q ? row : int64_t{piece.batch} * args.seqlen_q + row;
         const int64_t at = partials.row(schedule, number, rows.index(r), query, rows.head[r]);
-        if (lane % 4 == 0) partials.lse[at] = results.lse[r];
+        if (lane % 4 == 0) partials.lse[at] = results.lse[r].value();
         if (results.empty[r]) continue;  // nobody reads it
         float *const to = partials.out + at * args.head_dim_v;
 #pragma unroll

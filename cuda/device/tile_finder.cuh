@@ -84,11 +84,18 @@ struct TileFinder : TileLoads<Traits> {
     ptx::wait_for_previous_kernel();  // first_m_block is its work
   }
 
+  // Of a tile that has been described.
+  __device__ __forceinline__ core::TileMask mask_of(const WorkTile &tile) const {
+    const int64_t first_query = TileRows<Traits>{args}.query(Traits::warpgroup_row(tile, 0));
+    return core::TileMask::make({args.window, tile.seqlen_q, tile.seqlen_k}, first_query, tile.range, Traits::kBlockN);
+  }
+
   // In the leader only.
   __device__ __forceinline__ void publish(const WorkTile &tile, const Job &job = {}) {
     const uint32_t i = tile_state.index();
     ptx::mbarrier_wait(&smem.barriers.tile_empty[i], tile_state.parity());
     smem.tile[i] = tile;
+    smem.tile[i].mask = this->mask_of(tile);
     if constexpr (Traits::kScouts) smem.job[i] = job;
     ptx::mbarrier_arrive(&smem.barriers.tile_full[i]);  // release: orders the stores before it
     tile_state.advance();

@@ -36,7 +36,7 @@ enum class InitBarriers { kAll, kFirst, kOthers };
 // tiles, too.
 template <class Traits, InitBarriers kWhich = InitBarriers::kAll>
 __device__ __forceinline__ void init_barriers(typename Traits::SharedStorage &smem, int key_arrivals = 1,
-                                              int followers = Traits::kScouts ? 32 : 0) {
+                                              int followers = Traits::kFollowers) {
   constexpr int kFirstK = Traits::kQStages;  // among either kind
   constexpr int kFirstTile = kFirstK + 2 * Traits::kStages;
   if (ptx::elect_one()) {
@@ -58,6 +58,13 @@ __device__ __forceinline__ void init_barriers(typename Traits::SharedStorage &sm
                          Traits::kConsumers * readers * (of_tiles ? 128 : 4) + (of_tiles ? followers : 0));
     }
     if (Traits::kScouts && kWhich != InitBarriers::kFirst) ptx::mbarrier_init(&smem.barriers.tile_wanted, 1);
+    if constexpr (Traits::kStores && kWhich != InitBarriers::kFirst) {
+#pragma unroll
+      for (int i = 0; i < Traits::kConsumers; ++i) {
+        ptx::mbarrier_init(&smem.barriers.staged[i], 128);
+        ptx::mbarrier_init(&smem.barriers.stored[i], 32);
+      }
+    }
     ptx::fence_mbarrier_init();
   }
   __syncwarp();

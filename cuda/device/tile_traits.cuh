@@ -7,6 +7,7 @@
 #include "core/block_range.h"
 #include "core/seqlen.h"
 #include "core/tile_config.h"
+#include "device/softmax.cuh"
 
 namespace flash3::device {
 
@@ -18,6 +19,7 @@ struct alignas(16) WorkTile {
   int32_t valid;  // 0: no tile is left; otherwise 1 + the number of the piece
   int32_t seqlen_q, seqlen_k;
   int32_t q_start, q_end;  // first row of the sequence in q and out, and the row behind its last
+  core::TileMask mask;     // of published tiles
 };
 
 // What the loads of a tile need to know, as TMA coordinates.
@@ -100,6 +102,10 @@ struct TileTraits {
   // Whether softcap and ALiBi, too, are taken without the maximum where that can be: it takes the registers that two
   // consumer warpgroups have.
   static constexpr bool kDirectScores = kScoreMod && !kExactMax && kWarpgroups <= 2;
+  // Whether a warp beside the producer stores what the consumers have staged (Storer).
+  static constexpr bool kStores = kOverlapsTiles && !kIsShort && !kCache && kStreams == 1 && kBlockM > 64;
+  // Threads of the producer's warpgroup that read the tiles, too.
+  static constexpr int kFollowers = (kScouts ? 32 : 0) + (kStores ? 32 : 0);
   // Rings find their place by the low bits of a count.
   static_assert((kStages & (kStages - 1)) == 0 && (kQStages & (kQStages - 1)) == 0, "powers of two");
 
@@ -132,10 +138,14 @@ struct TileTraits {
     uint64_t q_empty[kQStages], k_empty[kStages], v_empty[kStages], tile_empty[kTileSlots];
     uint64_t out_empty;    // where the output is staged in the place of V
     uint64_t tile_wanted;  // by the producer, of its scout
+    // A warpgroup's output and RowLse: by its threads, that they are there; by the Storer, that they may be
+    // overwritten.
+    uint64_t staged[kStores ? kConsumers : 1], stored[kStores ? kConsumers : 1];
   };
   static constexpr int kFullBarriers = kQStages + 2 * kStages + kTileSlots;
   static constexpr int kEmptyBarriers = kFullBarriers + 1;
-  static_assert(sizeof(Barriers) == 8 * (kFullBarriers + kEmptyBarriers + 1), "all of them");
+  static_assert(sizeof(Barriers) == 8 * (kFullBarriers + kEmptyBarriers + 1 + 2 * (kStores ? kConsumers : 1)),
+                "all of them");
 
   struct SharedStorage {
     alignas(1024) Element q[kQStages][kBlockM * kHeadDim];
@@ -146,6 +156,7 @@ struct TileTraits {
     WorkTile tile[kTileSlots];
     Job job[kIsShort || kScouts ? kTileSlots : 1];
     int32_t first_m_block[kMostAddedUp + 1];
+    RowLse lse[kStores ? kBlockM : 1];
   };
   // Whether that side of the call is packed: without a batch dimension.
   static __device__ __forceinline__ bool packed(const core::SeqSide &side) {

@@ -17,6 +17,7 @@ _int32_p = POINTER(c_int32)
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "mask_keys": (None, [c_int64, c_int64, c_int32, c_int32, _int32_p]),
     "mask_visible": (c_int32, [c_int64, c_int64, c_int32, c_int32, c_int64, c_int64]),
+    "tile_mask_keys": (None, [c_int64, c_int64, *[c_int32] * 8, _int32_p]),
     "block_mask_keys": (None, [c_int64, c_int64, c_int32, c_int32, c_int64, c_int64, c_int32, _int32_p]),
     "block_range": (None, [c_int64, c_int64, *[c_int32] * 5, _int32_p]),
     "piece_of": (None, [c_int32, c_int32, _int32_p]),
@@ -95,6 +96,14 @@ class MaskCase:
     def block_mask_keys(self, first_row: int, first_key: int, row: int) -> tuple[int, int]:
         """Visible keys of row first_row + row, counted from first_key; may lie outside the sequence."""
         begin, end = _int32s(2, "block_mask_keys", *self._args(), first_row, first_key, row)
+        return begin, end
+
+    def tile_mask_keys(
+        self, first_row: int, blocks: tuple[int, int], block_n: int, block: int, row: int
+    ) -> tuple[int, int]:
+        """Visible keys of row first_row + row of a tile that visits these blocks, counted from those of one of them."""
+        args = (first_row, *blocks, block_n, block, row)
+        begin, end = _int32s(2, "tile_mask_keys", *self._args(), *args)
         return begin, end
 
     def block_range(self, row_begin: int, row_end: int, block_n: int) -> tuple[int, int, int, int]:
