@@ -45,16 +45,19 @@ __device__ __forceinline__ void consume(const FwdArgs &args, typename Traits::Sh
       } else {
         mainloop.finish(p, o);
       }
+      RowResults results;
+      if constexpr (Traits::kStoresLse) {
+        results = epilogue.finish_rows(tile, softmax, smem.lse + 64 * warpgroup);
+      } else {
+        results = epilogue.finish_rows(tile, softmax);
+      }
+      mainloop.wait_output(o);
       if constexpr (Traits::kStores) {
-        const RowResults results = epilogue.finish_rows(tile, softmax, smem.lse + 64 * warpgroup);
-        mainloop.wait_output(o);
         epilogue.complete(tile, results, o);
         epilogue.stage(o, mainloop.output_place());
         ptx::fence_proxy_async_shared();
         ptx::mbarrier_arrive(&smem.barriers.staged[warpgroup]);
       } else {
-        const RowResults results = epilogue.finish_rows(tile, softmax);
-        mainloop.wait_output(o);
         epilogue.store(tile, results, o, mainloop.output_place());
       }
       if constexpr (Traits::kOverlapsTiles) {

@@ -84,7 +84,7 @@ struct Mainloop {
     take_turn();
     issue_qk(q_descriptor(), k_descriptor(), s);
     pass_turn();
-    if constexpr (!Traits::kOverlapsTiles) release_out();
+    if constexpr (Traits::kStagesInV && !Traits::kStores) release_out();
     wgmma_wait_group<0>();
     fence_accumulators(s);
   }
@@ -178,7 +178,8 @@ struct Mainloop {
 
   // The last product of a tile, which stays in flight.
   __device__ __forceinline__ void finish(uint32_t (&p)[kScores / 2], float (&o)[kOutputs]) {
-    wait_keys(smem.barriers.v_full, v_state);
+    if (!ptx::uniform_all(can_finish())) wait_to_finish();
+    if constexpr (Traits::kCache) fence_keys();
     issue_pv(p, v_descriptor(), o);
   }
 
@@ -190,18 +191,14 @@ struct Mainloop {
     const bool has_tile = next.is_there();
     const bool has_q = ptx::mbarrier_test(&smem.barriers.q_full[q_state.index()], q_state.parity());
     const bool has_k = ptx::mbarrier_test(&smem.barriers.k_full[k_state.index()], k_state.parity());
-    const bool has_v = ptx::mbarrier_test(&smem.barriers.v_full[v_state.index()], v_state.parity());
-    const bool has_place = !Traits::kStores || ptx::mbarrier_test(&smem.barriers.stored[warpgroup], q_state.step % 2);
+    const bool has_rest = can_finish();
     if (!ptx::uniform_all(has_tile)) next.wait();
     const bool has_next = next.has_blocks();
     if (has_next) {
       if (!ptx::uniform_all(has_q && has_k)) wait_tile();
       keep_q();
     }
-    if (!ptx::uniform_all(has_v && has_place)) {
-      ptx::mbarrier_wait(&smem.barriers.v_full[v_state.index()], v_state.parity());
-      if constexpr (Traits::kStores) ptx::mbarrier_wait(&smem.barriers.stored[warpgroup], q_state.step % 2);
-    }
+    if (!ptx::uniform_all(has_rest)) wait_to_finish();
     if constexpr (Traits::kCache) fence_keys();
     // The epilogue is next, and the turn tells the other warps.
     if (!Traits::kStores && ptx::elect_one()) ptx::tma_store_wait_read();
@@ -219,17 +216,15 @@ struct Mainloop {
     release(smem.barriers.v_empty, v_state);
   }
 
-  // Where this warpgroup stages its output, once nobody reads there any more. In the place of V the first warpgroup
-  // takes that of the block before the last one, with which the second one has been done for some time, and the second
-  // one that of the last block, which the first one multiplies before it. The producer loads V again when both outputs
-  // have left.
+  // Where this warpgroup stages its output, once nobody reads there any more.
   __device__ __forceinline__ Element *output_place() const {
-    if constexpr (!Traits::kStagesInV) return smem.own_out + warpgroup * 64 * Traits::kHeadDimV;
-    const uint32_t back = 2 - warpgroup;
-    if (v_state.step < back) return smem.v[v_state.step % Traits::kStages];  // no block has been there
-    const RingState<Traits::kStages> block = {v_state.step - back};
-    ptx::mbarrier_wait(&smem.barriers.v_empty[block.index()], block.parity());
-    return smem.v[block.index()];
+    if constexpr (Traits::kStagesInV) {
+      const OutputInV<Traits> place{v_state.step, warpgroup};
+      if (place.has_been_used()) {
+        ptx::mbarrier_wait(&smem.barriers.v_empty[place.block().index()], place.block().parity());
+      }
+    }
+    return output_of<Traits>(smem, v_state.step, warpgroup);
   }
 
   static __device__ __forceinline__ void join(float (&s)[kScores]) {
@@ -240,6 +235,18 @@ struct Mainloop {
  private:
   static __device__ __forceinline__ uint32_t place(const void *smem) {
     return Traits::kPaired ? ptx::address_in_block(smem) : ptx::shared_address(smem);
+  }
+
+  // Whether the last V of the tile is there, and, for a Storer, the place of what it is to store.
+  __device__ __forceinline__ bool can_finish() const {
+    const bool has_v = ptx::mbarrier_test(&smem.barriers.v_full[v_state.index()], v_state.parity());
+    if constexpr (!Traits::kStores) return has_v;
+    const bool has_place = ptx::mbarrier_test(&smem.barriers.stored[warpgroup], q_state.step % 2);
+    return has_v && has_place;
+  }
+  __device__ __forceinline__ void wait_to_finish() const {
+    ptx::mbarrier_wait(&smem.barriers.v_full[v_state.index()], v_state.parity());
+    if constexpr (Traits::kStores) ptx::mbarrier_wait(&smem.barriers.stored[warpgroup], q_state.step % 2);
   }
 
   // One key block: s = Q * K^T of this block while o += P * V of the block before; then p = what the functor makes of
@@ -310,26 +317,18 @@ struct Mainloop {
     gemm_rs<Element, Traits::kHeadDimV, kBlockN, Traits::kSwizzleBytes>(p, v, o);
   }
 
-  // Lets V of this tile in where the output of the tile before, if there is one, has been staged.
+  // Lets V of this tile in where the output of the tile before, if there is one, has been staged and no Storer does.
   __device__ __forceinline__ void release_out() const {
     if (q_state.step == 0 || !ptx::elect_one()) return;
     ptx::tma_store_wait_read();
-    arrive_at_readers(&smem.barriers.out_empty);
+    arrive_at_readers<Traits>(&smem.barriers.out_empty);
   }
 
   // One arrival a warp, once the whole warp has read the buffer.
   template <int kStages>
   __device__ __forceinline__ static void release(uint64_t (&empty)[kStages], RingState<kStages> &state) {
-    if (threadIdx.x % 32 == 0) arrive_at_readers(&empty[state.index()]);
+    if (threadIdx.x % 32 == 0) arrive_at_readers<Traits>(&empty[state.index()]);
     state.advance();
-  }
-
-  // Whoever loads into a buffer of a pair must know of both of them that they have been read.
-  __device__ __forceinline__ static void arrive_at_readers(uint64_t *bar) {
-    ptx::mbarrier_arrive(bar);
-    if constexpr (Traits::kPaired) {
-      ptx::mbarrier_arrive_cluster(ptx::mapa(ptx::shared_address(bar), ptx::cluster_rank() ^ 1));
-    }
   }
 
   // A single warpgroup has its turn always, but its warps still meet there.

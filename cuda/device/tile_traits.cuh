@@ -102,8 +102,10 @@ struct TileTraits {
   // Whether softcap and ALiBi, too, are taken without the maximum where that can be: it takes the registers that two
   // consumer warpgroups have.
   static constexpr bool kDirectScores = kScoreMod && !kExactMax && kWarpgroups <= 2;
-  // Whether a warp beside the producer stores what the consumers have staged (Storer).
-  static constexpr bool kStores = kOverlapsTiles && !kIsShort && !kCache && kStreams == 1 && kBlockM > 64;
+  // Whether a warp beside the producer stores what the consumers have staged (Storer), and, where there is memory for
+  // it, the LSE. A call of few tiles gains nothing by it, and has more code to wait for.
+  static constexpr bool kStores = !kIsShort && !kCache && !(kScouts && kStreams > 1) && kBlockM > 64;
+  static constexpr bool kStoresLse = kStores && kStreams == 1;
   // Threads of the producer's warpgroup that read the tiles, too.
   static constexpr int kFollowers = (kScouts ? 32 : 0) + (kStores ? 32 : 0);
   // Rings find their place by the low bits of a count.
@@ -136,7 +138,7 @@ struct TileTraits {
   struct Barriers {
     uint64_t q_full[kQStages], k_full[kStages], v_full[kStages], tile_full[kTileSlots];
     uint64_t q_empty[kQStages], k_empty[kStages], v_empty[kStages], tile_empty[kTileSlots];
-    uint64_t out_empty;    // where the output is staged in the place of V
+    uint64_t out_empty;    // where the output is staged in the place of V; completed by the Storer, if there is one
     uint64_t tile_wanted;  // by the producer, of its scout
     // A warpgroup's output and RowLse: by its threads, that they are there; by the Storer, that they may be
     // overwritten.
@@ -156,7 +158,7 @@ struct TileTraits {
     WorkTile tile[kTileSlots];
     Job job[kIsShort || kScouts ? kTileSlots : 1];
     int32_t first_m_block[kMostAddedUp + 1];
-    RowLse lse[kStores ? kBlockM : 1];
+    RowLse lse[kStoresLse ? kBlockM : 1];
   };
   // Whether that side of the call is packed: without a batch dimension.
   static __device__ __forceinline__ bool packed(const core::SeqSide &side) {
