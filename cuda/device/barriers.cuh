@@ -49,8 +49,8 @@ __device__ __forceinline__ void init_barriers(typename Traits::SharedStorage &sm
       const bool of_tiles = i >= kFirstTile && i < kFirstTile + Traits::kTileSlots;
       const bool of_out = i == kFirstTile + Traits::kTileSlots;
       const int readers = of_keys || of_out ? Traits::kReaders : 1;
-      const int of_each = of_out && Traits::kStores ? 1 : Traits::kConsumers * (of_tiles ? 128 : 4);
-      ptx::mbarrier_init(&smem.barriers.q_empty[0] + i, readers * of_each + (of_tiles ? followers : 0));
+      ptx::mbarrier_init(&smem.barriers.q_empty[0] + i,
+                         Traits::kConsumers * readers * (of_tiles ? 128 : 4) + (of_tiles ? followers : 0));
     }
     if (Traits::kScouts && kWhich != InitBarriers::kFirst) ptx::mbarrier_init(&smem.barriers.tile_wanted, 1);
     if constexpr (Traits::kStores && kWhich != InitBarriers::kFirst) {
@@ -63,33 +63,6 @@ __device__ __forceinline__ void init_barriers(typename Traits::SharedStorage &sm
     ptx::fence_mbarrier_init();
   }
   __syncwarp();
-}
-
-// Where a warpgroup stages its output in the place of V, after so many blocks of V: the first one takes that of the
-// block before the last one, with which the second one has been done for some time, and the second one that of the last
-// block, which the first one multiplies before it. The producer loads V again when both outputs have left.
-template <class Traits>
-struct OutputInV {
-  uint32_t blocks;
-  int warpgroup;
-
-  __device__ __forceinline__ bool has_been_used() const { return blocks >= back(); }
-  // If there has been one.
-  __device__ __forceinline__ RingState<Traits::kStages> block() const { return {blocks - back()}; }
-  __device__ __forceinline__ uint32_t index() const {
-    return has_been_used() ? block().index() : blocks % Traits::kStages;
-  }
-
- private:
-  __device__ __forceinline__ uint32_t back() const { return 2 - warpgroup; }
-};
-
-// Where a warpgroup's output is staged, after so many blocks of V.
-template <class Traits>
-__device__ __forceinline__ typename Traits::Element *output_of(typename Traits::SharedStorage &smem, uint32_t blocks,
-                                                               int warpgroup) {
-  if constexpr (Traits::kStagesInV) return smem.v[OutputInV<Traits>{blocks, warpgroup}.index()];
-  return smem.own_out + warpgroup * 64 * Traits::kHeadDimV;
 }
 
 // Whoever loads into a buffer of a pair must know of both of them that they have been read.

@@ -84,7 +84,7 @@ struct Mainloop {
     take_turn();
     issue_qk(q_descriptor(), k_descriptor(), s);
     pass_turn();
-    if constexpr (Traits::kStagesInV && !Traits::kStores) release_out();
+    if constexpr (Traits::kStagesInV) release_out();
     wgmma_wait_group<0>();
     fence_accumulators(s);
   }
@@ -216,15 +216,17 @@ struct Mainloop {
     release(smem.barriers.v_empty, v_state);
   }
 
-  // Where this warpgroup stages its output, once nobody reads there any more.
+  // Where this warpgroup stages its output, once nobody reads there any more. In the place of V the first warpgroup
+  // takes that of the block before the last one, with which the second one has been done for some time, and the second
+  // one that of the last block, which the first one multiplies before it. The producer loads V again when both outputs
+  // have left.
   __device__ __forceinline__ Element *output_place() const {
-    if constexpr (Traits::kStagesInV) {
-      const OutputInV<Traits> place{v_state.step, warpgroup};
-      if (place.has_been_used()) {
-        ptx::mbarrier_wait(&smem.barriers.v_empty[place.block().index()], place.block().parity());
-      }
-    }
-    return output_of<Traits>(smem, v_state.step, warpgroup);
+    if constexpr (!Traits::kStagesInV) return smem.own_out + warpgroup * 64 * Traits::kHeadDimV;
+    const uint32_t back = 2 - warpgroup;
+    if (v_state.step < back) return smem.v[v_state.step % Traits::kStages];  // no block has been there
+    const RingState<Traits::kStages> block = {v_state.step - back};
+    ptx::mbarrier_wait(&smem.barriers.v_empty[block.index()], block.parity());
+    return smem.v[block.index()];
   }
 
   static __device__ __forceinline__ void join(float (&s)[kScores]) {
@@ -317,7 +319,7 @@ struct Mainloop {
     gemm_rs<Element, Traits::kHeadDimV, kBlockN, Traits::kSwizzleBytes>(p, v, o);
   }
 
-  // Lets V of this tile in where the output of the tile before, if there is one, has been staged and no Storer does.
+  // Lets V of this tile in where the output of the tile before, if there is one, has been staged.
   __device__ __forceinline__ void release_out() const {
     if (q_state.step == 0 || !ptx::elect_one()) return;
     ptx::tma_store_wait_read();

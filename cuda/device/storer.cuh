@@ -25,15 +25,13 @@ struct Storer {
 
   __device__ __forceinline__ void run() const {
     RingState<1> staged = RingState<1>::consumer();
-    uint32_t blocks = 0;  // of V, so far
     TileReader<Traits> reader(smem);
     while (reader.valid()) {
       if (reader.has_blocks()) {  // else the consumers store zeros
-        if constexpr (Traits::kStagesInV) blocks += reader.tile().range.count();
 #pragma unroll 1
         for (int wg = 0; wg < Traits::kConsumers; ++wg) {
           ptx::mbarrier_wait(&smem.barriers.staged[wg], staged.parity());
-          store(reader.tile(), wg, blocks);
+          store(reader.tile(), wg);
         }
         finish();
         staged.advance();
@@ -44,18 +42,15 @@ struct Storer {
   }
 
  private:
-  __device__ __forceinline__ void store(const WorkTile &tile, int wg, uint32_t blocks) const {
+  __device__ __forceinline__ void store(const WorkTile &tile, int wg) const {
     const Epilogue<Traits> epilogue(args, wg);
-    epilogue.store_boxes(tile, output_of<Traits>(smem, blocks, wg));
+    epilogue.store_boxes(tile, smem.own_out + wg * 64 * Traits::kHeadDimV);
     if constexpr (Traits::kStoresLse) epilogue.store_staged_lse(tile, smem.lse + 64 * wg);
   }
 
   // Gives everything back once the copy engine has read it.
   __device__ __forceinline__ void finish() const {
-    if (ptx::elect_one()) {
-      ptx::tma_store_wait_read();
-      if constexpr (Traits::kStagesInV) arrive_at_readers<Traits>(&smem.barriers.out_empty);
-    }
+    if (ptx::elect_one()) ptx::tma_store_wait_read();
     __syncwarp();
     for (int wg = 0; wg < Traits::kConsumers; ++wg) ptx::mbarrier_arrive(&smem.barriers.stored[wg]);
   }

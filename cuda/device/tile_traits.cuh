@@ -103,8 +103,9 @@ struct TileTraits {
   // consumer warpgroups have.
   static constexpr bool kDirectScores = kScoreMod && !kExactMax && kWarpgroups <= 2;
   // Whether a warp beside the producer stores what the consumers have staged (Storer), and, where there is memory for
-  // it, the LSE. A call of few tiles gains nothing by it, and has more code to wait for.
-  static constexpr bool kStores = !kIsShort && !kCache && !(kScouts && kStreams > 1) && kBlockM > 64;
+  // it, the LSE. Tiles of 64 rows are for calls of few tiles, which gain nothing by it and have more code to wait for;
+  // and where the output is staged in the place of V, the next V would wait for one more warp.
+  static constexpr bool kStores = kOverlapsTiles && !kIsShort && !kCache && !(kScouts && kStreams > 1) && kBlockM > 64;
   static constexpr bool kStoresLse = kStores && kStreams == 1;
   // Threads of the producer's warpgroup that read the tiles, too.
   static constexpr int kFollowers = (kScouts ? 32 : 0) + (kStores ? 32 : 0);
@@ -138,7 +139,7 @@ struct TileTraits {
   struct Barriers {
     uint64_t q_full[kQStages], k_full[kStages], v_full[kStages], tile_full[kTileSlots];
     uint64_t q_empty[kQStages], k_empty[kStages], v_empty[kStages], tile_empty[kTileSlots];
-    uint64_t out_empty;    // where the output is staged in the place of V; completed by the Storer, if there is one
+    uint64_t out_empty;    // where the output is staged in the place of V
     uint64_t tile_wanted;  // by the producer, of its scout
     // A warpgroup's output and RowLse: by its threads, that they are there; by the Storer, that they may be
     // overwritten.
