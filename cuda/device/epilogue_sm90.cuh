@@ -27,7 +27,7 @@ struct Epilogue {
 
   // What does not need the output yet; the LSE is written here.
   __device__ __forceinline__ RowResults finish_rows(const WorkTile &tile, const OnlineSoftmax &softmax) const {
-    const RowResults results = softmax.finish(sinks(tile));
+    const RowResults results = totals(tile, softmax);
     store_lse(tile, results.lse);
     return results;
   }
@@ -35,7 +35,7 @@ struct Epilogue {
   // The same, with what the LSE follows from in `lse`, a place for each row of the warpgroup: another warp stores it.
   __device__ __forceinline__ RowResults finish_rows(const WorkTile &tile, const OnlineSoftmax &softmax,
                                                     RowLse *lse) const {
-    const RowResults results = softmax.finish(sinks(tile));
+    const RowResults results = totals(tile, softmax);
     const int lane = threadIdx.x % 32;
     const int row = threadIdx.x % 128 / 32 * 16 + lane / 4;
     if (lane % 4 == 0) {
@@ -144,16 +144,16 @@ struct Epilogue {
   // Whether the tile's keys are in pieces, so that this is the result of one of them.
   __device__ __forceinline__ bool is_partial() const { return Traits::kPieces && args.pieces.divisor > 1; }
 
-  // Of the thread's rows. A partial result has none: it is for the merging to count it once.
-  __device__ __forceinline__ OnlineSoftmax::Sinks sinks(const WorkTile &tile) const {
+  // A partial result has no sinks: it is for the merging to count them once.
+  __device__ __forceinline__ RowResults totals(const WorkTile &tile, const OnlineSoftmax &softmax) const {
+    if (args.sinks == nullptr || is_partial()) return softmax.finish();
     if constexpr (Traits::kPieces) {
-      if (args.sinks == nullptr || is_partial()) return {{-INFINITY, -INFINITY}};
       const TileRows<Traits> rows{args};
       const int64_t row0 = Traits::warp_row(tile, warpgroup) + threadIdx.x % 32 / 4;
-      return {{args.sinks[rows.head(tile.head, row0)], args.sinks[rows.head(tile.head, row0 + 8)]}};
+      return softmax.finish({{args.sinks[rows.head(tile.head, row0)], args.sinks[rows.head(tile.head, row0 + 8)]}});
     }
-    const float sink = args.sinks != nullptr ? args.sinks[tile.head] : -INFINITY;
-    return {{sink, sink}};
+    const float sink = args.sinks[tile.head];
+    return softmax.finish({{sink, sink}});
   }
 
   // Straight from the registers: pieces are long.

@@ -130,7 +130,8 @@ struct Mainloop {
     const int32_t exact_from = range.end - OnlineSoftmax::exact_blocks(args.window.limited(), kBlockN);
     const int32_t blocks_before = args.window.limited() ? 1 : OnlineSoftmax::kBlocksBefore;
     // The inner loop is the one that counts: whole blocks, whose scores go to the softmax as they are.
-    while (ptx::uniform(n >= range.begin)) {
+    // Where maxima are looked for, the same with the question at the top needs fewer registers.
+    while (!Traits::kExactMax || ptx::uniform(n >= range.begin)) {
       const bool may_skip_max = !Traits::kExactMax && range.end - 1 - n >= blocks_before && softmax.has_references();
       if ((!Traits::kScoreMod || Traits::kDirectScores) && (Traits::kExactMax || may_skip_max)) {
         for (; ptx::uniform(range.is_full(n) && (!Traits::kDirectScores || direct.good_for(n))); --n) {
@@ -164,15 +165,14 @@ struct Mainloop {
           softmax.rescale(o, correction);
         }
       }
-      if (ptx::uniform(n >= range.begin)) {
-        step(q, s, p, o, [&] {
-          release_k(n == range.begin);
-          prepare(n);
-          softmax.update(s, correction);
-        });
-        softmax.rescale(o, correction);
-        --n;
-      }
+      if (!ptx::uniform(n >= range.begin)) break;
+      step(q, s, p, o, [&] {
+        release_k(n == range.begin);
+        prepare(n);
+        softmax.update(s, correction);
+      });
+      softmax.rescale(o, correction);
+      --n;
     }
   }
 
