@@ -27,6 +27,10 @@ struct Producer : TileFinder<Traits> {
   RingState<Traits::kStages> k_state = RingState<Traits::kStages>::producer();
   RingState<Traits::kStages> v_state = RingState<Traits::kStages>::producer();
   RingState<1> out_state = RingState<1>::producer();
+  // Whether V of a call's first tile waits until the first K has come: all multiprocessors load at once then, from a
+  // memory that has nothing else to do, and what is needed first should come first. As measured: packed calls and pairs
+  // lose by it.
+  static constexpr bool kLoadsVLater = Traits::kOverlapsTiles && !Traits::kVarlen && !Traits::kPaired;
   // What start() has loaded ahead of its turn: Q where there is one buffer for it, and V.
   bool has_q = false, has_v = false;
 
@@ -56,11 +60,11 @@ struct Producer : TileFinder<Traits> {
         Loads::template load_values<true>(next_v(job, job.range.end - 1));
       }
     } else {
-      if (has_blocks) load_fresh(next_q(job), next_k(job, job.range.end - 1), next_v(job, job.range.end - 1));
+      if (has_blocks) load_fresh(job);
       init_barriers<Traits, InitBarriers::kOthers>(smem);
     }
     has_q = Traits::kQStages == 1 && has_blocks;
-    has_v = has_blocks;
+    has_v = has_blocks && !kLoadsVLater;
     if (is_leader()) {
       smem.tile[0] = tile;
       smem.tile[0].mask = this->mask_of(tile);
@@ -72,6 +76,7 @@ struct Producer : TileFinder<Traits> {
     return job;
   }
   __device__ __forceinline__ void run(Job job) {
+    if (kLoadsVLater && job.range.count() > 0) ptx::mbarrier_wait(&smem.barriers.k_full[0], 0);
     while (job.valid) {
       const int64_t t = load_all_but_last(job);
       // The next tile is looked for, and its first loads issued, before the last load of this one, which waits longest.
@@ -118,12 +123,20 @@ struct Producer : TileFinder<Traits> {
     Loads::load_keys(next_k(job, job.range.end - 1));
   }
 
-  // Of the first tile. In a loop, so that its code is waited for once.
-  __device__ __forceinline__ void load_fresh(const Load &q, const Load &k, const Load &v) {
-    constexpr bool kAlike = Traits::kHeadDim == Traits::kHeadDimV;
+  // The first tile's. In a loop, so that its code is waited for once.
+  __device__ __forceinline__ void load_fresh(const Job &job) {
+    const Load q = next_q(job);
+    const Load k = next_k(job, job.range.end - 1);
+    if constexpr (kLoadsVLater) {
 #pragma unroll 1
-    for (int i = 0; i < (kAlike ? 3 : 2); ++i) load_one_of(i, q, k, v);
-    if (!kAlike) Loads::template load_values<true>(v);
+      for (int i = 0; i < 2; ++i) load_one_of(i, q, k, k);
+    } else {
+      constexpr bool kAlike = Traits::kHeadDim == Traits::kHeadDimV;
+      const Load v = next_v(job, job.range.end - 1);
+#pragma unroll 1
+      for (int i = 0; i < (kAlike ? 3 : 2); ++i) load_one_of(i, q, k, v);
+      if (!kAlike) Loads::template load_values<true>(v);
+    }
   }
 
   // Loads the other key blocks of a tile, all but its last V, and K one block ahead of V, as the consumers take them.

@@ -217,6 +217,13 @@ __device__ __forceinline__ float ex2(float x) {
   return y;
 }
 
+// A mask of the lowest `count` bits; of all of them from 32 on.
+__device__ __forceinline__ uint32_t low_bits(uint32_t count) {
+  uint32_t bits;
+  asm("bmsk.clamp.b32 %0, 0, %1;" : "=r"(bits) : "r"(count));
+  return bits;
+}
+
 // `x`, but to the compiler not known before `before` is. `zero` is 0 and must come from where it does not know it.
 __device__ __forceinline__ float after(float before, float x, uint32_t zero) {
   return __uint_as_float(__float_as_uint(x) | (__float_as_uint(before) & zero));

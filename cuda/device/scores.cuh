@@ -169,9 +169,8 @@ struct DirectScores {
 template <int kS>
 __device__ __forceinline__ uint32_t scores_before(int end) {
   static_assert(kS / 2 <= 32, "a bit for each of a row's scores");
-  const int own = min(max(end - 2 * static_cast<int>(threadIdx.x % 4), 0), 2 * kS);
-  const int count = own / 8 * 2 + min(own % 8, 2);
-  return count < 32 ? (1u << count) - 1 : 0xffffffffu;
+  const auto own = static_cast<uint32_t>(max(end - 2 * static_cast<int>(threadIdx.x % 4), 0));
+  return ptx::low_bits(own / 8 * 2 + min(own % 8, 2u));
 }
 
 // -inf for every key of row r that is not in [begin, end), counted from the first one of the block.
