@@ -1,6 +1,6 @@
-// The forward kernel: one persistent block per multiprocessor with one or two streams, each a producer warp and one to
-// four consumer warpgroups that work on one tile. The streams of a block share nothing but the multiprocessor: where a
-// tile is short, one stream fills the gaps of the other.
+// The forward kernel: one persistent block per multiprocessor with one or two streams, each a producer warp, one to
+// four consumer warpgroups that work on one tile, and mostly a warp that stores its result. The streams of a block
+// share nothing but the multiprocessor: where a tile is short, one stream fills the gaps of the other.
 #pragma once
 
 #include <cstdint>

@@ -27,9 +27,10 @@ struct Producer : TileFinder<Traits> {
   RingState<Traits::kStages> k_state = RingState<Traits::kStages>::producer();
   RingState<Traits::kStages> v_state = RingState<Traits::kStages>::producer();
   RingState<1> out_state = RingState<1>::producer();
-  // Whether V of a call's first tile waits until the first K has come: all multiprocessors load at once then, from a
-  // memory that has nothing else to do, and what is needed first should come first. As measured: packed calls and pairs
-  // lose by it.
+  // Whether V, and what else run() loads, waits until the first K of a call has come: all multiprocessors load at once
+  // then, from a memory that has nothing else to do, and what is needed first should come first. As measured: packed
+  // calls and pairs lose by it. (A first tile of one key block would have its V sooner without, but to tell it apart
+  // here costs all other calls more than it gains.)
   static constexpr bool kLoadsVLater = Traits::kOverlapsTiles && !Traits::kVarlen && !Traits::kPaired;
   // What start() has loaded ahead of its turn: Q where there is one buffer for it, and V.
   bool has_q = false, has_v = false;

@@ -42,12 +42,13 @@ __device__ __forceinline__ float quad_sum(float x) {
   return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
-// The log-sum-exp of a row, not yet computed: the natural logarithm of total * 2^top, or `top` itself where the total
-// is 0, which that of a row with keys or a sink is not.
+// The log-sum-exp of a row, not yet computed: the natural logarithm of total * 2^top; or, where no key was visible and
+// the total is kNone, that of a sink, which `top` is then.
 struct RowLse {
+  static constexpr float kNone = -1.f;
   float top, total;
 
-  __device__ __forceinline__ float value() const { return total == 0.f ? top : (top + ptx::lg2(total)) * core::kLn2; }
+  __device__ __forceinline__ float value() const { return total < 0.f ? top : (top + ptx::lg2(total)) * core::kLn2; }
 };
 
 // Of a thread's two rows.
@@ -259,7 +260,7 @@ struct OnlineSoftmax {
     for (int r = 0; r < 2; ++r) {
       const float sum = quad_sum(row_sum[r]);
       out.empty[r] = sum == 0.f && reference[r] == -INFINITY;
-      out.lse[r] = {reference[r], sum};  // no key: -inf and 0
+      out.lse[r] = {reference[r], sum};  // without a key -inf and 0, which give -inf
       out.factor[r] = ptx::rcp(sum);
     }
     return out;
@@ -278,7 +279,7 @@ struct OnlineSoftmax {
       // The first visible score gave the row its reference.
       out.empty[r] = sum == 0.f && reference[r] == -INFINITY;
       // The approximations of the hardware do: total is at least 1, as the term of the reference is, or the sink.
-      out.lse[r] = out.empty[r] ? RowLse{sink, 0.f} : RowLse{top, total};
+      out.lse[r] = out.empty[r] ? RowLse{sink, RowLse::kNone} : RowLse{top, total};
       out.factor[r] = keep * ptx::rcp(total);
     }
     return out;

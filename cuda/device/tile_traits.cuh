@@ -11,8 +11,8 @@
 
 namespace flash3::device {
 
-// A tile as the producer hands it to the consumers. They leave it in shared memory and read what they need where they
-// need it, since registers are short in the main loop.
+// A tile as the producer hands it to the consumers and the warp that stores. They leave it in shared memory and read
+// what they need where they need it, since registers are short in the main loop.
 struct alignas(16) WorkTile {
   core::BlockRange range;
   int32_t m_block, head, batch;
@@ -85,8 +85,8 @@ struct TileTraits {
   static_assert(kBlockN % 16 == 0 && kBlockN <= 256, "P * V takes 16 keys a step, Q * K^T at most 256 keys");
   static_assert(!kCache || (kConfig.streams == 1 && !kIsShort), "its producer works for one stream");
 
-  // A stream is what works on one tile: a producer warp, kConsumers warpgroups and a SharedStorage. The producer warps
-  // are of one warpgroup.
+  // A stream is what works on one tile: a producer warp, kConsumers warpgroups, a warp that stores where there is one,
+  // and a SharedStorage. The producer warps, and those that store, are of one warpgroup.
   static constexpr int kStreams = kConfig.streams;
   static constexpr int kConsumers = kBlockM / 64;
   static constexpr int kWarpgroups = kConsumers * kStreams;
@@ -107,6 +107,7 @@ struct TileTraits {
   // and where the output is staged in the place of V, the next V would wait for one more warp.
   static constexpr bool kStores = kOverlapsTiles && !kIsShort && !kCache && !(kScouts && kStreams > 1) && kBlockM > 64;
   static constexpr bool kStoresLse = kStores && kStreams == 1;
+  static_assert(!kStores || !kPieces, "partial results are stored by the consumers");
   // Threads of the producer's warpgroup that read the tiles, too.
   static constexpr int kFollowers = (kScouts ? 32 : 0) + (kStores ? 32 : 0);
   // Rings find their place by the low bits of a count.

@@ -81,18 +81,20 @@ def test_around_a_block(left: int, right: int, seqlen_q: int, seqlen_k: int, dat
     sides | big_sides,
     lengths | st.integers(1, 3000) | big_lengths,
     lengths | st.integers(1, 3000) | big_lengths,
-    st.sampled_from([80, 96, 128]),
+    st.sampled_from([(128, 80), (128, 128), (192, 96), (192, 128), (256, 64)]),
     st.data(),
 )
 def test_around_the_blocks_of_a_tile(
-    left: int, right: int, seqlen_q: int, seqlen_k: int, block_n: int, data: st.DataObject
+    left: int, right: int, seqlen_q: int, seqlen_k: int, shape: tuple[int, int], data: st.DataObject
 ) -> None:
     """The form in which tiles carry their masks: of every block that the tile, or a piece of it, visits."""
     case = MaskCase(left, right, seqlen_q, seqlen_k)
     if seqlen_q == 0:
         return
-    first_row = data.draw(st.sampled_from([0, (seqlen_q - 1) // 128 // 2 * 128, (seqlen_q - 1) // 128 * 128]))
-    rows = min(128, seqlen_q - first_row)
+    most, block_n = shape
+    last = (seqlen_q - 1) // most
+    first_row = data.draw(st.sampled_from([0, last // 2 * most, last * most]))
+    rows = min(most, seqlen_q - first_row)
     begin, end, *_ = case.block_range(first_row, first_row + rows, block_n)
     if begin == end:
         return
@@ -100,7 +102,7 @@ def test_around_the_blocks_of_a_tile(
     piece_end = data.draw(st.sampled_from([end, max(piece_begin + 1, end - (end - begin) // 4)]))
     near = {piece_begin, piece_begin + 1, (piece_begin + piece_end) // 2, piece_end - 2, piece_end - 1}
     for block in (n for n in near if piece_begin <= n < piece_end):
-        for row in {0, 1, 17, 63, 64, 127, rows - 1} & set(range(rows)):
+        for row in {0, 1, 17, 63, 64, 127, 191, rows - 1} & set(range(rows)):
             seen = case.tile_mask_keys(first_row, (piece_begin, piece_end), block_n, block, row)
             for key in {0, 1, block_n // 2, block_n - 1, *(x + step for x in seen for step in (-1, 0))}:
                 if 0 <= key < block_n:
