@@ -239,7 +239,8 @@ struct Mainloop {
     return Traits::kPaired ? ptx::address_in_block(smem) : ptx::shared_address(smem);
   }
 
-  // Whether the last V of the tile is there, and, for a Storer, the place of what it is to store.
+  // Whether the last V of the tile is there, and, for a Storer, the place of what it is to store: q_state has counted
+  // the tile, so that the phase is that of the one before.
   __device__ __forceinline__ bool can_finish() const {
     const bool has_v = ptx::mbarrier_test(&smem.barriers.v_full[v_state.index()], v_state.parity());
     if constexpr (!Traits::kStores) return has_v;

@@ -67,8 +67,7 @@ struct Producer : TileFinder<Traits> {
     has_q = Traits::kQStages == 1 && has_blocks;
     has_v = has_blocks && !kLoadsVLater;
     if (is_leader()) {
-      smem.tile[0] = tile;
-      smem.tile[0].mask = this->mask_of(tile);
+      this->write(0, tile);
       if constexpr (Traits::kScouts) smem.job[0].number = static_cast<int32_t>(t);
       ptx::mbarrier_arrive(&smem.barriers.tile_full[0]);
     }

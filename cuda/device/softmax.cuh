@@ -109,7 +109,7 @@ struct OnlineSoftmax {
 
   // Whether every row of the warp has a reference.
   __device__ __forceinline__ bool has_references() const {
-    return __all_sync(0xffffffffu, reference[0] > -INFINITY && reference[1] > -INFINITY);
+    return ptx::uniform_all(reference[0] > -INFINITY && reference[1] > -INFINITY);
   }
 
   // Replaces the scores of a new block by exp2(scale_log2 * s - reference), the reference being the maximum so far, and
@@ -166,7 +166,7 @@ struct OnlineSoftmax {
   // error.
   static constexpr int kBlocksBefore = 2;
   __device__ __forceinline__ bool accept(const float (&sum)[2]) {
-    if (!__all_sync(0xffffffffu, !(sum[0] > kLargestSum || sum[1] > kLargestSum))) return false;
+    if (!ptx::uniform_all(!(sum[0] > kLargestSum || sum[1] > kLargestSum))) return false;
     row_sum[0] += sum[0];
     row_sum[1] += sum[1];
     return true;
@@ -244,7 +244,7 @@ struct OnlineSoftmax {
   // Row maxima settle after a few blocks; from then on the factor is 1 nearly always.
   template <int kO>
   static __device__ __forceinline__ void rescale(float (&o)[kO], const float (&correction)[2]) {
-    if (__all_sync(0xffffffffu, correction[0] == 1.f && correction[1] == 1.f)) return;
+    if (ptx::uniform_all(correction[0] == 1.f && correction[1] == 1.f)) return;
 #pragma unroll
     for (int i = 0; i < kO; ++i) o[i] *= correction[(i / 2) % 2];
   }

@@ -84,18 +84,19 @@ struct TileFinder : TileLoads<Traits> {
     ptx::wait_for_previous_kernel();  // first_m_block is its work
   }
 
-  // Of a tile that has been described.
-  __device__ __forceinline__ core::TileMask mask_of(const WorkTile &tile) const {
+  // Into a slot that is free, with its mask. In the leader only.
+  __device__ __forceinline__ void write(uint32_t slot, const WorkTile &tile) const {
+    smem.tile[slot] = tile;
     const int64_t first_query = TileRows<Traits>{args}.query(Traits::warpgroup_row(tile, 0));
-    return core::TileMask::make({args.window, tile.seqlen_q, tile.seqlen_k}, first_query, tile.range, Traits::kBlockN);
+    smem.tile[slot].mask =
+        core::TileMask::make({args.window, tile.seqlen_q, tile.seqlen_k}, first_query, tile.range, Traits::kBlockN);
   }
 
   // In the leader only.
   __device__ __forceinline__ void publish(const WorkTile &tile, const Job &job = {}) {
     const uint32_t i = tile_state.index();
     ptx::mbarrier_wait(&smem.barriers.tile_empty[i], tile_state.parity());
-    smem.tile[i] = tile;
-    smem.tile[i].mask = this->mask_of(tile);
+    write(i, tile);
     if constexpr (Traits::kScouts) smem.job[i] = job;
     ptx::mbarrier_arrive(&smem.barriers.tile_full[i]);  // release: orders the stores before it
     tile_state.advance();

@@ -105,7 +105,7 @@ struct TileTraits {
   // Whether a warp beside the producer stores what the consumers have staged (Storer), and, where there is memory for
   // it, the LSE. Tiles of 64 rows are for calls of few tiles, which gain nothing by it and have more code to wait for;
   // and where the output is staged in the place of V, the next V would wait for one more warp.
-  static constexpr bool kStores = kOverlapsTiles && !kIsShort && !kCache && !(kScouts && kStreams > 1) && kBlockM > 64;
+  static constexpr bool kStores = kOverlapsTiles && !kCache && !(kScouts && kStreams > 1) && kBlockM > 64;
   static constexpr bool kStoresLse = kStores && kStreams == 1;
   static_assert(!kStores || !kPieces, "partial results are stored by the consumers");
   // Threads of the producer's warpgroup that read the tiles, too.
