@@ -19,13 +19,32 @@ Mask make_mask(int64_t left, int64_t right, int32_t seqlen_q, int32_t seqlen_k) 
 
 extern "C" {
 
-// share: whole units, first tile left over, number of tiles.
-FLASH3_API void flash3_test_unit_share(uint32_t tiles, uint32_t tiles_of_unit, uint32_t block, uint32_t blocks,
-                                       int32_t in_step, uint32_t *share) {
+// What a block goes on with when it has done so many tiles. run: unit, first tile, tiles. Returns how many tiles the
+// block has in all; run is set where those are more.
+FLASH3_API uint32_t flash3_test_unit_run(uint32_t tiles, uint32_t tiles_of_unit, uint32_t block, uint32_t blocks,
+                                         int32_t in_step, uint32_t done, uint32_t *run) {
   const UnitSchedule schedule = UnitSchedule::make(tiles, tiles_of_unit, blocks, in_step != 0);
-  share[0] = schedule.rounds;
-  share[1] = schedule.left_over(block);
-  share[2] = schedule.count(block);
+  const uint32_t count = schedule.count(block);
+  if (done < count) {
+    const UnitSchedule::Run next = schedule.run(block, done);
+    run[0] = next.unit;
+    run[1] = next.first;
+    run[2] = next.count;
+  }
+  return count;
+}
+
+// units: how many, query heads of each, how many of a sequence.
+FLASH3_API void flash3_test_packed_units(int32_t batch, int32_t nheads, int32_t group, int64_t blocks,
+                                         uint32_t *units) {
+  const PackedUnits made = PackedUnits::make(batch, nheads, group, blocks);
+  units[0] = made.count;
+  units[1] = static_cast<uint32_t>(made.heads);
+  units[2] = made.of_sequence.divisor;
+}
+
+FLASH3_API int64_t flash3_test_keys_in_use(int64_t left, int64_t right, int64_t seqlen_k, int32_t block_m) {
+  return keys_in_use(Window::make(left, right), seqlen_k, block_m);
 }
 
 // The first config of the class that holds the head dims, -1 for none.
@@ -54,19 +73,22 @@ FLASH3_API int64_t flash3_test_estimated_clocks(int32_t index, int64_t left, int
   return estimated_clocks(kTileConfigs[index], make_mask(left, right, seqlen_q, seqlen_k));
 }
 
-// Of the class of the config `member`. vary: whether the lengths are means, of q and of k. columns: heads of all
-// sequences. packed: whether q is. On 132 multiprocessors.
+// Of the class of the config `member`. vary: whether the lengths are means, of q and of k, and `longest` the longest
+// ones. columns: query heads of all sequences, `group` to a KV head. packed: whether q is.
+// On 132 multiprocessors.
 FLASH3_API int32_t flash3_test_cheapest_config(int32_t member, int64_t left, int64_t right, int32_t seqlen_q,
-                                               int32_t seqlen_k, int32_t vary, int64_t longest_q, int64_t columns,
-                                               int32_t packed) {
+                                               int32_t seqlen_k, int32_t vary, const int64_t *longest,
+                                               int64_t sequences, int64_t columns, int32_t group, int32_t packed) {
   const Workload work = {make_mask(left, right, seqlen_q, seqlen_k),
                          vary != 0,
                          vary != 0,
-                         longest_q,
+                         longest[0],
+                         longest[1],
+                         sequences,
                          columns,
+                         columns / group,
                          132,
-                         packed != 0,
-                         vary != 0 || packed != 0};
+                         packed != 0};
   return cheapest_config(kTileConfigs[member], work);
 }
 

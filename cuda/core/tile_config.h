@@ -35,7 +35,7 @@ struct TileConfig {
   int32_t tile_clocks, block_clocks;
   int32_t most_rows;  // longest query sequence that it is made for; 0: any
   bool pairs;         // there is also a kernel in which two neighbouring tiles share what is loaded of K and V
-  int32_t most_keys;  // 0: any; else the kernel in which all keys of a sequence stay in shared memory, for dense calls
+  int32_t most_keys;  // 0: any; else the kernel in which all keys of a sequence stay in shared memory
 
   constexpr bool is_of_class(const TileConfig &other) const {
     return head_dim == other.head_dim && head_dim_v == other.head_dim_v;
@@ -54,16 +54,17 @@ inline constexpr TileConfig kTileConfigs[] = {
     {64, 64, 192, 128, 4, 0, 2, 1, 1, false, 5600, 2330, 0, false, 0},
     {64, 64, 256, 64, 4, 0, 2, 1, 1, false, 5640, 1740, 0, false, 0},
     {64, 64, 128, 64, 4, 0, 2, 2, 1, false, 2850, 890, 0, false, 0},
-    {64, 64, 64, 128, 4, 0, 2, 1, 1, false, 3500, 1100, 0, false, 0},
-    {64, 64, 64, 64, 1, 0, 1, 1, 4, true, 1400, 640, 256, false, 0},
-    {64, 64, 64, 128, 2, 0, 1, 3, 1, true, 1300, 850, 0, false, 128},
+    {64, 64, 64, 128, 4, 0, 2, 1, 1, false, 4000, 1100, 0, false, 0},
+    {64, 64, 64, 64, 1, 0, 1, 1, 4, true, 700, 1300, 256, false, 0},
+    {64, 64, 64, 64, 8, 0, 1, 3, 1, true, 1300, 425, 0, false, 128},
     {96, 96, 128, 128, 2, 0, 2, 1, 1, false, 2800, 2300, 0, false, 0},
     {96, 96, 192, 96, 2, 0, 2, 1, 1, false, 5000, 2340, 0, false, 0},
-    {96, 96, 64, 64, 1, 0, 1, 1, 3, true, 1500, 850, 256, false, 0},
+    {96, 96, 64, 64, 1, 0, 1, 1, 3, true, 750, 1600, 256, false, 0},
+    {96, 96, 64, 64, 4, 0, 1, 3, 1, true, 1450, 460, 0, false, 128},
     {128, 128, 128, 128, 2, 4, 2, 1, 1, false, 2800, 2600, 0, true, 0},
     {128, 128, 64, 128, 2, 0, 2, 1, 1, false, 2800, 1500, 0, false, 0},
-    {128, 128, 64, 64, 1, 0, 1, 1, 3, true, 1500, 1000, 256, false, 0},
-    {128, 128, 64, 128, 2, 0, 1, 3, 1, true, 1600, 1000, 0, false, 128},
+    {128, 128, 64, 64, 1, 0, 1, 1, 3, true, 800, 1850, 256, false, 0},
+    {128, 128, 64, 64, 4, 0, 1, 3, 1, true, 1600, 500, 0, false, 128},
     {192, 128, 128, 128, 2, 4, 1, 1, 1, false, 0, 0, 0, true, 0},
     {192, 192, 128, 96, 2, 6, 1, 1, 1, true, 0, 0, 0, true, 0},
     {256, 256, 128, 80, 2, 4, 1, 1, 1, true, 9000, 3050, 0, true, 0},
@@ -133,31 +134,31 @@ constexpr bool takes_pairs(const TileConfig &config, const Window &window, int64
 
 // The lengths of a call as far as the host knows them: those of every sequence, or only what they are on average.
 struct Workload {
-  Mask mask;            // with the mean lengths
-  bool q_vary, k_vary;  // sequences have different lengths
-  int64_t longest_q;
-  int64_t columns;  // heads of all sequences
+  Mask mask;                     // with the mean lengths
+  bool q_vary, k_vary;           // sequences have different lengths
+  int64_t longest_q, longest_k;  // as the caller says, where they vary
+  int64_t sequences;
+  int64_t columns, kv_columns;  // query heads and KV heads of all sequences
   int32_t multiprocessors;
   bool packed_q;  // their places are in device memory
 
-  bool device_lengths;  // lengths are in device memory
-
-  // Whether all keys of every sequence are in one block for certain.
   bool fits_resident(const TileConfig &config) const {
-    return !device_lengths && mask.seqlen_k > 0 && mask.seqlen_k <= config.most_keys;
+    return mask.seqlen_k > 0 && (k_vary ? longest_k : mask.seqlen_k) <= config.most_keys;
   }
 
-  // Lengths that vary are taken as spread evenly between none and twice the mean.
+  // Lengths that vary are taken as spread evenly around the mean, up to the longest and between none and twice the
+  // mean.
   static constexpr int32_t kSamples = 8;
 
   Mask sample(int32_t i) const {
-    const auto length = [=](int32_t mean, bool varies) {
+    const auto length = [=](int32_t mean, int64_t longest, bool varies) {
       if (!varies) return mean;
-      const int64_t part = int64_t{mean} * (2 * i + 1) / kSamples;
-      constexpr int64_t kMost = INT32_MAX;
-      return static_cast<int32_t>(part < 1 ? 1 : (part > kMost ? kMost : part));
+      const int64_t most = 2 * int64_t{mean};
+      const int64_t spread = std::clamp(longest, int64_t{mean}, most) - mean;
+      const int64_t part = mean - spread + spread * (2 * i + 1) / kSamples;
+      return static_cast<int32_t>(std::clamp(part, int64_t{1}, int64_t{INT32_MAX}));
     };
-    return {mask.window, length(mask.seqlen_q, q_vary), length(mask.seqlen_k, k_vary)};
+    return {mask.window, length(mask.seqlen_q, longest_q, q_vary), length(mask.seqlen_k, longest_k, k_vary)};
   }
 };
 
@@ -177,26 +178,30 @@ inline double estimated_clocks(const TileConfig &config, const Workload &work) {
   const int64_t most_blocks =
       work.mask.seqlen_q > 0 ? block_range(work.mask, first_row, work.mask.seqlen_q, config.block_n).count() : 0;
   double beside = static_cast<double>(int64_t{config.streams} * config.blocks_per_sm);
-  if (most_blocks == 1) {
-    // As many as there are; with more blocks that would choose other kernels than those that were measured as best.
+  if (config.is_short() || config.is_resident()) {
+    // As many as there are. Of two streams all count: so those kernels were chosen that were measured as best.
     const double tiles = static_cast<double>(work.columns) * ceil_div(work.mask.seqlen_q, config.block_m);
     beside = std::max(1., std::min(beside, tiles / work.multiprocessors));
   }
   const double longest =
       static_cast<double>(config.tile_clocks + most_blocks * config.block_clocks) * (0.4 + 0.6 * beside);
-  const double shared = static_cast<double>(clocks) * static_cast<double>(work.columns) / work.multiprocessors;
+  double shared = static_cast<double>(clocks) * static_cast<double>(work.columns) / work.multiprocessors;
+  // In the kernel for few keys the first KV head of a thread block is loaded at once, and its second one comes late.
+  constexpr double kSecondHead = 1000;
+  if (config.is_resident() && work.kv_columns > work.multiprocessors) shared += kSecondHead;
   return shared > longest ? shared : longest;
 }
 
-// What a packed call waits for before a kernel that needs the order of tiles prepared, which the one for short
-// sequences does not: as measured on an H200, where all tiles of 64 rows run at once. With more tiles the two kernels'
-// estimates are less exact than this is large, and decide alone: 64 sequences of 256 rows with 16 heads of 64 columns
-// take 62 us in the persistent kernel and 73 in the other.
-inline int64_t prepare_clocks(const Workload &work) {
+// What a packed call of many sequences waits for, before a kernel that needs the order of tiles prepared: as measured
+// on an H200, where all tiles of 64 rows run at once. With more tiles the estimates are less exact than this is large,
+// and decide alone. The kernels for short sequences and few keys have nothing prepared.
+inline int64_t prepare_clocks(const TileConfig &config, const Workload &work) {
   constexpr int64_t kClocks = 6500;
-  constexpr int32_t kTilesAtOnce = 3;  // a multiprocessor
+  constexpr int32_t kTilesAtOnce = 3;         // a multiprocessor
+  constexpr int32_t kSequencesAddedUp = 256;  // by the kernel itself, see TileTraits::kMostAddedUp
+  if (config.is_short() || config.is_resident() || !work.packed_q || work.sequences <= kSequencesAddedUp) return 0;
   const int64_t tiles = work.columns * ceil_div(work.mask.seqlen_q, 64);
-  return work.packed_q && tiles <= int64_t{kTilesAtOnce} * work.multiprocessors ? kClocks : 0;
+  return tiles <= int64_t{kTilesAtOnce} * work.multiprocessors ? kClocks : 0;
 }
 
 // Among the configs of a class of head dims, that of `member`, the index of the one that costs least.
@@ -208,8 +213,7 @@ inline int32_t cheapest_config(const TileConfig &member, const Workload &work) {
     if (!config.is_of_class(member)) continue;
     if (config.most_rows > 0 && work.longest_q > config.most_rows) continue;
     if (config.is_resident() && !work.fits_resident(config)) continue;
-    const double clocks =
-        estimated_clocks(config, work) + static_cast<double>(config.is_short() ? 0 : prepare_clocks(work));
+    const double clocks = estimated_clocks(config, work) + static_cast<double>(prepare_clocks(config, work));
     if (best >= 0 && clocks >= least) continue;
     best = i;
     least = clocks;

@@ -6,6 +6,7 @@
 
 #include "core/divisor.h"
 #include "core/macros.h"
+#include "core/mask.h"
 
 namespace flash3::core {
 
@@ -30,6 +31,13 @@ inline constexpr int64_t kL2BudgetPaired = int64_t{4} << 20;
 inline constexpr int64_t kL2BudgetWide = int64_t{32} << 20;
 // Causal at d 192, for the same reason: 4 to 5 % from 4k on.
 inline constexpr int64_t kL2Budget192 = int64_t{40} << 20;
+
+// Keys of a sequence that tiles of a column which run one after the other read: under a window not all of them.
+FLASH3_HD int64_t keys_in_use(const Window &window, int64_t seqlen_k, int32_t block_m) {
+  if (window.left < 0 || window.right < 0) return seqlen_k;
+  const int64_t seen = int64_t{window.left} + window.right + block_m;
+  return seen < seqlen_k ? seen : seqlen_k;
+}
 
 // The columns of a schedule, a column being a head or a (batch, head) pair, cut into sections that are worked through
 // one after the other. Sections are made of whole groups of query heads that share a KV head, since they share its K
@@ -124,6 +132,44 @@ struct UnitSchedule {
   // The first of the tiles left over that a block has.
   FLASH3_HD uint32_t left_over(uint32_t block) const {
     return whole() * blocks + block * share + (block < more ? block : more);
+  }
+
+  // Tiles of a unit that a block computes one after the other.
+  struct Run {
+    uint32_t unit, first, count;
+  };
+  // What a block goes on with when it has done so many tiles; they must be fewer than it has, and whole runs.
+  FLASH3_HD Run run(uint32_t block, uint32_t done) const {
+    if (done < whole()) return {block + tiles_of_unit.quotient(done) * blocks, 0, tiles_of_unit.divisor};
+    const uint32_t place = left_over(block) + (done - whole());
+    const uint32_t unit = tiles_of_unit.quotient(place);
+    const uint32_t first = place - unit * tiles_of_unit.divisor;
+    const uint32_t behind = tiles_of_unit.divisor - first;
+    const uint32_t left = count(block) - done;
+    return {unit, first, behind < left ? behind : left};
+  }
+};
+
+// The same where only the device knows the lengths of sequences: a thread block has every so many-th unit, some query
+// heads of a sequence that share its keys.
+struct PackedUnits {
+  uint32_t count;
+  int32_t heads;  // of a unit, a divisor of the group
+  Divisor of_sequence;
+
+  // As many heads as leave the blocks with the most work as little of it as there can be, sequences being alike.
+  static PackedUnits make(int32_t batch, int32_t nheads, int32_t group, int64_t blocks) {
+    int32_t heads = group;
+    int64_t least = 0;
+    for (int32_t h = group; h >= 1; --h) {
+      if (group % h != 0) continue;
+      const int64_t units = int64_t{batch} * (nheads / h);
+      const int64_t most = (units + blocks - 1) / blocks * h;
+      if (h < group && most >= least) continue;
+      heads = h;
+      least = most;
+    }
+    return {static_cast<uint32_t>(batch) * static_cast<uint32_t>(nheads / heads), heads, Divisor::make(nheads / heads)};
   }
 };
 

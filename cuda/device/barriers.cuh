@@ -52,7 +52,10 @@ __device__ __forceinline__ void init_barriers(typename Traits::SharedStorage &sm
       ptx::mbarrier_init(&smem.barriers.q_empty[0] + i,
                          Traits::kConsumers * readers * (of_tiles ? 128 : 4) + (of_tiles ? followers : 0));
     }
-    if (Traits::kScouts && kWhich != InitBarriers::kFirst) ptx::mbarrier_init(&smem.barriers.tile_wanted, 1);
+    if constexpr (Traits::kScouts && kWhich != InitBarriers::kFirst) {
+#pragma unroll
+      for (int i = 0; i < Traits::kAsks; ++i) ptx::mbarrier_init(&smem.barriers.tile_wanted[i], 1);
+    }
     if constexpr (Traits::kStores && kWhich != InitBarriers::kFirst) {
 #pragma unroll
       for (int i = 0; i < Traits::kConsumers; ++i) {

@@ -82,6 +82,8 @@ struct FwdArgs {
   core::Divisor pieces;
   core::Divisor pack;  // see TileRows; nheads and group count so many query heads as one then
   Partials partials;
+
+  core::PackedUnits packed_units;  // of the kernel for few keys, where lengths come from device memory
 };
 
 }  // namespace flash3::device

@@ -160,7 +160,7 @@ struct Producer : TileFinder<Traits> {
 
   __device__ __forceinline__ int32_t ask_for_next() {
     if constexpr (!Traits::kScouts) return this->claim();
-    if (is_leader()) ptx::mbarrier_arrive(&smem.barriers.tile_wanted);
+    if (is_leader()) ptx::mbarrier_arrive(&smem.barriers.tile_wanted[this->tile_state.step % Traits::kAsks]);
     return 0;
   }
 

@@ -125,6 +125,7 @@ struct TileFinder : TileLoads<Traits> {
 template <class Traits>
 struct TileScout : TileFinder<Traits> {
   using TileFinder<Traits>::TileFinder;
+  using typename TileFinder<Traits>::Job;
 
   // From the second tile on: the first one is the producer's.
   __device__ __forceinline__ void run() {
@@ -140,11 +141,20 @@ struct TileScout : TileFinder<Traits> {
       ptx::wait_for_previous_kernel();  // a grid that draws no ticket must not end before it either
       return;
     }
-    RingState<1> wanted = RingState<1>::consumer();
-    do {
-      ptx::mbarrier_wait(&this->smem.barriers.tile_wanted, wanted.parity());
-      wanted.advance();
-    } while (this->find(this->successor(this->claim())).valid);
+    // A tile of few blocks is over before the next one has been found: that is looked for one tile earlier.
+    constexpr int32_t kFewBlocks = 3;
+    int32_t blocks = ptx::uniform(this->smem.tile[0].range.count());
+    Job job;
+    for (uint32_t tile = 1;; ++tile) {
+      const uint32_t asked_for = tile - (Traits::kAsks > 1 && blocks <= kFewBlocks ? 1 : 0);
+      if (asked_for > 0) {
+        ptx::mbarrier_wait(&this->smem.barriers.tile_wanted[asked_for % Traits::kAsks],
+                           RingState<Traits::kAsks>{asked_for - 1}.parity());
+      }
+      job = this->find(this->successor(this->claim()));
+      if (!job.valid) break;
+      blocks = job.range.count();
+    }
     if (this->is_leader()) this->publish(WorkTile{});  // valid = 0: no more
   }
 };

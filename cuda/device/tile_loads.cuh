@@ -87,7 +87,8 @@ struct TileLoads {
   __device__ __forceinline__ core::Tile decode_tile(int32_t t) const {
     if (packed_q()) {
       return varlen().tile(t, WarpCountLeading{}, [this](int32_t b) {
-        return core::Sections::make(args.nheads, args.group, keys(b).len * args.kv_bytes_per_key, args.l2_budget);
+        const int64_t in_use = core::keys_in_use(args.window, keys(b).len, Traits::kBlockM);
+        return core::Sections::make(args.nheads, args.group, in_use * args.kv_bytes_per_key, args.l2_budget);
       });
     }
     core::Tile tile = args.dense_schedule.tile(t);
@@ -137,8 +138,11 @@ struct TileLoads {
 
   // What loads and consumers need to know of a tile; false if it has no rows.
   __device__ __forceinline__ bool describe(const core::Tile &where, WorkTile *tile, Job *job) const {
-    const core::SeqSpan q = span(args.q_side, where.batch);
-    const Keys k = keys(where.batch);
+    return describe(where, span(args.q_side, where.batch), keys(where.batch), tile, job);
+  }
+
+  __device__ __forceinline__ bool describe(const core::Tile &where, const core::SeqSpan &q, const Keys &k,
+                                           WorkTile *tile, Job *job) const {
     const TileRows<Traits> rows{args};
     const int32_t row_begin = where.m_block * Traits::kBlockM;
     const auto num_rows = static_cast<int32_t>(rows.count(q.len));

@@ -135,20 +135,23 @@ struct TileTraits {
     int32_t number, round;  // of the tile, in the kernel for short sequences; number also for a scout
   };
 
+  // Two, so that a tile may be looked for while the one before has not been asked for. Two streams have no memory left.
+  static constexpr int kAsks = kScouts && kStreams == 1 ? 2 : 1;
+
   // Those that the copy engine or the producer completes, by one arrival, and those that the consumers complete: by an
   // arrival a warp, and tile_empty, whose slot is read by ordinary loads of all threads, by one a thread.
   struct Barriers {
     uint64_t q_full[kQStages], k_full[kStages], v_full[kStages], tile_full[kTileSlots];
     uint64_t q_empty[kQStages], k_empty[kStages], v_empty[kStages], tile_empty[kTileSlots];
-    uint64_t out_empty;    // where the output is staged in the place of V
-    uint64_t tile_wanted;  // by the producer, of its scout
+    uint64_t out_empty;           // where the output is staged in the place of V
+    uint64_t tile_wanted[kAsks];  // by the producer, of its scout: even tiles and odd ones
     // A warpgroup's output and RowLse: by its threads, that they are there; by the Storer, that they may be
     // overwritten.
     uint64_t staged[kStores ? kConsumers : 1], stored[kStores ? kConsumers : 1];
   };
   static constexpr int kFullBarriers = kQStages + 2 * kStages + kTileSlots;
   static constexpr int kEmptyBarriers = kFullBarriers + 1;
-  static_assert(sizeof(Barriers) == 8 * (kFullBarriers + kEmptyBarriers + 1 + 2 * (kStores ? kConsumers : 1)),
+  static_assert(sizeof(Barriers) == 8 * (kFullBarriers + kEmptyBarriers + kAsks + 2 * (kStores ? kConsumers : 1)),
                 "all of them");
 
   struct SharedStorage {

@@ -2,6 +2,6 @@
 
 namespace flash3::launch {
 
-FLASH3_INSTANTIATE(FLASH3_FLOAT16, 17);
+FLASH3_INSTANTIATE(FLASH3_FLOAT16, 18);
 
 }  // namespace flash3::launch

@@ -90,7 +90,7 @@ SchedulerState scheduler_state(const flash3_params &p, const FwdKernel &kernel, 
   const core::WorkspaceLayout layout = core::workspace_layout(p);
   char *workspace = static_cast<char *>(p.workspace);
   const bool table = p.cu_seqlens_q != nullptr && p.batch > kernel.most_added_up;
-  if (kernel.is_short || (!draws_tickets && !table)) return {nullptr, nullptr};
+  if (kernel.is_short || kernel.is_resident || (!draws_tickets && !table)) return {nullptr, nullptr};
   return {reinterpret_cast<int32_t *>(workspace + layout.tile_counter),
           table ? reinterpret_cast<int32_t *>(workspace + layout.first_m_block) : nullptr};
 }
@@ -140,14 +140,17 @@ core::Status make_args(const flash3_params &p, const FwdKernel &kernel, const Sc
   args->kv_bytes_per_key = 2 * (int64_t{p.head_dim} + p.head_dim_v);
   args->l2_budget = l2_budget(kernel, args->window);
   // Of packed keys only the mean length is known here; the order of tiles is a matter of speed alone.
-  const int64_t keys = packed_k ? p.total_k / p.batch : args->k_side.rows;
+  const int64_t keys =
+      core::keys_in_use(args->window, packed_k ? p.total_k / p.batch : args->k_side.rows, kernel.block_m);
   const core::Sections sections =
       core::Sections::make(args->nheads * p.batch, args->group, keys * args->kv_bytes_per_key, args->l2_budget);
   args->dense_schedule = core::DenseSchedule::make(scheduled, args->nheads, sections);
   args->group_divisor = core::Divisor::make(args->group);
   args->m_blocks_divisor = core::Divisor::make(args->num_m_blocks);
   args->units = {};
+  args->packed_units = {};
   if (kernel.is_resident) {
+    args->packed_units = core::PackedUnits::make(p.batch, args->nheads, args->group, blocks);
     // As measured: in step is up to 4 % faster, and up to 3 % slower where tiles of a unit are of two lengths.
     const bool in_step = args->group == 1 || p.seqlen_q % kernel.block_m == 0;
     const int64_t tiles_of_unit = int64_t{args->num_m_blocks} * args->group;

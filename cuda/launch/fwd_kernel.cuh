@@ -57,9 +57,9 @@ FwdKernel fwd_kernel() {
   }
 }
 
-template <flash3_dtype kDtype, int kConfigIndex, bool kScoreMod>
+template <flash3_dtype kDtype, int kConfigIndex, bool kScoreMod, bool kVarlen>
 FwdKernel resident_kernel() {
-  using Traits = device::ResidentTraits<typename ElementOf<kDtype>::Type, kConfigIndex, kScoreMod>;
+  using Traits = device::ResidentTraits<typename ElementOf<kDtype>::Type, kConfigIndex, kScoreMod, kVarlen>;
   return describe_kernel<Traits>(&device::resident_fwd_kernel_sm90<Traits>);
 }
 
@@ -92,9 +92,11 @@ FwdKernel pieces_kernel() {
 
 #define FLASH3_INSTANTIATE_PAIRED(dtype, config) template FwdKernel paired_kernel<dtype, config>()
 
-#define FLASH3_INSTANTIATE_RESIDENT(dtype, config)            \
-  template FwdKernel resident_kernel<dtype, config, false>(); \
-  template FwdKernel resident_kernel<dtype, config, true>()
+#define FLASH3_INSTANTIATE_RESIDENT(dtype, config)                   \
+  template FwdKernel resident_kernel<dtype, config, false, false>(); \
+  template FwdKernel resident_kernel<dtype, config, false, true>();  \
+  template FwdKernel resident_kernel<dtype, config, true, false>();  \
+  template FwdKernel resident_kernel<dtype, config, true, true>()
 
 #define FLASH3_INSTANTIATE_CACHE(dtype, config)            \
   template FwdKernel cache_kernel<dtype, config, false>(); \

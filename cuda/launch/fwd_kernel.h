@@ -30,8 +30,8 @@ FwdKernel fwd_kernel();
 template <flash3_dtype kDtype, int kConfigIndex>
 FwdKernel paired_kernel();
 
-// The kernel of a config whose K and V stay in shared memory, with or without softcap and ALiBi.
-template <flash3_dtype kDtype, int kConfigIndex, bool kScoreMod>
+// The same of a config whose K and V stay in shared memory.
+template <flash3_dtype kDtype, int kConfigIndex, bool kScoreMod, bool kVarlen>
 FwdKernel resident_kernel();
 
 // The one for caches, of one of core::kCacheConfigs, with or without softcap and ALiBi.

@@ -87,7 +87,8 @@ Entry entry_if_built() {
   } else if constexpr (core::kTileConfigs[kConfig].is_resident()) {
     return {kDtype,
             kConfig,
-            {{resident_kernel<kDtype, kConfig, false>(), {}}, {resident_kernel<kDtype, kConfig, true>(), {}}},
+            {{resident_kernel<kDtype, kConfig, false, false>(), resident_kernel<kDtype, kConfig, false, true>()},
+             {resident_kernel<kDtype, kConfig, true, false>(), resident_kernel<kDtype, kConfig, true, true>()}},
             {}};
   } else {
     return {kDtype,
@@ -182,12 +183,17 @@ core::Workload workload(const flash3_params &p, int32_t multiprocessors) {
                packed_k ? core::ceil_div(static_cast<int32_t>(p.total_k), p.batch) : static_cast<int32_t>(p.seqlen_k)};
   work.q_vary = packed_q && p.batch > 1;
   work.k_vary = packed_k && p.batch > 1;
-  const int64_t guess = work.q_vary ? 2 * int64_t{work.mask.seqlen_q} : work.mask.seqlen_q;
-  work.longest_q = packed_q && p.max_seqlen_q > 0 ? p.max_seqlen_q : guess;
+  const auto longest = [&p](bool packed, int64_t hint, int64_t mean) {
+    if (!packed) return mean;
+    return hint > 0 ? hint : p.batch > 1 ? 2 * mean : mean;
+  };
+  work.longest_q = longest(packed_q, p.max_seqlen_q, work.mask.seqlen_q);
+  work.longest_k = longest(packed_k, p.max_seqlen_k, work.mask.seqlen_k);
+  work.sequences = p.batch;
   work.columns = int64_t{p.batch} * p.nheads;
+  work.kv_columns = int64_t{p.batch} * p.nheads_k;
   work.multiprocessors = multiprocessors;
   work.packed_q = packed_q;
-  work.device_lengths = has_device_lengths(p);
   return work;
 }
 

@@ -70,13 +70,16 @@ def test_the_cheapest_of_the_class(
     assert estimated_clocks(chosen, left, right, seqlen_q, seqlen_k) == least
 
 
-@given(st.sampled_from(CLASSES), sides, sides, st.integers(1, 2**31 - 1), st.integers(0, 2**31 - 1))
+lengths = st.integers(1, 300) | st.integers(1, 2**31 - 1)
+
+
+@given(st.sampled_from(CLASSES), sides, sides, lengths, st.tuples(lengths, lengths))
 def test_lengths_that_vary_never_get_a_config_made_for_shorter_ones(
-    head_dims: tuple[int, int], left: int, right: int, mean: int, longest: int
+    head_dims: tuple[int, int], left: int, right: int, mean: int, longest: tuple[int, int]
 ) -> None:
-    config = CONFIGS[cheapest_config(member_of(head_dims), left, right, mean, mean, vary=True, longest_q=longest)]
+    config = CONFIGS[cheapest_config(member_of(head_dims), left, right, mean, mean, vary=True, longest=longest)]
     assert class_of(config) == head_dims
-    assert config.takes(longest, mean, in_device_memory=True)
+    assert config.takes(*longest)
 
 
 @pytest.mark.parametrize("head_dims", CLASSES)
@@ -124,16 +127,16 @@ def test_head_dim_64_as_measured(right: int, seqlen: int, block_m: int) -> None:
     [
         (64, 1, 128, 12, True),
         (64, 512, 100, 12, True),
-        (64, 512, 64, 12, False),  # many tiles of one block of 64: the kernel for short sequences
-        (64, 16, 64, 12, False),
+        (64, 512, 64, 12, True),
+        (64, 16, 64, 12, False),  # thread blocks with a second KV head, but no third one
         (64, 512, 129, 12, False),
         (128, 1, 128, 32, True),
         (128, 8, 128, 32, True),
         (128, 128, 128, 32, True),
         (128, 64, 70, 32, True),
-        (128, 256, 64, 16, False),
+        (128, 256, 64, 16, True),
         (128, 128, 129, 32, False),
-        (96, 128, 128, 32, False),
+        (96, 128, 128, 32, True),
     ],
 )
 @pytest.mark.parametrize("right", [0, -1])
@@ -141,41 +144,53 @@ def test_few_keys_stay_in_shared_memory_as_measured(
     head_dim: int, batch: int, seqlen: int, nheads: int, stay: bool, right: int
 ) -> None:
     member = member_of((head_dim, head_dim))
-    index = cheapest_config(member, -1, right, seqlen, seqlen, columns=batch * nheads)
+    group = 4 if nheads == 32 else 1
+    index = cheapest_config(member, -1, right, seqlen, seqlen, columns=batch * nheads, group=group)
     assert (CONFIGS[index].most_keys > 0) is stay
     # Queries may be many.
     assert not stay or CONFIGS[cheapest_config(member, -1, -1, 4096, seqlen, columns=batch * nheads)].most_keys > 0
 
 
 @pytest.mark.parametrize(
-    ("mean", "longest", "is_short"), [(34, 34, True), (70, 128, True), (197, 256, False), (49, 16384, False)]
+    ("mean", "longest", "kind"),
+    [
+        (34, 34, "few keys"),
+        (70, 128, "few keys"),
+        (53, 250, "short"),  # a few long ones among short ones
+        (128, 256, "any"),
+        (192, 192, "any"),
+        (256, 256, "any"),
+        (49, 16384, "any"),
+    ],
 )
-def test_packed_head_dim_128_as_measured(mean: int, longest: int, is_short: bool) -> None:
-    index = cheapest_config(member_of((128, 128)), -1, 0, mean, mean, vary=True, longest_q=longest, packed=True)
-    assert bool(CONFIGS[index].is_short) is is_short
+@pytest.mark.parametrize("head_dim", [96, 128])
+def test_packed_calls_as_measured(head_dim: int, mean: int, longest: int, kind: str) -> None:
+    member = member_of((head_dim, head_dim))
+    work: dict[str, Any] = {"vary": True, "longest": (longest, longest), "sequences": 500}
+    config = CONFIGS[cheapest_config(member, -1, 0, mean, mean, **work, packed=True)]
+    assert ("few keys" if config.most_keys > 0 else "short" if config.is_short else "any") == kind
 
 
 @pytest.mark.parametrize(
-    ("head_dim", "batch", "seqlen", "nheads", "is_short"),
+    ("head_dim", "batch", "seqlen", "nheads", "kind"),
     [
-        (64, 1, 64, 4, True),
-        (64, 1, 256, 32, True),
-        (64, 8, 256, 8, True),
-        (64, 64, 256, 16, False),
-        (128, 1, 128, 16, True),
-        (128, 1, 256, 8, True),
-        (128, 4, 256, 8, True),
-        (128, 8, 256, 16, False),
-        (128, 32, 256, 16, False),
+        (64, 1, 64, 4, "few keys"),
+        (64, 1, 256, 32, "short"),
+        (64, 8, 256, 8, "short"),
+        (64, 64, 256, 32, "any"),
+        (128, 1, 64, 8, "few keys"),
+        (128, 8, 64, 16, "few keys"),
+        (128, 1, 128, 16, "few keys"),
+        (128, 1, 256, 8, "any"),
+        (128, 4, 256, 8, "any"),
+        (128, 32, 256, 16, "any"),
     ],
 )
-def test_small_packed_calls_do_without_preparing_as_measured(
-    head_dim: int, batch: int, seqlen: int, nheads: int, is_short: bool
-) -> None:
-    work: dict[str, Any] = {"vary": batch > 1, "longest_q": seqlen, "columns": batch * nheads}
-    for packed in (False, True):
-        index = cheapest_config(member_of((head_dim, head_dim)), -1, 0, seqlen, seqlen, **work, packed=packed)
-        assert bool(CONFIGS[index].is_short) is ((packed or seqlen <= 64) and is_short)
+def test_small_packed_calls_as_measured(head_dim: int, batch: int, seqlen: int, nheads: int, kind: str) -> None:
+    work: dict[str, Any] = {"vary": batch > 1, "sequences": batch, "columns": batch * nheads}
+    member = member_of((head_dim, head_dim))
+    config = CONFIGS[cheapest_config(member, -1, 0, seqlen, seqlen, **work, packed=True)]
+    assert ("few keys" if config.most_keys > 0 else "short" if config.is_short else "any") == kind
 
 
 @pytest.mark.parametrize(

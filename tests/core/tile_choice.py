@@ -9,12 +9,17 @@ from typing import Any, NamedTuple
 from tests.core.surface import surface_function
 
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-    "unit_share": (None, [c_uint32, c_uint32, c_uint32, c_uint32, c_int32, POINTER(c_uint32)]),
+    "unit_run": (c_uint32, [c_uint32, c_uint32, c_uint32, c_uint32, c_int32, c_uint32, POINTER(c_uint32)]),
+    "packed_units": (None, [c_int32, c_int32, c_int32, c_int64, POINTER(c_uint32)]),
+    "keys_in_use": (c_int64, [c_int64, c_int64, c_int64, c_int32]),
     "tile_class": (c_int32, [c_int32, c_int32]),
     "tile_config": (c_int32, [c_int32, POINTER(c_int32)]),
     "takes_pairs": (c_int32, [c_int32, c_int64, c_int64, c_int64]),
     "estimated_clocks": (c_int64, [c_int32, c_int64, c_int64, c_int32, c_int32]),
-    "cheapest_config": (c_int32, [c_int32, c_int64, c_int64, c_int32, c_int32, c_int32, c_int64, c_int64, c_int32]),
+    "cheapest_config": (
+        c_int32,
+        [c_int32, c_int64, c_int64, c_int32, c_int32, c_int32, POINTER(c_int64), c_int64, c_int64, c_int32, c_int32],
+    ),
 }
 
 
@@ -23,12 +28,43 @@ def _function(name: str) -> Any:
     return surface_function(name, *_SIGNATURES[name])
 
 
-def unit_share(tiles: int, of_unit: int, block: int, blocks: int, in_step: bool = True) -> tuple[range, range]:
-    """Of a thread block, where all tiles are shared out beforehand: its whole units, and its tiles beside them."""
-    share = (c_uint32 * 3)()
-    _function("unit_share")(tiles, of_unit, block, blocks, in_step, share)
-    rounds, first, count = share
-    return range(block, block + rounds * blocks, blocks), range(first, first + count - rounds * of_unit)
+class UnitRun(NamedTuple):
+    """Tiles [first, first + count) of a unit."""
+
+    unit: int
+    first: int
+    count: int
+
+
+def unit_runs(tiles: int, of_unit: int, block: int, blocks: int, in_step: bool = True) -> list[UnitRun]:
+    """What a thread block computes, in order, where all tiles are shared out beforehand."""
+    runs: list[UnitRun] = []
+    values = (c_uint32 * 3)()
+    done = 0
+    while done < _function("unit_run")(tiles, of_unit, block, blocks, in_step, done, values):
+        runs.append(UnitRun(*values))
+        assert runs[-1].count > 0, "no end"
+        done += runs[-1].count
+    return runs
+
+
+class PackedUnits(NamedTuple):
+    count: int
+    heads: int  # of each
+    of_sequence: int
+
+
+def packed_units(batch: int, nheads: int, group: int, blocks: int) -> PackedUnits:
+    """What shares keys in a packed call, as thread blocks take it."""
+    values = (c_uint32 * 3)()
+    _function("packed_units")(batch, nheads, group, blocks, values)
+    return PackedUnits(*values)
+
+
+def keys_in_use(left: int, right: int, seqlen_k: int, block_m: int) -> int:
+    """Keys that a tile of block_m rows reads at most."""
+    keys: int = _function("keys_in_use")(left, right, seqlen_k, block_m)
+    return keys
 
 
 class TileConfig(NamedTuple):
@@ -44,9 +80,9 @@ class TileConfig(NamedTuple):
     pairs: int
     most_keys: int
 
-    def takes(self, seqlen_q: int, seqlen_k: int, in_device_memory: bool = False) -> bool:
-        """Whether it computes sequences of these lengths; of the longest q, if they vary."""
-        if self.most_keys > 0 and (in_device_memory or not 0 < seqlen_k <= self.most_keys):
+    def takes(self, seqlen_q: int, seqlen_k: int) -> bool:
+        """Whether it is made for sequences of these lengths; the longest ones, if they vary."""
+        if self.most_keys > 0 and not 0 < seqlen_k <= self.most_keys:
             return False
         return self.most_rows == 0 or seqlen_q <= self.most_rows
 
@@ -83,14 +119,19 @@ def cheapest_config(
     seqlen_k: int,
     *,
     vary: bool = False,
-    longest_q: int | None = None,
+    longest: tuple[int, int] | None = None,
+    sequences: int = 1,
     columns: int = 100_000,
+    group: int = 1,
     packed: bool = False,
 ) -> int:
     """Of the class of the config `member`.
 
-    vary: the lengths are means. columns: heads of all sequences, by default enough to fill any GPU. packed: q is.
+    vary: the lengths are means, and `longest` the longest of q and of k. columns: query heads of all sequences, by
+    default enough to fill any GPU, `group` to a KV head. packed: q is.
     """
-    longest = seqlen_q if longest_q is None else longest_q
-    index: int = _function("cheapest_config")(member, left, right, seqlen_q, seqlen_k, vary, longest, columns, packed)
+    most = (c_int64 * 2)(*(longest or (seqlen_q, seqlen_k)))
+    index: int = _function("cheapest_config")(
+        member, left, right, seqlen_q, seqlen_k, vary, most, sequences, columns, group, packed
+    )
     return index
