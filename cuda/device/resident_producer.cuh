@@ -12,39 +12,52 @@
 
 namespace flash3::device {
 
-// The units of a thread block, one after the other.
+// The units of a thread block, one after the other. The first one follows from the block alone.
 template <class Traits>
 struct UnitFinder {
   const FwdArgs &args;
   const TileLoads<Traits> loads;
   // Where lengths come from device memory the number of the next unit, else how many tiles have been handed out.
   uint32_t at = Traits::kVarlen ? blockIdx.x : 0;
+  int32_t ticket = 0;
 
-  // What comes next; without tiles where nothing is left.
+  // Some time before next(), where sequences are different and every block has many units.
+  __device__ __forceinline__ void draw() {
+    if (!Traits::kVarlen || args.tile_counter == nullptr || threadIdx.x % 32 != 0) return;
+    ptx::wait_for_previous_kernel();  // until then the counter is not zero
+    ticket = atomicAdd(args.tile_counter, 1);
+  }
+
   __device__ __forceinline__ Unit next() {
     if constexpr (Traits::kVarlen) {
+      at = args.tile_counter == nullptr ? at + gridDim.x : gridDim.x + __shfl_sync(0xffffffffu, ticket, 0);
+    }
+    return here();
+  }
+
+  __device__ __forceinline__ Unit here() {
+    Unit unit;
+    if constexpr (Traits::kVarlen) {
       const core::PackedUnits &units = args.packed_units;
-      while (at < units.count) {
-        const uint32_t number = at;
-        at += gridDim.x;
-        const auto batch = static_cast<int32_t>(units.of_sequence.quotient(number));
-        const auto part = static_cast<int32_t>(number - batch * units.of_sequence.divisor);
-        Unit unit = of_sequence(batch, part * units.heads);
-        unit.first = 0;
-        unit.tiles = unit.m_blocks * units.heads;
-        if (unit.tiles > 0) return unit;
-      }
-    } else if (at < args.units.count(blockIdx.x)) {
+      if (at >= units.count) return unit;
+      const auto batch = static_cast<int32_t>(units.of_sequence.quotient(at));
+      const auto part = static_cast<int32_t>(at - batch * units.of_sequence.divisor);
+      unit = of_sequence(batch, part * units.heads);
+      unit.first = 0;
+      unit.tiles = unit.m_blocks * units.heads;
+      if (unit.tiles == 0) unit.key_blocks = 0;
+    } else {
+      if (at >= args.units.count(blockIdx.x)) return unit;
       const core::UnitSchedule::Run run = args.units.run(blockIdx.x, at);
       at += run.count;
       const uint32_t column = run.unit * args.group;
       const auto batch = static_cast<int32_t>(args.dense_schedule.nheads.quotient(column));
-      Unit unit = of_sequence(batch, static_cast<int32_t>(column) - batch * args.nheads);
+      unit = of_sequence(batch, static_cast<int32_t>(column) - batch * args.nheads);
       unit.first = static_cast<int32_t>(run.first);
       unit.tiles = static_cast<int32_t>(run.count);
-      return unit;
     }
-    return {};
+    unit.valid = true;
+    return unit;
   }
 
  private:
@@ -94,14 +107,16 @@ struct KeyProducer {
       : args(a), smem(s), loads{a, s}, finder{a, loads} {}
 
   __device__ __forceinline__ void start() {
-    unit = finder.next();
-    if (ptx::uniform(unit.tiles > 0)) load<true>(0, min(unit.key_blocks, Traits::kKeptBlocks));
+    unit = finder.here();
+    if (ptx::uniform(unit.valid)) load<true>(0, min(unit.key_blocks, Traits::kKeptBlocks));
   }
 
   __device__ __forceinline__ void run() {
     int32_t loaded = min(unit.key_blocks, Traits::kKeptBlocks);
 #pragma unroll 1
-    while (ptx::uniform(unit.tiles > 0)) {
+    for (;;) {
+      finder.draw();  // also where there is no unit: a grid must not end before the kernel ahead of it
+      if (!ptx::uniform(unit.valid)) return;
 #pragma unroll 1
       for (int32_t left = passes_of<Traits>(unit); ptx::uniform(left > 0); --left) {
         load(loaded, unit.key_blocks);
@@ -157,15 +172,15 @@ struct QueryProducer {
       : args(a), smem(s), stream(st), loads{a, s}, t(st) {}
 
   __device__ __forceinline__ void start() {
-    unit = UnitFinder<Traits>{args, loads}.next();
-    if (ptx::uniform(t < unit.tiles)) hand_over<true>();
+    unit = UnitFinder<Traits>{args, loads}.here();
+    if (ptx::uniform(unit.valid && t < unit.tiles)) hand_over<true>();
   }
 
   // Tiles are numbered through all units of the thread block: a stream has every kStreams-th.
   __device__ __forceinline__ void run() {
     RingState<Traits::kUnitSlots> slot = RingState<Traits::kUnitSlots>::consumer();
 #pragma unroll 1
-    while (ptx::uniform(unit.tiles > 0)) {
+    while (ptx::uniform(unit.valid)) {
 #pragma unroll 1
       while (ptx::uniform(t < unit.tiles)) hand_over();
       t -= unit.tiles;

@@ -19,8 +19,9 @@ struct Unit {
   int32_t k_len, k_entry;  // see TileLoads::Keys
   int32_t batch, head;     // the first head
   int32_t m_blocks;        // of each head
-  int32_t first, tiles;    // of those of its heads, one head after the other; no tiles: no unit is left
-  int32_t key_blocks;
+  int32_t first, tiles;    // of those of its heads, one head after the other
+  int32_t key_blocks;      // none where there are no tiles
+  bool valid = false;      // no: no unit is left
 };
 
 // A tile, and what its stream does with the key blocks, which come in the order of units.

@@ -23,10 +23,14 @@ struct TileFinder : TileLoads<Traits> {
   const int stream;
   RingState<Traits::kTileSlots> tile_state = RingState<Traits::kTileSlots>::producer();
   int32_t own;  // where tiles, or pairs of them, are shared out beforehand: the last one that has been asked for
+  int32_t stride = stride_behind(own);  // from there to the next one, where all streams take turns
 
   __device__ __forceinline__ TileFinder(const FwdArgs &a, SharedStorage &s, int st)
       : Loads{a, s}, stream(st), own(static_cast<int32_t>(first())) {}
 
+  static __device__ __forceinline__ int32_t all_streams() { return static_cast<int32_t>(gridDim.x) * Traits::kStreams; }
+  // Of a tile in the first round.
+  static __device__ __forceinline__ int32_t stride_behind(int32_t tile) { return 2 * (all_streams() - tile) - 1; }
   static __device__ __forceinline__ bool is_leader() { return threadIdx.x % 32 == 0; }
 
   // The number of this stream's first tile.
@@ -39,11 +43,11 @@ struct TileFinder : TileLoads<Traits> {
   __device__ __forceinline__ int32_t claim() {
     if (!is_leader()) return 0;
     if (args.tile_counter == nullptr) {
-      if constexpr (!Traits::kScouts) return INT32_MAX;
-      // There is a stream for every tile, but where lengths are wrong there are more: then they are shared out.
-      const int32_t ticket = own;
-      own += static_cast<int32_t>(gridDim.x) * Traits::kStreams;
-      return ticket;
+      if constexpr (Traits::kCache || Traits::kPaired) return INT32_MAX;
+      // Shared out, forth and back: the tiles of a column come from the longest one on.
+      own += stride;
+      stride = 2 * all_streams() - stride;
+      return own - all_streams();
     }
     ptx::wait_for_previous_kernel();  // until then the counter is not zero
     return atomicAdd(args.tile_counter, 1);
@@ -51,7 +55,7 @@ struct TileFinder : TileLoads<Traits> {
   // Pairs of tiles take equally long: each has its own from the start, and the blocks of a cluster agree on them.
   __device__ __forceinline__ int64_t successor(int32_t ticket) {
     if constexpr (Traits::kPaired) return own += gridDim.x / 2;
-    return int64_t{gridDim.x} * Traits::kStreams + __shfl_sync(0xffffffffu, ticket, 0);
+    return int64_t{all_streams()} + __shfl_sync(0xffffffffu, ticket, 0);
   }
 
   // The first tile from number t on that has rows; where none is left, what was there stays. Returns its number.
@@ -136,6 +140,7 @@ struct TileScout : TileFinder<Traits> {
     if (this->is_leader()) {
       valid = this->smem.tile[0].valid;
       this->own = this->smem.job[0].number;
+      this->stride = this->stride_behind(this->own % this->all_streams());
     }
     if (ptx::uniform(valid) == 0) {
       ptx::wait_for_previous_kernel();  // a grid that draws no ticket must not end before it either

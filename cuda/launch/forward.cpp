@@ -89,8 +89,8 @@ struct SchedulerState {
 SchedulerState scheduler_state(const flash3_params &p, const FwdKernel &kernel, bool draws_tickets) {
   const core::WorkspaceLayout layout = core::workspace_layout(p);
   char *workspace = static_cast<char *>(p.workspace);
-  const bool table = p.cu_seqlens_q != nullptr && p.batch > kernel.most_added_up;
-  if (kernel.is_short || kernel.is_resident || (!draws_tickets && !table)) return {nullptr, nullptr};
+  const bool table = !kernel.is_resident && p.cu_seqlens_q != nullptr && p.batch > kernel.most_added_up;
+  if (kernel.is_short || (!draws_tickets && !table)) return {nullptr, nullptr};
   return {reinterpret_cast<int32_t *>(workspace + layout.tile_counter),
           table ? reinterpret_cast<int32_t *>(workspace + layout.first_m_block) : nullptr};
 }
@@ -183,6 +183,18 @@ int64_t most_tiles(const flash3_params &p, const FwdKernel &kernel, const core::
   return (p.total_q / tile_queries(kernel, pieces) + p.batch) * columns;
 }
 
+// So many tiles of a stream are shared out beforehand, if all have as many (of packed calls, by a bound); others are
+// drawn by tickets. To have a counter set to zero takes 1 to 2 us, which few tiles are too short for; what tiles cost
+// differs under a mask and between sequences. As measured; the kernels for caches draw tickets always.
+int64_t few_tiles(const flash3_params &p, const FwdKernel &kernel, const core::Pieces &pieces) {
+  constexpr int64_t kAny = 1 << 20;
+  const bool lengths_vary = p.cu_seqlens_q != nullptr;
+  if (kernel.is_resident) return lengths_vary && kernel.head_dim == 128 ? 4 : kAny;
+  if (core::has_kv_cache(p) || !(pieces.count == 1 && pieces.pack == 1)) return 1;
+  if (lengths_vary) return 3;
+  return core::Window::make(p.window_left, p.window_right).limited() ? 2 : kAny;
+}
+
 // Fills the scheduler's state, the counter with zero.
 cudaError_t enqueue_scheduler(const flash3_params &p, const FwdKernel &kernel, const SchedulerState &state,
                               const core::Pieces &pieces, cudaStream_t stream) {
@@ -258,7 +270,7 @@ core::Status forward(const flash3_params &params, void *stream) {
     blocks = 2 * std::min(tiles, std::max(most_pairs, int64_t{1}));
   }
   const bool draws_tickets =
-      !clusters && !kernel->paired && !kernel->is_resident && tiles > most_blocks * kernel->streams;
+      !clusters && !kernel->paired && tiles > most_blocks * kernel->streams * few_tiles(params, *kernel, route.pieces);
   const SchedulerState state = scheduler_state(params, *kernel, draws_tickets);
   device::FwdArgs args;
   status = make_args(params, *kernel, state, route.pieces, blocks, &args);

@@ -18,8 +18,8 @@ def test_every_tile_belongs_to_one_block_and_none_has_two_more_than_another(
     counts = []
     for block in range(blocks):
         runs = unit_runs(tiles, of_unit, block, blocks, in_step)
-        assert all(run.first + run.count <= of_unit for run in runs)
-        own = [run.unit * of_unit + run.first + t for run in runs for t in range(run.count)]
+        assert all(run.first + run.tiles <= of_unit for run in runs)
+        own = [run.unit * of_unit + run.first + t for run in runs for t in range(run.tiles)]
         counts.append(len(own))
         found += own
     assert sorted(found) == list(range(tiles))
@@ -31,7 +31,7 @@ def test_blocks_have_whole_units_as_long_as_there_is_one_for_each(units: int, of
     whole = units // blocks
     runs = unit_runs(units * of_unit, of_unit, 0, blocks)
     assert runs[:whole] == [(block, 0, of_unit) for block in range(0, whole * blocks, blocks)]
-    assert sum(run.count for run in runs[whole:]) <= of_unit
+    assert sum(run.tiles for run in runs[whole:]) <= of_unit
     in_order = unit_runs(units * of_unit, of_unit, 0, blocks, in_step=False)
     assert [run.unit for run in in_order] == list(range(len(in_order)))
 
@@ -39,7 +39,7 @@ def test_blocks_have_whole_units_as_long_as_there_is_one_for_each(units: int, of
 @given(st.integers(1, 2**31 - 1), st.integers(1, 300))
 def test_the_last_one_ends_at_the_last_tile(tiles: int, blocks: int) -> None:
     last = [run for block in range(blocks) for run in unit_runs(tiles, tiles, block, blocks)][-1]
-    assert last.first + last.count == tiles
+    assert last.first + last.tiles == tiles
 
 
 @given(st.integers(1, 500), st.integers(1, 16), st.integers(1, 24), st.integers(1, 200))
@@ -49,7 +49,7 @@ def test_packed_units_are_of_one_kv_head_and_share_the_work_out(
     units = packed_units(batch, nheads_k * group, group, blocks)
     assert group % units.heads == 0, "all of a unit's heads have the same keys"
     assert units.of_sequence * units.heads == nheads_k * group
-    assert units.count == batch * units.of_sequence
+    assert units.units == batch * units.of_sequence
 
     def most_heads_of_a_block(heads: int) -> int:
         return -(-(batch * nheads_k * (group // heads)) // blocks) * heads

@@ -29,11 +29,11 @@ def _function(name: str) -> Any:
 
 
 class UnitRun(NamedTuple):
-    """Tiles [first, first + count) of a unit."""
+    """Tiles [first, first + tiles) of a unit."""
 
     unit: int
     first: int
-    count: int
+    tiles: int
 
 
 def unit_runs(tiles: int, of_unit: int, block: int, blocks: int, in_step: bool = True) -> list[UnitRun]:
@@ -43,13 +43,13 @@ def unit_runs(tiles: int, of_unit: int, block: int, blocks: int, in_step: bool =
     done = 0
     while done < _function("unit_run")(tiles, of_unit, block, blocks, in_step, done, values):
         runs.append(UnitRun(*values))
-        assert runs[-1].count > 0, "no end"
-        done += runs[-1].count
+        assert runs[-1].tiles > 0, "no end"
+        done += runs[-1].tiles
     return runs
 
 
 class PackedUnits(NamedTuple):
-    count: int
+    units: int
     heads: int  # of each
     of_sequence: int
 

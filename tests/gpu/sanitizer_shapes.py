@@ -19,7 +19,8 @@ from tests.host.kvcache_cases import CacheCase, bits, check_k_cache, turned_scor
 BF16 = np.dtype(ml_dtypes.bfloat16)
 HALF = np.dtype(np.float16)
 
-# dtype, (seqlen_q, seqlen_k) per sequence, (heads, KV heads), head dims, packed, options
+# dtype, (seqlen_q, seqlen_k) per sequence, (heads, KV heads), head dims, packed, options; "most" among these: what the
+# caller says of the longest sequence.
 Case = tuple[Any, list[tuple[int, int]], tuple[int, int], tuple[int, int], bool, dict[str, Any]]
 CASES: list[Case] = [
     (BF16, [(200, 300)], (2, 1), (64, 64), False, {"causal": True}),
@@ -57,6 +58,18 @@ CASES: list[Case] = [
     (BF16, [(20, 30)] * 40, (2, 1), (96, 96), True, {"causal": True}),
     (BF16, [(34, 34)] * 500, (1, 1), (128, 128), False, {"window_size": (20, 3)}),
     (HALF, [(5, 9)] * 40 + [(200, 150), (0, 3), (3, 0), (150, 10)], (2, 1), (64, 64), True, {"causal": True}),
+    # Few keys in packed sequences: few units and many, which are drawn by tickets, and sequences of more keys than said.
+    (
+        BF16,
+        [(70, 60), (0, 5), (128, 128), (5, 0), (65, 100)] * 12,
+        (4, 2),
+        (128, 128),
+        True,
+        {"causal": True, "most": 128},
+    ),
+    (HALF, [(9, 30), (40, 7)] * 230, (4, 4), (128, 128), True, {"most": 64}),
+    (HALF, [(70, 60), (33, 90)] * 3, (6, 2), (96, 96), True, {"window_size": (30, 5), "softcap": 5.0, "most": 128}),
+    (BF16, [(70, 300), (200, 150), (20, 20)], (3, 1), (64, 64), True, {"causal": True, "most": 100}),
 ]
 
 
@@ -139,7 +152,10 @@ def run(case: Case, seed: int) -> str | None:
         for name, side in zip(("cu_seqlens_q", "cu_seqlens_k"), zip(*lengths, strict=True), strict=True):
             arrays[name] = np.concatenate([[0], np.cumsum(side)]).astype(np.int32)
     function = pyflash3.flash_attn_varlen_func if packed else pyflash3.flash_attn_func
-    out, lse = function(**{name: cupy.asarray(x) for name, x in arrays.items()}, **options, return_lse=True)
+    options = dict(options)
+    most = options.pop("most", None)
+    hints = {} if most is None else {"max_seqlen_q": most, "max_seqlen_k": most}
+    out, lse = function(**{name: cupy.asarray(x) for name, x in arrays.items()}, **options, **hints, return_lse=True)
     ref, ref_lse = pyflash3.reference.attention(**arrays, **options)
     lowp, _ = pyflash3.reference.attention(**arrays, **options, rounding=dtype)
     return mismatch(cupy.asnumpy(out), ref, bound(ref, lowp)) or mismatch(cupy.asnumpy(lse), ref_lse, 1e-4)
