@@ -58,7 +58,7 @@ CASES: list[Case] = [
     (BF16, [(20, 30)] * 40, (2, 1), (96, 96), True, {"causal": True}),
     (BF16, [(34, 34)] * 500, (1, 1), (128, 128), False, {"window_size": (20, 3)}),
     (HALF, [(5, 9)] * 40 + [(200, 150), (0, 3), (3, 0), (150, 10)], (2, 1), (64, 64), True, {"causal": True}),
-    # Few keys in packed sequences: few units and many, which are drawn by tickets, and sequences of more keys than said.
+    # Few keys in packed sequences: few units; many, drawn by tickets; and sequences of more keys than the caller says.
     (
         BF16,
         [(70, 60), (0, 5), (128, 128), (5, 0), (65, 100)] * 12,
