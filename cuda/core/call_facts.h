@@ -12,6 +12,10 @@ inline int64_t mean_queries(const flash3_params &p) {
   return p.cu_seqlens_q != nullptr ? (p.total_q + p.batch - 1) / p.batch : p.seqlen_q;
 }
 
+inline bool has_device_lengths(const flash3_params &p) {
+  return p.cu_seqlens_q != nullptr || p.cu_seqlens_k != nullptr || p.seqused_q != nullptr || p.seqused_k != nullptr;
+}
+
 // Whether scores are more than the product times a factor that does not turn their order around: the softmax of the
 // plain kernels relies on that.
 inline bool modifies_scores(const flash3_params &p) {

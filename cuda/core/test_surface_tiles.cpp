@@ -88,7 +88,8 @@ FLASH3_API int32_t flash3_test_cheapest_config(int32_t member, int64_t left, int
                          columns,
                          columns / group,
                          132,
-                         packed != 0};
+                         packed != 0,
+                         vary != 0 || packed != 0};
   return cheapest_config(kTileConfigs[member], work);
 }
 

@@ -140,7 +140,8 @@ struct Workload {
   int64_t sequences;
   int64_t columns, kv_columns;  // query heads and KV heads of all sequences
   int32_t multiprocessors;
-  bool packed_q;  // their places are in device memory
+  bool packed_q;        // their places are in device memory
+  bool device_lengths;  // lengths are
 
   bool fits_resident(const TileConfig &config) const {
     return mask.seqlen_k > 0 && (k_vary ? longest_k : mask.seqlen_k) <= config.most_keys;
@@ -189,6 +190,12 @@ inline double estimated_clocks(const TileConfig &config, const Workload &work) {
   // In the kernel for few keys the first KV head of a thread block is loaded at once, and its second one comes late.
   constexpr double kSecondHead = 1000;
   if (config.is_resident() && work.kv_columns > work.multiprocessors) shared += kSecondHead;
+  // And it shares out whole heads, where lengths are in device memory.
+  const bool many_rows = ceil_div(work.mask.seqlen_q, config.block_m) > config.streams;
+  if (config.is_resident() && work.device_lengths && many_rows) {
+    const int64_t most = (work.columns + work.multiprocessors - 1) / work.multiprocessors;
+    shared = std::max(shared, static_cast<double>(clocks) * static_cast<double>(most));
+  }
   return shared > longest ? shared : longest;
 }
 

@@ -84,12 +84,10 @@ struct ResidentConsumer {
     RowResults results;
     if (Traits::kVarlen && ptx::uniform(tile.key_blocks > Traits::kKeptBlocks)) {
       results = attend_all(tile, mask, o);
+    } else if (ptx::uniform(tile.range.end == 1)) {
+      results = attend<1>(tile, mask, o);
     } else {
-      if (ptx::uniform(tile.range.end == 1)) {
-        results = attend<1>(tile, mask, o);
-      } else {
-        results = attend<2>(tile, mask, o);
-      }
+      results = attend<2>(tile, mask, o);
     }
     ptx::bar_sync(NamedBarriers<Traits>::turn(0), 128);  // the output of the tile before has left its place
     epilogue.store(tile, results, o, smem.out[stream]);

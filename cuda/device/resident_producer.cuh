@@ -77,7 +77,7 @@ struct UnitFinder {
 };
 
 // Where the keys of a unit do not fit, kStreams tiles at a time share what is loaded of them, and all of it is loaded
-// again for the next ones: right, and slow. The host chooses this kernel where it takes them to fit.
+// again for the next ones: right, and slow. The host chooses this kernel where the caller says that they fit.
 template <class Traits>
 __device__ __forceinline__ bool fits(const Unit &unit) {
   return !Traits::kVarlen || unit.key_blocks <= Traits::kKeptBlocks;
@@ -95,7 +95,6 @@ struct KeyProducer {
   using SharedStorage = typename Traits::SharedStorage;
   using Job = typename Traits::Job;
 
-  const FwdArgs &args;
   SharedStorage &smem;
   const TileLoads<Traits> loads;
   UnitFinder<Traits> finder;
@@ -103,8 +102,7 @@ struct KeyProducer {
   RingState<Traits::kUnitSlots> slot = RingState<Traits::kUnitSlots>::producer();
   RingState<Traits::kStages> state = RingState<Traits::kStages>::producer();
 
-  __device__ __forceinline__ KeyProducer(const FwdArgs &a, SharedStorage &s)
-      : args(a), smem(s), loads{a, s}, finder{a, loads} {}
+  __device__ __forceinline__ KeyProducer(const FwdArgs &a, SharedStorage &s) : smem(s), loads{a, s}, finder{a, loads} {}
 
   __device__ __forceinline__ void start() {
     unit = finder.here();
@@ -186,6 +184,9 @@ struct QueryProducer {
       t -= unit.tiles;
       if (own < passes_of<Traits>(unit)) skipped += unit.key_blocks;
       own = 0;
+      // The next unit is announced when all keys of this one are on their way. If they do not fit that needs what this
+      // stream has to give back, so that it must not wait for its next tile.
+      if (ptx::uniform(skipped > 0) && !fits<Traits>(unit)) hand_over_nothing();
       const uint32_t i = slot.index();
       ptx::mbarrier_wait(&smem.barriers.unit_full[i], slot.parity());
       unit = smem.unit[i];
@@ -195,9 +196,7 @@ struct QueryProducer {
     }
     ResidentTile end;
     end.valid = 0;
-    end.skipped = skipped;
-    write(end);
-    if (ptx::elect_one()) ptx::mbarrier_arrive(&smem.barriers.q_full[stream]);
+    hand_over(end);
   }
 
  private:
@@ -207,6 +206,24 @@ struct QueryProducer {
     if constexpr (!kFresh) ptx::mbarrier_wait(&smem.barriers.q_empty[stream], state.parity());
     if (threadIdx.x % 32 == 0) smem.tile[stream][state.step % Traits::kTileSlots] = tile;
     __syncwarp();
+  }
+
+  // What needs no Q, beside the blocks to be given back before it.
+  __device__ __forceinline__ void hand_over(ResidentTile &tile) {
+    tile.skipped = skipped;
+    skipped = 0;
+    write(tile);
+    if (ptx::elect_one()) ptx::mbarrier_arrive(&smem.barriers.q_full[stream]);
+    state.advance();
+  }
+  // A tile without rows.
+  __device__ __forceinline__ void hand_over_nothing() {
+    ResidentTile tile;
+    tile.valid = 1;
+    tile.range = {0, 0, 0, 0};
+    tile.m_block = tile.seqlen_q = tile.key_blocks = 0;
+    tile.last = false;
+    hand_over(tile);
   }
 
   // Tile t and its Q.
@@ -222,14 +239,15 @@ struct QueryProducer {
     ResidentTile tile;
     Job job;
     loads.describe(where, unit.q, {unit.k_start, unit.k_len, unit.k_entry}, &tile, &job);
-    tile.skipped = skipped;
+    if (fits<Traits>(unit)) tile.range.begin = 0;  // also keys that a window hides are multiplied
     tile.key_blocks = unit.key_blocks;
     tile.last = !fits<Traits>(unit) || t + Traits::kStreams >= unit.tiles;
-    skipped = 0;
     t += Traits::kStreams;
     ++own;
+    tile.skipped = skipped;
+    skipped = 0;
     write<kFresh>(tile);
-    if (ptx::uniform(tile.range.count() == 0)) {
+    if (ptx::uniform(tile.range.end == 0)) {
       if (ptx::elect_one()) ptx::mbarrier_arrive(&smem.barriers.q_full[stream]);
     } else {
       BoxLoad<Traits> load = loads.load_of_q(job, state);

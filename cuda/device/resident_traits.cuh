@@ -4,9 +4,8 @@
 
 #include <cstdint>
 
+#include "core/seqlen.h"
 #include "core/tile_config.h"
-#include "device/barriers.cuh"
-#include "device/tile_loads.cuh"
 #include "device/tile_traits.cuh"
 
 namespace flash3::device {
@@ -20,7 +19,7 @@ struct Unit {
   int32_t batch, head;     // the first head
   int32_t m_blocks;        // of each head
   int32_t first, tiles;    // of those of its heads, one head after the other
-  int32_t key_blocks;      // none where there are no tiles
+  int32_t key_blocks = 0;  // none where there are no tiles
   bool valid = false;      // no: no unit is left
 };
 

@@ -78,7 +78,7 @@ core::Status encode_maps(const flash3_params &p, const FwdKernel &kernel, const 
 }
 
 // The scheduler's state in the workspace: a tile counter and, for many packed sequences, the place of each in the order
-// of tiles. A call with a stream for every tile needs no counter, nor do pairs and the kernel for short sequences.
+// of tiles. A call of few tiles (see few_tiles) needs no counter, nor do pairs and the kernel for short sequences.
 struct SchedulerState {
   int32_t *tile_counter;
   int32_t *first_m_block;  // NULL: not needed
@@ -187,11 +187,12 @@ int64_t most_tiles(const flash3_params &p, const FwdKernel &kernel, const core::
 // drawn by tickets. To have a counter set to zero takes 1 to 2 us, which few tiles are too short for; what tiles cost
 // differs under a mask and between sequences. As measured; the kernels for caches draw tickets always.
 int64_t few_tiles(const flash3_params &p, const FwdKernel &kernel, const core::Pieces &pieces) {
-  constexpr int64_t kAny = 1 << 20;
-  const bool lengths_vary = p.cu_seqlens_q != nullptr;
-  if (kernel.is_resident) return lengths_vary && kernel.head_dim == 128 ? 4 : kAny;
-  if (core::has_kv_cache(p) || !(pieces.count == 1 && pieces.pack == 1)) return 1;
-  if (lengths_vary) return 3;
+  constexpr int64_t kAny = int64_t{1} << 40;
+  const bool packed = p.cu_seqlens_q != nullptr;
+  if (kernel.is_resident) return packed && kernel.head_dim == 128 ? 4 : kAny;
+  if (core::has_kv_cache(p) || !pieces.whole_tiles_of_heads()) return 1;
+  if (packed) return 3;
+  if (core::has_device_lengths(p)) return 1;
   return core::Window::make(p.window_left, p.window_right).limited() ? 2 : kAny;
 }
 

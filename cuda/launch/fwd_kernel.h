@@ -13,7 +13,7 @@ struct FwdKernel {
   int32_t threads;
   bool is_short;          // the kernel for short sequences, which needs no tile counter and nothing prepared
   int32_t most_added_up;  // packed sequences whose lengths it adds up itself, with nothing prepared
-  bool is_resident;       // the kernel for few keys, which shares all tiles out beforehand
+  bool is_resident;       // the kernel for few keys
   int32_t streams, blocks_per_sm;
   int32_t cluster_blocks;  // thread blocks that work on a tile together; more than one: each cluster has one tile
   bool paired;             // clusters of two, whose thread blocks have a tile each and share what they load

@@ -170,10 +170,6 @@ const Table &table() {
   return built;
 }
 
-bool has_device_lengths(const flash3_params &p) {
-  return p.cu_seqlens_q != nullptr || p.cu_seqlens_k != nullptr || p.seqused_q != nullptr || p.seqused_k != nullptr;
-}
-
 // The lengths as far as they are known here: those of a packed call are in device memory.
 core::Workload workload(const flash3_params &p, int32_t multiprocessors) {
   const bool packed_q = p.cu_seqlens_q != nullptr;
@@ -183,17 +179,17 @@ core::Workload workload(const flash3_params &p, int32_t multiprocessors) {
                packed_k ? core::ceil_div(static_cast<int32_t>(p.total_k), p.batch) : static_cast<int32_t>(p.seqlen_k)};
   work.q_vary = packed_q && p.batch > 1;
   work.k_vary = packed_k && p.batch > 1;
-  const auto longest = [&p](bool packed, int64_t hint, int64_t mean) {
-    if (!packed) return mean;
-    return hint > 0 ? hint : p.batch > 1 ? 2 * mean : mean;
+  const auto longest = [](bool varies, int64_t hint, int64_t mean, int64_t unknown) {
+    return !varies ? mean : hint > 0 ? hint : unknown;
   };
-  work.longest_q = longest(packed_q, p.max_seqlen_q, work.mask.seqlen_q);
-  work.longest_k = longest(packed_k, p.max_seqlen_k, work.mask.seqlen_k);
+  work.longest_q = longest(work.q_vary, p.max_seqlen_q, work.mask.seqlen_q, 2 * int64_t{work.mask.seqlen_q});
+  work.longest_k = longest(work.k_vary, p.max_seqlen_k, work.mask.seqlen_k, INT64_MAX);
   work.sequences = p.batch;
   work.columns = int64_t{p.batch} * p.nheads;
   work.kv_columns = int64_t{p.batch} * p.nheads_k;
   work.multiprocessors = multiprocessors;
   work.packed_q = packed_q;
+  work.device_lengths = core::has_device_lengths(p);
   return work;
 }
 
@@ -244,7 +240,7 @@ core::Status find_kernel(const flash3_params &params, const core::Route &route, 
   const core::TileConfig *const member = narrowest_class(params);
   if (member == nullptr || takes_values_from_keys(params)) return no_kernel(params);
   const int32_t chosen = core::cheapest_config(*member, workload(params, multiprocessors));
-  const bool varlen = has_device_lengths(params);
+  const bool varlen = core::has_device_lengths(params);
   const core::Window window = core::Window::make(params.window_left, params.window_right);
   const bool paired =
       may_pair && !score_mod && !varlen && core::takes_pairs(core::kTileConfigs[chosen], window, params.seqlen_q);

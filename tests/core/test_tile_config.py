@@ -193,6 +193,14 @@ def test_small_packed_calls_as_measured(head_dim: int, batch: int, seqlen: int, 
     assert ("few keys" if config.most_keys > 0 else "short" if config.is_short else "any") == kind
 
 
+@pytest.mark.parametrize(("columns", "few_keys"), [(8, False), (140, False), (20_000, True)])
+def test_whole_heads_of_many_queries_are_enough_for_all(columns: int, few_keys: bool) -> None:
+    """Packed, where the kernel for few keys does not share the tiles of a head out."""
+    work: dict[str, Any] = {"columns": columns, "packed": True, "vary": True, "longest": (10_000, 77)}
+    config = CONFIGS[cheapest_config(member_of((128, 128)), -1, -1, 10_000, 77, **work)]
+    assert (config.most_keys > 0) is few_keys
+
+
 @pytest.mark.parametrize(
     ("head_dim", "seqlen", "columns", "block_m"),
     [

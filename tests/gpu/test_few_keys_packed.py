@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyflash3 import flash_attn_varlen_func
+from pyflash3 import flash_attn_func, flash_attn_varlen_func
 from tests.gpu.machine import HOST, fill, get, int32, normal, same_bits, wait
 from tests.gpu.problem import Inputs, Lengths, Problem, check, make
 
@@ -101,3 +101,39 @@ def test_poison_stays_where_it_is() -> None:
         assert same_bits(first[:begin], again[:begin])
         assert same_bits(first[end:], again[end:])
         assert bool(np.isnan(get(again[begin:end]).astype(np.float32)).all())
+
+
+LONG_ONES: tuple[Lengths, ...] = (
+    ((64, 700), (0, 1)),  # one tile: two of three warpgroups have none
+    ((64, 100), (64, 150)),
+    ((64, 100), (64, 100), (10, 300), (20, 20)) * 30,
+    ((200, 1000), (5, 600), (0, 500), (130, 129)) * 20,
+)
+
+
+@pytest.mark.parametrize("lengths", LONG_ONES, ids=lambda lengths: f"{len(lengths)} from {lengths[0]} on")
+@pytest.mark.parametrize("heads", [(1, 1), (4, 1), (3, 3)], ids=str)
+@pytest.mark.parametrize("head_dim", [64, 96, 128])
+def test_more_keys_than_fit(head_dim: int, heads: tuple[int, int], lengths: Lengths) -> None:
+    common: dict[str, Any] = {"nheads": heads[0], "nheads_k": heads[1], "head_dim": head_dim, "packed": True}
+    check(Problem("bfloat16", lengths, causal=len(lengths) > 1, seed=head_dim, **common), **LONGEST)
+
+
+@pytest.mark.parametrize("window", [(0, 0), (4, 0), (8, 1)], ids=str)
+@pytest.mark.parametrize("packed", [False, True])
+def test_keys_that_a_window_hides(packed: bool, window: tuple[int, int]) -> None:
+    """NaN and infinity in front of all windows, in a key block that is multiplied all the same."""
+    q, k, v = (normal((64 if i == 0 else 128, 2, 128), "bfloat16", i) for i in range(3))
+    options: dict[str, Any] = {"window_size": window}
+    results = []
+    for poison in (False, True):
+        if poison:
+            fill(k[: 64 - window[0]], np.nan)
+            fill(v[: 64 - window[0]], np.inf)
+        if packed:
+            cu = [int32([0, x.shape[0]]) for x in (q, k)]
+            results.append(flash_attn_varlen_func(q, k, v, cu[0], cu[1], 64, 128, **options))
+        else:
+            results.append(flash_attn_func(q[None], k[None], v[None], **options))
+    wait()
+    assert same_bits(*results)
