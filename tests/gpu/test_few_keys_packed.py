@@ -136,4 +136,5 @@ def test_keys_that_a_window_hides(packed: bool, window: tuple[int, int]) -> None
         else:
             results.append(flash_attn_func(q[None], k[None], v[None], **options))
     wait()
-    assert same_bits(*results)
+    clean, poisoned = (get(out).astype(np.float32) for out in results)
+    assert np.abs(clean - poisoned).max() < 0.02  # poisoned columns are computed again, in another order
