@@ -190,8 +190,7 @@ struct QueryProducer {
       const uint32_t i = slot.index();
       ptx::mbarrier_wait(&smem.barriers.unit_full[i], slot.parity());
       unit = smem.unit[i];
-      __syncwarp();
-      if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&smem.barriers.unit_empty[i]);
+      ptx::mbarrier_arrive(&smem.barriers.unit_empty[i]);
       slot.advance();
     }
     ResidentTile end;

@@ -87,11 +87,11 @@ struct ResidentTraits {
     return i < kStreams || (k >= 0 && k < kKeptBlocks) || (v >= 0 && v < kKeptBlocks);
   }
   // Arrivals that complete barrier i: Q is given back by all threads of a stream, since they have read its tile, a unit
-  // by the warps that load Q, and K and V by a lane of every warp of all streams.
+  // by all of the warps that load Q, and K and V by a lane of every warp of all streams.
   static constexpr int arrivals(int i) {
     if (i < kFullBarriers) return 1;
     if (i < kFullBarriers + kStreams) return 128;
-    return i < kFullBarriers + kStreams + kUnitSlots ? kStreams : 4 * kStreams;
+    return i < kFullBarriers + kStreams + kUnitSlots ? 32 * kStreams : 4 * kStreams;
   }
 
   static constexpr int kTileSlots = 2;  // of a warpgroup: the tile that it stores, and the next one, whose Q is loaded

@@ -137,8 +137,10 @@ struct TileScout : TileFinder<Traits> {
     ptx::mbarrier_wait(&this->smem.barriers.tile_full[0], 0);
     // Read by the lane that writes there again.
     int32_t valid = 0;
+    int32_t blocks = 0;
     if (this->is_leader()) {
       valid = this->smem.tile[0].valid;
+      blocks = this->smem.tile[0].range.count();
       this->own = this->smem.job[0].number;
       this->stride = this->stride_behind(this->own % this->all_streams());
     }
@@ -148,7 +150,7 @@ struct TileScout : TileFinder<Traits> {
     }
     // A tile of few blocks is over before the next one has been found: that is looked for one tile earlier.
     constexpr int32_t kFewBlocks = 3;
-    int32_t blocks = ptx::uniform(this->smem.tile[0].range.count());
+    blocks = ptx::uniform(blocks);
     Job job;
     for (uint32_t tile = 1;; ++tile) {
       const uint32_t asked_for = tile - (Traits::kAsks > 1 && blocks <= kFewBlocks ? 1 : 0);
