@@ -183,13 +183,21 @@ int64_t most_tiles(const flash3_params &p, const FwdKernel &kernel, const core::
   return (p.total_q / tile_queries(kernel, pieces) + p.batch) * columns;
 }
 
+// In the kernel for few keys a ticket takes about as long as a short sequence of few columns, and gains nothing where
+// all are of one length.
+bool draws_units(const flash3_params &p, const FwdKernel &kernel) {
+  constexpr int64_t kLeastRows = 48;
+  const int64_t mean = core::mean_queries(p);
+  return kernel.head_dim == 128 && mean >= kLeastRows && p.max_seqlen_q != mean;
+}
+
 // So many tiles of a stream are shared out beforehand, if all have as many (of packed calls, by a bound); others are
 // drawn by tickets. To have a counter set to zero takes 1 to 2 us, which few tiles are too short for; what tiles cost
 // differs under a mask and between sequences. As measured; the kernels for caches draw tickets always.
 int64_t few_tiles(const flash3_params &p, const FwdKernel &kernel, const core::Pieces &pieces) {
   constexpr int64_t kAny = int64_t{1} << 40;
   const bool packed = p.cu_seqlens_q != nullptr;
-  if (kernel.is_resident) return packed && kernel.head_dim == 128 ? 4 : kAny;
+  if (kernel.is_resident) return packed && draws_units(p, kernel) ? 4 : kAny;
   if (core::has_kv_cache(p) || !pieces.whole_tiles_of_heads()) return 1;
   if (packed) return 3;
   if (core::has_device_lengths(p)) return 1;
