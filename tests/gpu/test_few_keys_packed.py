@@ -14,19 +14,9 @@ import pytest
 from pyflash3 import flash_attn_func, flash_attn_varlen_func
 from tests.gpu.machine import HOST, fill, get, int32, normal, same_bits, wait
 from tests.gpu.problem import Inputs, Lengths, Problem, check, make
+from tests.gpu.test_few_keys import HEADS, OPTIONS
 
 EDGES: Lengths = ((128, 128), (1, 128), (64, 64), (65, 64), (0, 9), (63, 65), (9, 0), (128, 1), (100, 77), (7, 7))
-HEADS = ((2, 2), (8, 2), (5, 1))
-OPTIONS: tuple[dict[str, Any], ...] = (
-    {},
-    {"causal": True},
-    {"window": (20, 5)},
-    {"causal": True, "softcap": 15.0},
-    {"causal": True, "alibi": True},
-    {"window": (3, 40), "sinks": True},
-)
-
-
 LONGEST: dict[str, Any] = {"max_seqlen_q": 128, "max_seqlen_k": 128}
 
 
