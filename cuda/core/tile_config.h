@@ -136,16 +136,14 @@ constexpr bool takes_pairs(const TileConfig &config, const Window &window, int64
 struct Workload {
   Mask mask;                     // with the mean lengths
   bool q_vary, k_vary;           // sequences have different lengths
-  int64_t longest_q, longest_k;  // as the caller says, where they vary
+  int64_t longest_q, longest_k;  // as the caller says, where they vary; else as all are
   int64_t sequences;
   int64_t columns, kv_columns;  // query heads and KV heads of all sequences
   int32_t multiprocessors;
   bool packed_q;        // their places are in device memory
   bool device_lengths;  // lengths are
 
-  bool fits_resident(const TileConfig &config) const {
-    return mask.seqlen_k > 0 && (k_vary ? longest_k : mask.seqlen_k) <= config.most_keys;
-  }
+  bool fits_resident(const TileConfig &config) const { return mask.seqlen_k > 0 && longest_k <= config.most_keys; }
 
   // Lengths that vary are taken as spread evenly around the mean, up to the longest and between none and twice the
   // mean.
@@ -199,14 +197,17 @@ inline double estimated_clocks(const TileConfig &config, const Workload &work) {
   return shared > longest ? shared : longest;
 }
 
+// Of so many packed sequences a kernel adds the lengths up itself; for more of them another one, ahead of it, prepares
+// the order of tiles once for all.
+inline constexpr int32_t kMostAddedUp = 256;
+
 // What a packed call of many sequences waits for, before a kernel that needs the order of tiles prepared: as measured
 // on an H200, where all tiles of 64 rows run at once. With more tiles the estimates are less exact than this is large,
 // and decide alone. The kernels for short sequences and few keys have nothing prepared.
 inline int64_t prepare_clocks(const TileConfig &config, const Workload &work) {
   constexpr int64_t kClocks = 6500;
-  constexpr int32_t kTilesAtOnce = 3;         // a multiprocessor
-  constexpr int32_t kSequencesAddedUp = 256;  // by the kernel itself, see TileTraits::kMostAddedUp
-  if (config.is_short() || config.is_resident() || !work.packed_q || work.sequences <= kSequencesAddedUp) return 0;
+  constexpr int32_t kTilesAtOnce = 3;  // a multiprocessor
+  if (config.is_short() || config.is_resident() || !work.packed_q || work.sequences <= kMostAddedUp) return 0;
   const int64_t tiles = work.columns * ceil_div(work.mask.seqlen_q, 64);
   return tiles <= int64_t{kTilesAtOnce} * work.multiprocessors ? kClocks : 0;
 }

@@ -125,14 +125,7 @@ struct UnitSchedule {
             static_cast<uint32_t>(rest / blocks), static_cast<uint32_t>(rest % blocks)};
   }
 
-  FLASH3_HD uint32_t whole() const {
-    return rounds * tiles_of_unit.divisor;
-  }  // tiles of a block that are in whole units
   FLASH3_HD uint32_t count(uint32_t block) const { return whole() + share + (block < more ? 1 : 0); }
-  // The first of the tiles left over that a block has.
-  FLASH3_HD uint32_t left_over(uint32_t block) const {
-    return whole() * blocks + block * share + (block < more ? block : more);
-  }
 
   // Tiles of a unit that a block computes one after the other.
   struct Run {
@@ -147,6 +140,14 @@ struct UnitSchedule {
     const uint32_t behind = tiles_of_unit.divisor - first;
     const uint32_t left = count(block) - done;
     return {unit, first, behind < left ? behind : left};
+  }
+
+ private:
+  // Tiles of a block that are in whole units.
+  FLASH3_HD uint32_t whole() const { return rounds * tiles_of_unit.divisor; }
+  // The first of the tiles left over that a block has.
+  FLASH3_HD uint32_t left_over(uint32_t block) const {
+    return whole() * blocks + block * share + (block < more ? block : more);
   }
 };
 

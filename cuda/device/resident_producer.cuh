@@ -15,8 +15,8 @@ namespace flash3::device {
 // The units of a thread block, one after the other. The first one follows from the block alone.
 template <class Traits>
 struct UnitFinder {
-  const FwdArgs &args;
   const TileLoads<Traits> loads;
+  const FwdArgs &args = loads.args;
   // Where lengths come from device memory the number of the next unit, else how many tiles have been handed out.
   uint32_t at = Traits::kVarlen ? blockIdx.x : 0;
   int32_t ticket = 0;
@@ -96,13 +96,12 @@ struct KeyProducer {
   using Job = typename Traits::Job;
 
   SharedStorage &smem;
-  const TileLoads<Traits> loads;
   UnitFinder<Traits> finder;
   Unit unit;
   RingState<Traits::kUnitSlots> slot = RingState<Traits::kUnitSlots>::producer();
   RingState<Traits::kStages> state = RingState<Traits::kStages>::producer();
 
-  __device__ __forceinline__ KeyProducer(const FwdArgs &a, SharedStorage &s) : smem(s), loads{a, s}, finder{a, loads} {}
+  __device__ __forceinline__ KeyProducer(const FwdArgs &a, SharedStorage &s) : smem(s), finder{{a, s}} {}
 
   __device__ __forceinline__ void start() {
     unit = finder.here();
@@ -140,6 +139,7 @@ struct KeyProducer {
   // Key blocks [begin, end) of the unit. kFresh: nothing has been in the buffers.
   template <bool kFresh = false>
   __device__ __forceinline__ void load(int32_t begin, int32_t end) {
+    const TileLoads<Traits> &loads = finder.loads;
     Job job;
     loads.set_keys({unit.k_start, unit.k_len, unit.k_entry}, unit.head, &job);
 #pragma unroll 1
@@ -170,7 +170,7 @@ struct QueryProducer {
       : args(a), smem(s), stream(st), loads{a, s}, t(st) {}
 
   __device__ __forceinline__ void start() {
-    unit = UnitFinder<Traits>{args, loads}.here();
+    unit = UnitFinder<Traits>{loads}.here();
     if (ptx::uniform(unit.valid && t < unit.tiles)) hand_over<true>();
   }
 
@@ -195,24 +195,27 @@ struct QueryProducer {
     }
     ResidentTile end;
     end.valid = 0;
-    hand_over(end);
+    hand_over_without_q(end);
   }
 
  private:
-  // Into the stream's slot that is free, once its Q is: both are given back at once.
+  // Into the stream's slot that is free, once its Q is: both are given back at once. With what is to be given back
+  // before it.
   template <bool kFresh = false>
-  __device__ __forceinline__ void write(const ResidentTile &tile) const {
+  __device__ __forceinline__ void write(ResidentTile &tile) {
+    tile.skipped = skipped;
+    skipped = 0;
     if constexpr (!kFresh) ptx::mbarrier_wait(&smem.barriers.q_empty[stream], state.parity());
     if (threadIdx.x % 32 == 0) smem.tile[stream][state.step % Traits::kTileSlots] = tile;
     __syncwarp();
   }
 
-  // What needs no Q, beside the blocks to be given back before it.
-  __device__ __forceinline__ void hand_over(ResidentTile &tile) {
-    tile.skipped = skipped;
-    skipped = 0;
-    write(tile);
+  __device__ __forceinline__ void announce_without_q() const {
     if (ptx::elect_one()) ptx::mbarrier_arrive(&smem.barriers.q_full[stream]);
+  }
+  __device__ __forceinline__ void hand_over_without_q(ResidentTile &tile) {
+    write(tile);
+    announce_without_q();
     state.advance();
   }
   // A tile without rows.
@@ -222,7 +225,7 @@ struct QueryProducer {
     tile.range = {0, 0, 0, 0};
     tile.m_block = tile.seqlen_q = tile.key_blocks = 0;
     tile.last = false;
-    hand_over(tile);
+    hand_over_without_q(tile);
   }
 
   // Tile t and its Q.
@@ -243,11 +246,9 @@ struct QueryProducer {
     tile.last = !fits<Traits>(unit) || t + Traits::kStreams >= unit.tiles;
     t += Traits::kStreams;
     ++own;
-    tile.skipped = skipped;
-    skipped = 0;
     write<kFresh>(tile);
     if (ptx::uniform(tile.range.end == 0)) {
-      if (ptx::elect_one()) ptx::mbarrier_arrive(&smem.barriers.q_full[stream]);
+      announce_without_q();
     } else {
       BoxLoad<Traits> load = loads.load_of_q(job, state);
       load.to = smem.q[stream];

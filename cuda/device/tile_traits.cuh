@@ -78,9 +78,8 @@ struct TileTraits {
   // Where lengths come from device memory, to find out what a tile is takes several accesses in a row: a warp of its
   // own does it.
   static constexpr bool kScouts = kVarlen && !kCache && !kIsShort;
-  // Of so many packed sequences a scout adds the lengths up itself; for more of them a kernel ahead does it once for
-  // all.
-  static constexpr int kMostAddedUp = !kScouts ? 0 : kConfig.streams > 1 ? 64 : 256;
+  // Packed sequences whose lengths a scout adds up itself; two streams have no memory for more.
+  static constexpr int kMostAddedUp = !kScouts ? 0 : kConfig.streams > 1 ? 64 : core::kMostAddedUp;
   static_assert(kBlockM % 64 == 0, "a consumer warpgroup owns 64 rows");
   static_assert(kBlockN % 16 == 0 && kBlockN <= 256, "P * V takes 16 keys a step, Q * K^T at most 256 keys");
   static_assert(!kCache || (kConfig.streams == 1 && !kIsShort), "its producer works for one stream");

@@ -13,7 +13,7 @@ import pytest
 
 from pyflash3 import flash_attn_func, flash_attn_varlen_func
 from tests.gpu.machine import HOST, fill, get, int32, normal, same_bits, wait
-from tests.gpu.problem import Inputs, Lengths, Problem, check, make
+from tests.gpu.problem import Lengths, Problem, check, make
 from tests.gpu.test_few_keys import HEADS, OPTIONS
 
 EDGES: Lengths = ((128, 128), (1, 128), (64, 64), (65, 64), (0, 9), (63, 65), (9, 0), (128, 1), (100, 77), (7, 7))
@@ -52,10 +52,6 @@ def test_rows_in_use() -> None:
     check(Problem("bfloat16", lengths, used=used, causal=True, **common), **LONGEST)
 
 
-def _call(inputs: Inputs, most_q: int, most_k: int) -> tuple[Any, Any]:
-    return inputs.call(max_seqlen_q=most_q, max_seqlen_k=most_k)
-
-
 @pytest.mark.parametrize("most", [130, 300, 700])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("heads", [(8, 2), (5, 5)], ids=str)
@@ -63,9 +59,9 @@ def test_whatever_the_caller_takes_for_the_longest(heads: tuple[int, int], optio
     lengths = _random(5 if HOST else 90, most, most)
     common: dict[str, Any] = {"nheads": heads[0], "nheads_k": heads[1], "head_dim": 128, "packed": True}
     inputs = make(Problem("bfloat16", lengths, seed=most, **common, **options))
-    right = _call(inputs, most, most)
+    right = inputs.call(max_seqlen_q=most, max_seqlen_k=most)
     for claimed in (1, 64, 128):
-        out, lse = _call(inputs, claimed, claimed)
+        out, lse = inputs.call(max_seqlen_q=claimed, max_seqlen_k=claimed)
         wait()
         difference = np.abs(get(out).astype(np.float32) - get(right[0]).astype(np.float32))
         assert float(difference.max()) < 0.02  # a few roundings to bfloat16, of numbers up to about 4
