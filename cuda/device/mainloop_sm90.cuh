@@ -50,8 +50,8 @@ struct Mainloop {
   // Low words of the descriptors of this warpgroup's rows of Q, and of K and V, each in the first stage.
   const uint32_t q_low, k_low, v_low;
   RingState<Traits::kQStages> q_state = RingState<Traits::kQStages>::consumer();
+  // Of K. V of a block is multiplied behind K of the next one: it is always a step behind.
   RingState<Traits::kStages> k_state = RingState<Traits::kStages>::consumer();
-  RingState<Traits::kStages> v_state = RingState<Traits::kStages>::consumer();
   uint32_t kept_q[kKept > 0 ? 4 * kKept : 1];  // the first columns of this warp's rows of the tile's Q
 
   __device__ __forceinline__ Mainloop(const FwdArgs &a, SharedStorage &s, int wg)
@@ -82,7 +82,7 @@ struct Mainloop {
     wait_tile();
     keep_q();
     take_turn();
-    issue_qk(q_descriptor(), k_descriptor(), s);
+    issue_qk(q_descriptor(), k_descriptor(k_state), s);
     pass_turn();
     if constexpr (Traits::kStagesInV) release_out();
     wgmma_wait_group<0>();
@@ -100,6 +100,7 @@ struct Mainloop {
     // The scores are there: gives back the key block, and Q after the last one.
     const auto release_k = [&](bool last) {
       release(smem.barriers.k_empty, k_state);
+      k_state.advance();
       if (last && threadIdx.x % 32 == 0) ptx::mbarrier_arrive(q_empty);
     };
     float correction[2];
@@ -134,15 +135,20 @@ struct Mainloop {
     while (!Traits::kExactMax || ptx::uniform(n >= range.begin)) {
       const bool may_skip_max = !Traits::kExactMax && range.end - 1 - n >= blocks_before && softmax.has_references();
       if ((!Traits::kScoreMod || Traits::kDirectScores) && (Traits::kExactMax || may_skip_max)) {
-        for (; ptx::uniform(range.is_full(n) && (!Traits::kDirectScores || direct.good_for(n))); --n) {
-          if constexpr (Traits::kExactMax) {
+        if constexpr (Traits::kExactMax) {
+          for (; ptx::uniform(range.is_full(n)); --n) {
             step(q, s, p, o, [&] {
               release_k(n == range.begin);
               softmax.update_lazily(s, n >= exact_from, correction);
               softmax.add(s);
             });
-          } else {
-            float sum[2];
+            softmax.rescale(o, correction);
+          }
+        } else if (ptx::uniform(range.is_full(n) && (!Traits::kDirectScores || direct.good_for(n)))) {
+          // One question at the end of a block decides whether another one of the kind follows.
+          float sum[2];
+          bool fits;
+          while (true) {
             step(q, s, p, o, [&] {
               release_k(n == range.begin);
               if constexpr (Traits::kDirectScores) {
@@ -152,17 +158,25 @@ struct Mainloop {
                 softmax.template exponentials<Traits::kTurn>(s, sum, args.zero);
               }
             });
-            if (softmax.accept(sum)) continue;
+            fits = OnlineSoftmax::fits(sum);
+            --n;
+            if (!ptx::uniform_all(fits && n >= range.full_begin)) break;
+            softmax.count(sum);
+          }
+          if (ptx::uniform_all(fits)) {
+            softmax.count(sum);
+          } else {
             const int64_t first_row = Traits::warp_row(tile, warpgroup);
-            recompute_scores<Traits>(args, tile, first_row, n * kBlockN, s);
+            const int32_t first_key = (n + 1) * kBlockN;
+            recompute_scores<Traits>(args, tile, first_row, first_key, s);
             if constexpr (Traits::kDirectScores) {
               direct.note(sum);
-              RowScores(args, tile, first_row, slope).modify(s, args, n * kBlockN);
+              RowScores(args, tile, first_row, slope).modify(s, args, first_key);
             }
             softmax.update(s, correction);
             pack_probabilities<Element>(s, p);
+            softmax.rescale(o, correction);
           }
-          softmax.rescale(o, correction);
         }
       }
       if (!ptx::uniform(n >= range.begin)) break;
@@ -180,7 +194,7 @@ struct Mainloop {
   __device__ __forceinline__ void finish(uint32_t (&p)[kScores / 2], float (&o)[kOutputs]) {
     if (!ptx::uniform_all(can_finish())) wait_to_finish();
     if constexpr (Traits::kCache) fence_keys();
-    issue_pv(p, v_descriptor(), o);
+    issue_pv(p, v_descriptor(v_state()), o);
   }
 
   // The same, and behind it the first product of the next tile, if there is one with a key block: join() completes `s`.
@@ -203,8 +217,8 @@ struct Mainloop {
     // The epilogue is next, and the turn tells the other warps.
     if (!Traits::kStores && ptx::elect_one()) ptx::tma_store_wait_read();
     take_turn();
-    issue_pv(p, v_descriptor(), o);
-    issue_qk(q_descriptor(), k_descriptor(), s);
+    issue_pv(p, v_descriptor(v_state()), o);
+    issue_qk(q_descriptor(), k_descriptor(k_state), s);
     pass_turn();
     return has_next;
   }
@@ -213,7 +227,7 @@ struct Mainloop {
   __device__ __forceinline__ void wait_output(float (&o)[kOutputs]) {
     wgmma_wait_group<Traits::kOverlapsTiles ? 1 : 0>();
     fence_accumulators(o);
-    release(smem.barriers.v_empty, v_state);
+    release(smem.barriers.v_empty, v_state());
   }
 
   // Where this warpgroup stages its output, once nobody reads there any more. In the place of V the first warpgroup
@@ -223,8 +237,8 @@ struct Mainloop {
   __device__ __forceinline__ Element *output_place() const {
     if constexpr (!Traits::kStagesInV) return smem.own_out + warpgroup * 64 * Traits::kHeadDimV;
     const uint32_t back = 2 - warpgroup;
-    if (v_state.step < back) return smem.v[v_state.step % Traits::kStages];  // no block has been there
-    const RingState<Traits::kStages> block = {v_state.step - back};
+    if (k_state.step < back) return smem.v[k_state.step % Traits::kStages];  // no block has been there
+    const RingState<Traits::kStages> block = {k_state.step - back};
     ptx::mbarrier_wait(&smem.barriers.v_empty[block.index()], block.parity());
     return smem.v[block.index()];
   }
@@ -242,13 +256,13 @@ struct Mainloop {
   // Whether the last V of the tile is there, and, for a Storer, the place of what it is to store: q_state has counted
   // the tile, so that the phase is that of the one before.
   __device__ __forceinline__ bool can_finish() const {
-    const bool has_v = ptx::mbarrier_test(&smem.barriers.v_full[v_state.index()], v_state.parity());
+    const bool has_v = ptx::mbarrier_test(&smem.barriers.v_full[v_state().index()], v_state().parity());
     if constexpr (!Traits::kStores) return has_v;
     const bool has_place = ptx::mbarrier_test(&smem.barriers.stored[warpgroup], q_state.step % 2);
     return has_v && has_place;
   }
   __device__ __forceinline__ void wait_to_finish() const {
-    ptx::mbarrier_wait(&smem.barriers.v_full[v_state.index()], v_state.parity());
+    ptx::mbarrier_wait(&smem.barriers.v_full[v_state().index()], v_state().parity());
     if constexpr (Traits::kStores) ptx::mbarrier_wait(&smem.barriers.stored[warpgroup], q_state.step % 2);
   }
 
@@ -257,12 +271,18 @@ struct Mainloop {
   template <class ToProbabilities>
   __device__ __forceinline__ void step(uint32_t q, float (&s)[kScores], uint32_t (&p)[kScores / 2],
                                        float (&o)[kOutputs], ToProbabilities to_probabilities) {
-    wait_keys(smem.barriers.k_full, k_state);
-    const uint32_t k = known(k_descriptor());
-    const uint32_t v = known(v_descriptor());
+    // All that the products need to know, before anything is waited for: the answers of barriers take 50 clocks.
+    const RingState<Traits::kStages> keys = {known(k_state.step)}, values = {keys.step - 1};
+    const bool has_k = ptx::mbarrier_test(&smem.barriers.k_full[keys.index()], keys.parity());
+    const bool has_v = ptx::mbarrier_test(&smem.barriers.v_full[values.index()], values.parity());
+    const uint32_t k = k_descriptor(keys);
+    const uint32_t v = v_descriptor(values);
+    if (!has_k) ptx::mbarrier_wait(&smem.barriers.k_full[keys.index()], keys.parity());
+    if constexpr (Traits::kCache) fence_keys();
     take_turn();
     issue_qk(q, k, s);
-    wait_keys(smem.barriers.v_full, v_state);
+    if (!has_v) ptx::mbarrier_wait(&smem.barriers.v_full[values.index()], values.parity());
+    if constexpr (Traits::kCache) fence_keys();
     issue_pv(p, v, o);
     pass_turn();
     wgmma_wait_group<1>();
@@ -270,7 +290,7 @@ struct Mainloop {
     to_probabilities();
     wgmma_wait_group<0>();
     fence_accumulators(o);
-    release(smem.barriers.v_empty, v_state);
+    release(smem.barriers.v_empty, values);
     pack_probabilities<Element>(s, p);
   }
 
@@ -304,12 +324,16 @@ struct Mainloop {
   }
 
   // Of the stages of K and V that their states are at.
-  __device__ __forceinline__ uint32_t k_descriptor() const { return k_low + k_state.index() * (Traits::kKBytes / 16); }
-  __device__ __forceinline__ uint32_t v_descriptor() const { return v_low + v_state.index() * (Traits::kVBytes / 16); }
-  // A descriptor, which is the same in every lane; made known as such where that pays.
-  static __device__ __forceinline__ uint32_t known(uint32_t descriptor) {
-    return Traits::kKnownKeys ? ptx::uniform(descriptor) : descriptor;
+  __device__ __forceinline__ uint32_t k_descriptor(const RingState<Traits::kStages> &state) const {
+    return k_low + state.index() * (Traits::kKBytes / 16);
   }
+  __device__ __forceinline__ uint32_t v_descriptor(const RingState<Traits::kStages> &state) const {
+    return v_low + state.index() * (Traits::kVBytes / 16);
+  }
+  // What is the same in every lane; made known as such where that pays.
+  static __device__ __forceinline__ uint32_t known(uint32_t x) { return Traits::kKnownKeys ? ptx::uniform(x) : x; }
+
+  __device__ __forceinline__ RingState<Traits::kStages> v_state() const { return {k_state.step - 1}; }
 
   __device__ __forceinline__ void issue_qk(uint32_t q, uint32_t k, float (&s)[kScores]) const {
     gemm_ss<Element, kBlockN, Traits::kHeadDim, Traits::kSwizzleBytes, Traits::kBlockM, kBlockN, kKept>(q, k, s,
@@ -329,9 +353,8 @@ struct Mainloop {
 
   // One arrival a warp, once the whole warp has read the buffer.
   template <int kStages>
-  __device__ __forceinline__ static void release(uint64_t (&empty)[kStages], RingState<kStages> &state) {
+  __device__ __forceinline__ static void release(uint64_t (&empty)[kStages], const RingState<kStages> &state) {
     if (threadIdx.x % 32 == 0) arrive_at_readers<Traits>(&empty[state.index()]);
-    state.advance();
   }
 
   // A single warpgroup has its turn always, but its warps still meet there.

@@ -165,11 +165,12 @@ struct OnlineSoftmax {
   // larger, of two blocks 3 %: hence kBlocksBefore, except under a mask, where rows with few keys make up most of the
   // error.
   static constexpr int kBlocksBefore = 2;
-  __device__ __forceinline__ bool accept(const float (&sum)[2]) {
-    if (!ptx::uniform_all(!(sum[0] > kLargestSum || sum[1] > kLargestSum))) return false;
+  static __device__ __forceinline__ bool fits(const float (&sum)[2]) {
+    return !(sum[0] > kLargestSum || sum[1] > kLargestSum);
+  }
+  __device__ __forceinline__ void count(const float (&sum)[2]) {
     row_sum[0] += sum[0];
     row_sum[1] += sum[1];
-    return true;
   }
 
   // In turns of kTurn scores, see exponentials_in_turns().

@@ -65,8 +65,12 @@ struct TileTraits {
   static constexpr int kTurn = kHeadDim == 64 ? 32 : kBlockN == 96 ? 24 : 16;
   // Whether the main loop has the compiler know that the descriptors of K and V are the same in all lanes: an
   // instruction more for each, and several less between products. As measured: 1 % less or 1 % more.
+#ifdef KNOWN
+  static constexpr bool kKnownKeys = KNOWN;
+#else
   static constexpr bool kKnownKeys =
       !kCache && kConfig.block_m == 128 && kConfig.q_stages == 2 && (kVarlen ? kHeadDim > 64 : kConfig.streams > 1);
+#endif
   // The kernel for short sequences, or the warp-specialised one.
   static constexpr bool kIsShort = kConfig.is_short();
   // Whether a tile begins while the one before ends. Where the warp-specialised kernel has no room for a second Q,
