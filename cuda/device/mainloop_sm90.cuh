@@ -359,10 +359,11 @@ struct Mainloop {
 
   // A single warpgroup has its turn always, but its warps still meet there.
   __device__ __forceinline__ void take_turn() const {
+    if constexpr (!Traits::kTakesTurns) return;
     ptx::bar_sync(NamedBarriers<Traits>::turn(warpgroup), Traits::kConsumers == 1 ? 128 : 256);
   }
   __device__ __forceinline__ void pass_turn() const {
-    if constexpr (Traits::kConsumers == 1) return;
+    if constexpr (!Traits::kTakesTurns || Traits::kConsumers == 1) return;
     ptx::bar_arrive(NamedBarriers<Traits>::turn((warpgroup + 1) % Traits::kConsumers), 256);
   }
 };

@@ -92,6 +92,9 @@ struct TileTraits {
   static constexpr int kStreams = kConfig.streams;
   static constexpr int kConsumers = kBlockM / 64;
   static constexpr int kWarpgroups = kConsumers * kStreams;
+  // Whether warpgroups hand the tensor cores on to each other. The two of a stream beside another one are quicker
+  // without.
+  static constexpr bool kTakesTurns = kStreams == 1;
   static constexpr int kBlocksPerSm = kConfig.blocks_per_sm;
   static constexpr int kThreads = 128 * (kWarpgroups + (kIsShort ? 0 : 1));
   // 64 K registers, handed from the producer to the consumers in steps of 8. That of a cache keeps more for itself.
