@@ -145,23 +145,32 @@ struct Mainloop {
             softmax.rescale(o, correction);
           }
         } else if (ptx::uniform(range.is_full(n) && (!Traits::kDirectScores || direct.good_for(n)))) {
-          // One question at the end of a block decides whether another one of the kind follows.
           float sum[2];
           bool fits;
-          while (true) {
-            step(q, s, p, o, [&] {
-              release_k(n == range.begin);
-              if constexpr (Traits::kDirectScores) {
-                direct.exponentials(s, sum, args, tile, Traits::warp_row(tile, warpgroup), int64_t{n} * kBlockN,
+          // One question at the end of a block decides whether another one of the kind follows.
+          const auto whole_blocks = [&](const auto &limit, auto exponentials) {
+            while (true) {
+              step(q, s, p, o, [&] {
+                release_k(n == range.begin);
+                exponentials();
+              });
+              fits = OnlineSoftmax::fit(sum, limit);
+              --n;
+              if (!ptx::uniform_all(fits && n >= range.full_begin)) break;
+              softmax.count(sum);
+            }
+          };
+          if constexpr (Traits::kDirectScores) {
+            const float limit[2] = {direct.limit(args, softmax, 0), direct.limit(args, softmax, 1)};
+            direct.by_kind(args, [&](auto kind) {
+              whole_blocks(limit, [&] {
+                direct.exponentials(kind, s, sum, args, tile, Traits::warp_row(tile, warpgroup), int64_t{n} * kBlockN,
                                     softmax);
-              } else {
-                softmax.template exponentials<Traits::kTurn>(s, sum, args.zero);
-              }
+              });
             });
-            fits = OnlineSoftmax::fits(sum);
-            --n;
-            if (!ptx::uniform_all(fits && n >= range.full_begin)) break;
-            softmax.count(sum);
+          } else {
+            constexpr float kLimit[2] = {OnlineSoftmax::kLargestSum, OnlineSoftmax::kLargestSum};
+            whole_blocks(kLimit, [&] { softmax.template exponentials<Traits::kTurn>(s, sum, args.zero); });
           }
           if (ptx::uniform_all(fits)) {
             softmax.count(sum);
@@ -170,7 +179,7 @@ struct Mainloop {
             const int32_t first_key = (n + 1) * kBlockN;
             recompute_scores<Traits>(args, tile, first_row, first_key, s);
             if constexpr (Traits::kDirectScores) {
-              direct.note(sum);
+              direct.note(args, softmax, sum);
               RowScores(args, tile, first_row, slope).modify(s, args, first_key);
             }
             softmax.update(s, correction);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "core/constants.h"
 #include "core/mask.h"
@@ -117,51 +118,73 @@ struct DirectScores {
 
   __device__ __forceinline__ bool good_for(int32_t block) const { return terms != kNone && block < end; }
 
-  // From the products in `s` to exponentials and their sums; a sum is infinite where the polynomial does not do.
-  // warp_row: first row of the warp. Every row must have a reference.
-  template <int kS>
-  __device__ __forceinline__ void exponentials(float (&s)[kS], float (&sum)[2], const FwdArgs &args,
+  // What the scores of a block go through: a loop of its own for each.
+  enum class Kind { kFewTerms, kAllTerms, kAlibi };
+  template <Kind kKind>
+  using Constant = std::integral_constant<Kind, kKind>;
+  template <class F>
+  __device__ __forceinline__ void by_kind(const FwdArgs &args, F f) const {
+    if (args.softcap <= 0.f) {
+      f(Constant<Kind::kAlibi>{});
+    } else if (terms == kFew) {
+      f(Constant<Kind::kFewTerms>{});
+    } else {
+      f(Constant<Kind::kAllTerms>{});
+    }
+  }
+
+  // The largest sum of exponentials of row r that shows that the polynomial does, and that is not too large in itself.
+  __device__ __forceinline__ float limit(const FwdArgs &args, const OnlineSoftmax &softmax, int r) const {
+    return fminf(OnlineSoftmax::kLargestSum, limit_of_terms(args, softmax.reference[r]));
+  }
+
+  // From the products in `s` to exponentials and their sums; a sum is infinite where the polynomial of all terms does
+  // not do. warp_row: first row of the warp. Every row must have a reference.
+  template <Kind kKind, int kS>
+  __device__ __forceinline__ void exponentials(Constant<kKind>, float (&s)[kS], float (&sum)[2], const FwdArgs &args,
                                                const WorkTile &tile, int64_t warp_row, int64_t first_key,
                                                const OnlineSoftmax &softmax) const {
-    const int lane = threadIdx.x % 32;
-    const int64_t diagonal = warp_row + lane / 4 + tile.seqlen_k - tile.seqlen_q;
-    const auto distance = static_cast<int32_t>(diagonal - first_key - 2 * (lane % 4));
     const core::SoftcapPolynomial &f = args.softcap_polynomial;
-    bool too_large = false;
-    if (args.softcap > 0.f && terms == kFew) {
+    if constexpr (kKind == Kind::kFewTerms) {
       exponentials_in_turns<8>(s, sum, softmax.reference, args.zero,
                                [&](int, float x, float reference) { return f.of_few_terms(x, reference); });
-    } else if (args.softcap > 0.f) {
+    } else if constexpr (kKind == Kind::kAllTerms) {
       uint32_t bits = 0;
       exponentials_in_turns<8>(s, sum, softmax.reference, args.zero, [&](int, float x, float reference) {
         const float y = x * f.twice_inner;
         bits |= __float_as_uint(y);
         return f.of_all_terms(y, reference);
       });
-      too_large = (bits & 0x40000000u) != 0;  // an argument of 1 or more: |y| >= 2
+      if ((bits & 0x40000000u) != 0) sum[0] = INFINITY;  // an argument of 1 or more: |y| >= 2
     } else {
+      const int lane = threadIdx.x % 32;
+      const int64_t diagonal = warp_row + lane / 4 + tile.seqlen_k - tile.seqlen_q;
+      const auto distance = static_cast<int32_t>(diagonal - first_key - 2 * (lane % 4));
       float addend[2];  // of column 0
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         addend[r] = fmaf(-alibi_slope_log2, static_cast<float>(distance + 8 * r), -softmax.reference[r]);
       }
-      exponentials_in_turns<8>(s, sum, addend, args.zero, [&](int i, float x, float shift) {
+      exponentials_in_turns<32>(s, sum, addend, args.zero, [&](int i, float x, float shift) {
         return fmaf(x, args.scale_log2, fmaf(alibi_slope_log2, static_cast<float>(i / 4 * 8 + i % 2), shift));
       });
     }
-    if (args.softcap > 0.f && terms == kFew) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        // No probability is larger than the sum of all.
-        too_large |= sum[r] > ptx::ex2(f.few_top - softmax.reference[r]) || !f.few_terms_reach(softmax.reference[r]);
-      }
-    }
-    if (too_large) sum[0] = INFINITY;
   }
 
-  // After exponentials() were not accepted.
-  __device__ __forceinline__ void note(const float (&sum)[2]) {
-    if (__any_sync(0xffffffffu, sum[0] == INFINITY)) terms = terms == kFew ? kAll : kNone;
+  // After sums of a warp were beyond their limits, and before its references change.
+  __device__ __forceinline__ void note(const FwdArgs &args, const OnlineSoftmax &softmax, const float (&sum)[2]) {
+    const bool too_large = terms == kFew ? sum[0] > limit_of_terms(args, softmax.reference[0]) ||
+                                               sum[1] > limit_of_terms(args, softmax.reference[1])
+                                         : sum[0] == INFINITY;
+    if (__any_sync(0xffffffffu, too_large)) terms = terms == kFew ? kAll : kNone;
+  }
+
+ private:
+  // No probability is larger than the sum of all.
+  __device__ __forceinline__ float limit_of_terms(const FwdArgs &args, float reference) const {
+    const core::SoftcapPolynomial &f = args.softcap_polynomial;
+    if (args.softcap <= 0.f || terms != kFew) return INFINITY;
+    return f.few_terms_reach(reference) ? ptx::ex2(f.few_top - reference) : -1.f;
   }
 };
 

@@ -124,7 +124,7 @@ struct OnlineSoftmax {
   // as they are: nothing has to be corrected then, and the lanes of a row need not agree on its maximum. (So how a row
   // is rounded may depend on the other rows of its warp, which are of the same sequence, or zeros.) There is no
   // headroom in the first blocks, where `exact`: relative to the maximum of few keys the largest probabilities are
-  // rounded worse, see accept().
+  // rounded worse, see kBlocksBefore.
   //
   // In units of log2: float16, too, holds probabilities of up to 256. Less than 8, so that it is rounded away where
   // references are so large, from 2^27 on, that float32 knows no number between them and 16 more.
@@ -155,18 +155,17 @@ struct OnlineSoftmax {
   }
 
   // The same in two steps and without looking for the maximum, for a block without masked keys and rows that have a
-  // reference: exponentials() of the block, then accept() of its sums. False, for the whole warp and with nothing
-  // counted, if the reference turned out to be too far behind; the scores are lost then. (So how a row is rounded may
-  // depend on the other rows of its warp, which are of the same sequence and KV head.) A sum of NaN is accepted: the
-  // row is NaN whatever its reference.
+  // reference: exponentials() of the block, then count() of its sums if all of the warp fit(). If not, the reference has
+  // turned out to be too far behind, and the scores are lost. (So how a row is rounded may depend on the other rows of
+  // its warp, which are of the same sequence and KV head.) A sum of NaN fits: the row is NaN whatever its reference.
   //
   // The largest probabilities of a row weigh most, and relative to the true maximum the very largest is 1, which has no
   // rounding error. Relative to the maximum of one block of 128 keys out of 512 the root mean square error is 5 %
   // larger, of two blocks 3 %: hence kBlocksBefore, except under a mask, where rows with few keys make up most of the
   // error.
   static constexpr int kBlocksBefore = 2;
-  static __device__ __forceinline__ bool fits(const float (&sum)[2]) {
-    return !(sum[0] > kLargestSum || sum[1] > kLargestSum);
+  static __device__ __forceinline__ bool fit(const float (&sum)[2], const float (&limit)[2]) {
+    return !(sum[0] > limit[0] || sum[1] > limit[1]);
   }
   __device__ __forceinline__ void count(const float (&sum)[2]) {
     row_sum[0] += sum[0];

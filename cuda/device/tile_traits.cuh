@@ -63,13 +63,9 @@ struct TileTraits {
   static constexpr int kKeptSteps = kScoreMod ? 0 : kConfig.kept_steps;
   // Scores whose exponentials are taken together, where it is known beforehand what they are relative to; as measured.
   static constexpr int kTurn = kHeadDim == 64 ? 32 : kBlockN == 96 ? 24 : 16;
-  // Whether the main loop has the compiler know that the place of K and V in their rings is the same in all lanes. It
-  // finds that out by itself, but for these, which lost 8 % where tiles are short.
-#ifdef KNOWN
-  static constexpr bool kKnownKeys = KNOWN;
-#else
+  // Whether the main loop tells the compiler that the place of K and V in their rings is the same in all lanes. It finds
+  // that out by itself; these lost 8 % where tiles are short, and nothing elsewhere.
   static constexpr bool kKnownKeys = kPaired && kQStages > 1;
-#endif
   // The kernel for short sequences, or the warp-specialised one.
   static constexpr bool kIsShort = kConfig.is_short();
   // Whether a tile begins while the one before ends. Where the warp-specialised kernel has no room for a second Q,
