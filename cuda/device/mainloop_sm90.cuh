@@ -147,6 +147,19 @@ struct Mainloop {
         } else if (ptx::uniform(range.is_full(n) && (!Traits::kDirectScores || direct.good_for(n)))) {
           float sum[2];
           bool fits;
+          // For the block behind n, where a sum was too large.
+          const auto take_again = [&] {
+            const int64_t first_row = Traits::warp_row(tile, warpgroup);
+            const int32_t first_key = (n + 1) * kBlockN;
+            recompute_scores<Traits>(args, tile, first_row, first_key, s);
+            if constexpr (Traits::kDirectScores) {
+              direct.note(args, softmax, sum);
+              RowScores(args, tile, first_row, slope).modify(s, args, first_key);
+            }
+            softmax.update(s, correction);
+            pack_probabilities<Element>(s, p);
+            softmax.rescale(o, correction);
+          };
           // One question at the end of a block decides whether another one of the kind follows.
           const auto whole_blocks = [&](const auto &limit, auto exponentials) {
             while (true) {
@@ -156,8 +169,17 @@ struct Mainloop {
               });
               fits = OnlineSoftmax::fit(sum, limit);
               --n;
-              if (!ptx::uniform_all(fits && n >= range.full_begin)) break;
-              softmax.count(sum);
+              if constexpr (Traits::kAgainInLoop) {
+                if (ptx::uniform_all(fits)) {
+                  softmax.count(sum);
+                } else {
+                  take_again();
+                }
+                if (!ptx::uniform(n >= range.full_begin)) break;
+              } else {
+                if (!ptx::uniform_all(fits && n >= range.full_begin)) break;
+                softmax.count(sum);
+              }
             }
           };
           if constexpr (Traits::kDirectScores) {
@@ -172,19 +194,12 @@ struct Mainloop {
             constexpr float kLimit[2] = {OnlineSoftmax::kLargestSum, OnlineSoftmax::kLargestSum};
             whole_blocks(kLimit, [&] { softmax.template exponentials<Traits::kTurn>(s, sum, args.zero); });
           }
-          if (ptx::uniform_all(fits)) {
-            softmax.count(sum);
-          } else {
-            const int64_t first_row = Traits::warp_row(tile, warpgroup);
-            const int32_t first_key = (n + 1) * kBlockN;
-            recompute_scores<Traits>(args, tile, first_row, first_key, s);
-            if constexpr (Traits::kDirectScores) {
-              direct.note(args, softmax, sum);
-              RowScores(args, tile, first_row, slope).modify(s, args, first_key);
+          if constexpr (!Traits::kAgainInLoop) {
+            if (ptx::uniform_all(fits)) {
+              softmax.count(sum);
+            } else {
+              take_again();
             }
-            softmax.update(s, correction);
-            pack_probabilities<Element>(s, p);
-            softmax.rescale(o, correction);
           }
         }
       }

@@ -155,9 +155,9 @@ struct OnlineSoftmax {
   }
 
   // The same in two steps and without looking for the maximum, for a block without masked keys and rows that have a
-  // reference: exponentials() of the block, then count() of its sums if all of the warp fit(). If not, the reference has
-  // turned out to be too far behind, and the scores are lost. (So how a row is rounded may depend on the other rows of
-  // its warp, which are of the same sequence and KV head.) A sum of NaN fits: the row is NaN whatever its reference.
+  // reference: exponentials() of the block, then count() of its sums if all of the warp fit(). If not, the reference
+  // has turned out to be too far behind, and the scores are lost. (So how a row is rounded may depend on the other rows
+  // of its warp, which are of the same sequence and KV head.) A sum of NaN fits: the row is NaN whatever its reference.
   //
   // The largest probabilities of a row weigh most, and relative to the true maximum the very largest is 1, which has no
   // rounding error. Relative to the maximum of one block of 128 keys out of 512 the root mean square error is 5 %

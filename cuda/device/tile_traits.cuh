@@ -63,9 +63,12 @@ struct TileTraits {
   static constexpr int kKeptSteps = kScoreMod ? 0 : kConfig.kept_steps;
   // Scores whose exponentials are taken together, where it is known beforehand what they are relative to; as measured.
   static constexpr int kTurn = kHeadDim == 64 ? 32 : kBlockN == 96 ? 24 : 16;
-  // Whether the main loop tells the compiler that the place of K and V in their rings is the same in all lanes. It finds
-  // that out by itself; these lost 8 % where tiles are short, and nothing elsewhere.
+  // Whether the main loop tells the compiler that the place of K and V in their rings is the same in all lanes. It
+  // finds that out by itself; these lost 8 % where tiles are short, and nothing elsewhere.
   static constexpr bool kKnownKeys = kPaired && kQStages > 1;
+  // Whether a block whose sums were too large is computed again inside the loop of whole blocks. Behind it the loop is
+  // shorter; but the kernels for caches then spill registers, which costs d 64 and 96 up to 10 %.
+  static constexpr bool kAgainInLoop = kCache && !kScoreMod;
   // The kernel for short sequences, or the warp-specialised one.
   static constexpr bool kIsShort = kConfig.is_short();
   // Whether a tile begins while the one before ends. Where the warp-specialised kernel has no room for a second Q,
