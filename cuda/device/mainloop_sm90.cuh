@@ -147,8 +147,12 @@ struct Mainloop {
         } else if (ptx::uniform(range.is_full(n) && (!Traits::kDirectScores || direct.good_for(n)))) {
           float sum[2];
           bool fits;
-          // For the block behind n, where a sum was too large.
-          const auto take_again = [&] {
+          // Counts the block behind n, or takes it again where a sum was too large.
+          const auto settle = [&] {
+            if (ptx::uniform_all(fits)) {
+              softmax.count(sum);
+              return;
+            }
             const int64_t first_row = Traits::warp_row(tile, warpgroup);
             const int32_t first_key = (n + 1) * kBlockN;
             recompute_scores<Traits>(args, tile, first_row, first_key, s);
@@ -170,11 +174,7 @@ struct Mainloop {
               fits = OnlineSoftmax::fit(sum, limit);
               --n;
               if constexpr (Traits::kAgainInLoop) {
-                if (ptx::uniform_all(fits)) {
-                  softmax.count(sum);
-                } else {
-                  take_again();
-                }
+                settle();
                 if (!ptx::uniform(n >= range.full_begin)) break;
               } else {
                 if (!ptx::uniform_all(fits && n >= range.full_begin)) break;
@@ -194,13 +194,7 @@ struct Mainloop {
             constexpr float kLimit[2] = {OnlineSoftmax::kLargestSum, OnlineSoftmax::kLargestSum};
             whole_blocks(kLimit, [&] { softmax.template exponentials<Traits::kTurn>(s, sum, args.zero); });
           }
-          if constexpr (!Traits::kAgainInLoop) {
-            if (ptx::uniform_all(fits)) {
-              softmax.count(sum);
-            } else {
-              take_again();
-            }
-          }
+          if constexpr (!Traits::kAgainInLoop) settle();
         }
       }
       if (!ptx::uniform(n >= range.begin)) break;
@@ -301,12 +295,10 @@ struct Mainloop {
     const bool has_v = ptx::mbarrier_test(&smem.barriers.v_full[values.index()], values.parity());
     const uint32_t k = k_descriptor(keys);
     const uint32_t v = v_descriptor(values);
-    if (!has_k) ptx::mbarrier_wait(&smem.barriers.k_full[keys.index()], keys.parity());
-    if constexpr (Traits::kCache) fence_keys();
+    wait_keys(smem.barriers.k_full, keys, has_k);
     take_turn();
     issue_qk(q, k, s);
-    if (!has_v) ptx::mbarrier_wait(&smem.barriers.v_full[values.index()], values.parity());
-    if constexpr (Traits::kCache) fence_keys();
+    wait_keys(smem.barriers.v_full, values, has_v);
     issue_pv(p, v, o);
     pass_turn();
     wgmma_wait_group<1>();
@@ -318,10 +310,11 @@ struct Mainloop {
     pack_probabilities<Element>(s, p);
   }
 
-  // Until the key block is in its buffer.
+  // Until the key block is in its buffer. `there`: whether an earlier question has been answered with yes.
   template <int kStages>
-  __device__ __forceinline__ void wait_keys(const uint64_t (&full)[kStages], const RingState<kStages> &state) const {
-    ptx::mbarrier_wait(&full[state.index()], state.parity());
+  __device__ __forceinline__ void wait_keys(const uint64_t (&full)[kStages], const RingState<kStages> &state,
+                                            bool there = false) const {
+    if (!there) ptx::mbarrier_wait(&full[state.index()], state.parity());
     if constexpr (Traits::kCache) fence_keys();
   }
 
