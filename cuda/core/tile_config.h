@@ -51,9 +51,9 @@ struct TileConfig {
 // clang-format off
 inline constexpr TileConfig kTileConfigs[] = {
     // head_dim, head_dim_v, block_m, block_n, stages, kept_steps, q_stages, streams, blocks_per_sm, exact_max, tile_clocks, block_clocks, most_rows, pairs, most_keys
-    {64, 64, 192, 128, 4, 0, 2, 1, 1, false, 5600, 2330, 0, false, 0},
-    {64, 64, 256, 64, 4, 0, 2, 1, 1, false, 5640, 1740, 0, false, 0},
-    {64, 64, 128, 64, 4, 0, 2, 2, 1, false, 2850, 890, 0, false, 0},
+    {64, 64, 192, 128, 4, 0, 2, 1, 1, false, 5600, 2272, 0, false, 0},
+    {64, 64, 256, 64, 4, 0, 2, 1, 1, false, 7000, 1555, 0, false, 0},
+    {64, 64, 128, 64, 4, 0, 2, 2, 1, false, 3500, 797, 0, false, 0},
     {64, 64, 64, 128, 4, 0, 2, 1, 1, false, 4000, 1100, 0, false, 0},
     {64, 64, 64, 64, 1, 0, 1, 1, 4, true, 700, 1300, 256, false, 0},
     {64, 64, 64, 64, 8, 0, 1, 3, 1, true, 1300, 425, 0, false, 128},

@@ -122,10 +122,22 @@ struct Mainloop {
                   [&](int row) { return static_cast<int>(rows.query(first_row + row) - first_query); });
     };
 
+    // Whether a row of this warp sees a key of a masked block.
+    const auto sees = [&](int32_t block) {
+      const auto in_tile = static_cast<int32_t>(Traits::warp_row(tile, warpgroup) - Traits::warpgroup_row(tile, 0));
+      const core::BlockMask mask = tile.mask.of_block(block, in_tile, range, kBlockN);
+      return mask.key_end(15) > 0 && mask.key_begin(0) < kBlockN;
+    };
+
     release_k(n == range.begin);
-    prepare(n);
-    softmax.update(s, correction);
-    pack_probabilities<Element>(s, p);
+    if (!Traits::kSkips || range.is_full(n) || ptx::uniform(sees(n))) {
+      prepare(n);
+      softmax.update(s, correction);
+      pack_probabilities<Element>(s, p);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kScores / 2; ++i) p[i] = 0;
+    }
     --n;
 
     const int32_t exact_from = range.end - OnlineSoftmax::exact_blocks(args.window.limited(), kBlockN);
@@ -192,7 +204,7 @@ struct Mainloop {
             });
           } else {
             constexpr float kLimit[2] = {OnlineSoftmax::kLargestSum, OnlineSoftmax::kLargestSum};
-            whole_blocks(kLimit, [&] { softmax.template exponentials<Traits::kTurn>(s, sum, args.zero); });
+            whole_blocks(kLimit, [&] { softmax.template exponentials<typename Traits::Turn>(s, sum, args.zero); });
           }
           if constexpr (!Traits::kAgainInLoop) settle();
         }

@@ -146,11 +146,12 @@ struct DirectScores {
                                                const OnlineSoftmax &softmax) const {
     const core::SoftcapPolynomial &f = args.softcap_polynomial;
     if constexpr (kKind == Kind::kFewTerms) {
-      exponentials_in_turns<8>(s, sum, softmax.reference, args.zero,
-                               [&](int, float x, float reference) { return f.of_few_terms(x, reference); });
+      exponentials_in_turns<Turns<8, false>>(s, sum, softmax.reference, args.zero, [&](int, float x, float reference) {
+        return f.of_few_terms(x, reference);
+      });
     } else if constexpr (kKind == Kind::kAllTerms) {
       uint32_t bits = 0;
-      exponentials_in_turns<8>(s, sum, softmax.reference, args.zero, [&](int, float x, float reference) {
+      exponentials_in_turns<Turns<8, false>>(s, sum, softmax.reference, args.zero, [&](int, float x, float reference) {
         const float y = x * f.twice_inner;
         bits |= __float_as_uint(y);
         return f.of_all_terms(y, reference);
@@ -165,7 +166,7 @@ struct DirectScores {
       for (int r = 0; r < 2; ++r) {
         addend[r] = fmaf(-alibi_slope_log2, static_cast<float>(distance + 8 * r), -softmax.reference[r]);
       }
-      exponentials_in_turns<32>(s, sum, addend, args.zero, [&](int i, float x, float shift) {
+      exponentials_in_turns<Turns<32, false>>(s, sum, addend, args.zero, [&](int i, float x, float shift) {
         return fmaf(x, args.scale_log2, fmaf(alibi_slope_log2, static_cast<float>(i / 4 * 8 + i % 2), shift));
       });
     }

@@ -61,8 +61,12 @@ struct TileTraits {
   static constexpr int kQStages = kConfig.q_stages;
   // Softcap and ALiBi take the registers that the others have for it.
   static constexpr int kKeptSteps = kScoreMod ? 0 : kConfig.kept_steps;
-  // Scores whose exponentials are taken together, where it is known beforehand what they are relative to; as measured.
-  static constexpr int kTurn = kHeadDim == 64 ? 32 : kBlockN == 96 ? 24 : 16;
+  // Blocks of 64 keys, where a tile has another one beside it, or four warpgroups.
+  static constexpr bool kSmallBlocks = kHeadDim == 64 && kBlockN == 64 && !kConfig.is_short();
+  // For exponentials of which it is known beforehand what they are relative to; as measured.
+  using Turn = Turns<kSmallBlocks ? 16 : kHeadDim == 64 ? 32 : kBlockN == 96 ? 24 : 16, kSmallBlocks>;
+  // Whether a warp that sees nothing of a tile's first block leaves its softmax out.
+  static constexpr bool kSkips = kSmallBlocks;
   // Whether the main loop tells the compiler that the place of K and V in their rings is the same in all lanes. It
   // finds that out by itself; these lost 8 % where tiles are short, and nothing elsewhere.
   static constexpr bool kKnownKeys = kPaired && kQStages > 1;
