@@ -11,6 +11,7 @@
 #include "device/ptx.cuh"
 #include "device/softmax.cuh"
 #include "device/tile_traits.cuh"
+#include "device/turns.cuh"
 
 namespace flash3::device {
 

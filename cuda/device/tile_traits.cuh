@@ -8,6 +8,7 @@
 #include "core/seqlen.h"
 #include "core/tile_config.h"
 #include "device/softmax.cuh"
+#include "device/turns.cuh"
 
 namespace flash3::device {
 
