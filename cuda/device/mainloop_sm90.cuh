@@ -134,7 +134,7 @@ struct Mainloop {
       prepare(n);
       softmax.update(s, correction);
       pack_probabilities<Element>(s, p);
-    } else {
+    } else {  // what they would come to, all of them being masked
 #pragma unroll
       for (int i = 0; i < kScores / 2; ++i) p[i] = 0;
     }
