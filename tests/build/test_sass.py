@@ -258,7 +258,7 @@ def loop_of_whole_blocks(code: str) -> list[str]:
 MOST_MOVES = 8
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def plain_loops(sass: dict[str, str]) -> dict[str, list[str]]:
     """Of the kernels of up to 128 columns without modified scores, not on a cache."""
     configs = tile_configs()
