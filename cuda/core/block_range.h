@@ -64,6 +64,25 @@ struct TileMask {
   }
 };
 
+// What some rows of a tile see of its blocks `all`, from the edges of TileMask: `seen_end` is where the keys end that
+// the last one of these rows sees, `seen_by_all_end` where those end that the first one sees and so all of them, both
+// counted from the first key of the last block. Neither function looks at the left edge of a window.
+//
+// The number of blocks at the end that none of the rows sees: not more than `most`, and never all.
+FLASH3_HD int32_t hidden_blocks(const BlockRange &all, int32_t seen_end, int32_t block_n, int32_t most) {
+  if (seen_end > 0 || all.count() <= 1) return 0;
+  const int32_t hidden = 1 + static_cast<int32_t>(static_cast<uint32_t>(-seen_end) / block_n);
+  const int32_t others = all.count() - 1;
+  return hidden < most ? (hidden < others ? hidden : others) : (most < others ? most : others);
+}
+// Behind the last block that needs no mask for these rows.
+FLASH3_HD int32_t full_end_of_rows(const BlockRange &all, int32_t seen_by_all_end, int32_t block_n) {
+  if (seen_by_all_end >= block_n) return all.end;
+  const auto behind = static_cast<uint32_t>(block_n - 1 - seen_by_all_end);
+  const int32_t end = all.end - 1 - static_cast<int32_t>(behind / block_n);
+  return end > all.full_end ? end : all.full_end;
+}
+
 // Fewer blocks than these are not worth a piece of their own.
 inline constexpr int32_t kLeastPieceBlocks = 4;
 

@@ -91,6 +91,18 @@ FLASH3_API void flash3_test_tile_mask_keys(int64_t left, int64_t right, int32_t 
   keys[1] = block.key_end(row % 16);
 }
 
+// What rows [row, row + rows) of the tile of rows [row_begin, row_end) see of its blocks. seen: how many at the end
+// none of them sees, and behind which one they need a mask.
+FLASH3_API void flash3_test_rows_of_tile(int64_t left, int64_t right, int32_t seqlen_q, int32_t seqlen_k,
+                                         int32_t row_begin, int32_t row_end, int32_t block_n, int32_t row, int32_t rows,
+                                         int32_t most, int32_t *seen) {
+  const Mask mask = make_mask(left, right, seqlen_q, seqlen_k);
+  const BlockRange all = block_range(mask, row_begin, row_end, block_n);
+  const BlockMask edges = TileMask::make(mask, row_begin, all, block_n).edges;
+  seen[0] = hidden_blocks(all, edges.key_end(row + rows - 1), block_n, most);
+  seen[1] = full_end_of_rows(all, edges.key_end(row), block_n);
+}
+
 // range: begin, end, full_begin, full_end, of all blocks before and of the piece after.
 FLASH3_API void flash3_test_piece_of(int32_t piece, int32_t most, int32_t *range) {
   const BlockRange r = piece_of({range[0], range[1], range[2], range[3]}, piece, most);

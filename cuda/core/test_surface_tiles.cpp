@@ -54,12 +54,12 @@ FLASH3_API int32_t flash3_test_tile_class(int32_t head_dim, int32_t head_dim_v) 
 }
 
 // config: head_dim, head_dim_v, block_m, block_n, stages, tile_clocks, block_clocks, most_rows, is_short, pairs,
-// most_keys. Returns 0 where there is no such index.
+// most_keys, most_hidden. Returns 0 where there is no such index.
 FLASH3_API int32_t flash3_test_tile_config(int32_t index, int32_t *config) {
   if (index < 0 || index >= kNumTileConfigs) return 0;
   const TileConfig &c = kTileConfigs[index];
-  const int32_t values[] = {c.head_dim,     c.head_dim_v, c.block_m,    c.block_n, c.stages,   c.tile_clocks,
-                            c.block_clocks, c.most_rows,  c.is_short(), c.pairs,   c.most_keys};
+  const int32_t values[] = {c.head_dim,     c.head_dim_v, c.block_m,    c.block_n, c.stages,    c.tile_clocks,
+                            c.block_clocks, c.most_rows,  c.is_short(), c.pairs,   c.most_keys, c.most_hidden()};
   std::memcpy(config, values, sizeof(values));
   return 1;
 }

@@ -35,11 +35,11 @@ __device__ __forceinline__ void consume(const FwdArgs &args, typename Traits::Sh
       epilogue.store_empty(tile);
       next.wait();
     } else {
-      if (!started) mainloop.start(s);
+      if (!started) mainloop.start(reader, s);
       OnlineSoftmax softmax(Traits::kScoreMod ? 1.f : args.scale_log2);
       uint32_t p[Loop::kScores / 2];
       float o[Loop::kOutputs];
-      mainloop.run(tile, range, s, p, o, softmax);
+      mainloop.run(reader, range, s, p, o, softmax);
       if constexpr (Traits::kOverlapsTiles) {
         started = mainloop.finish_and_start(p, o, s, next);
       } else {

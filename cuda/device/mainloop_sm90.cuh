@@ -72,17 +72,19 @@ struct Mainloop {
   }
 
   // Waits for Q and the first key block of the next tile that has one.
-  __device__ __forceinline__ void wait_tile() const {
+  __device__ __forceinline__ void wait_tile(const RingState<Traits::kStages> &keys) const {
     ptx::mbarrier_wait(&smem.barriers.q_full[q_state.index()], q_state.parity());
-    wait_keys(smem.barriers.k_full, k_state);
+    wait_keys(smem.barriers.k_full, keys);
   }
 
-  // The scores of a tile's first block, for a tile that finish_and_start() did not start.
-  __device__ __forceinline__ void start(float (&s)[kScores]) {
-    wait_tile();
+  // The scores of a tile's first block, behind those that are left out, for a tile that finish_and_start() did not
+  // start.
+  __device__ __forceinline__ void start(const TileReader<Traits> &reader, float (&s)[kScores]) {
+    const RingState<Traits::kStages> keys = {k_state.step + reader.hidden_blocks(warpgroup)};
+    wait_tile(keys);
     keep_q();
     take_turn();
-    issue_qk(q_descriptor(), k_descriptor(k_state), s);
+    issue_qk(q_descriptor(), k_descriptor(keys), s);
     pass_turn();
     if constexpr (Traits::kStagesInV) release_out();
     wgmma_wait_group<0>();
@@ -91,8 +93,33 @@ struct Mainloop {
 
   // From the first block's scores in `s` up to the last product: leaves the probabilities of the last block in `p`,
   // what all others add up to in `o`, and the row statistics in `softmax`. The tile must have a key block.
-  __device__ __forceinline__ void run(const WorkTile &tile, const core::BlockRange &range, float (&s)[kScores],
+  __device__ __forceinline__ void run(const TileReader<Traits> &reader, core::BlockRange range, float (&s)[kScores],
                                       uint32_t (&p)[kScores / 2], float (&o)[kOutputs], OnlineSoftmax &softmax) {
+    const WorkTile &tile = reader.tile();
+    const int32_t left_out = reader.hidden_blocks(warpgroup);
+    const auto for_left_out = [&, first = k_state.step](auto f) {
+#pragma unroll 1
+      for (int32_t i = 0; i < left_out; ++i) f(RingState<Traits::kStages>{first + i});
+    };
+    const auto release_v = [&](const RingState<Traits::kStages> &values) {
+      ptx::mbarrier_wait(&smem.barriers.v_full[values.index()], values.parity());
+      release(smem.barriers.v_empty, values);
+    };
+    if constexpr (Traits::kTrims) {
+      const int32_t seen_by_all_end =
+          min(ptx::uniform(tile.mask.edges.end) + warpgroup * 64, ptx::uniform(tile.mask.edges.length));
+      range.full_end = core::full_end_of_rows(range, seen_by_all_end, kBlockN);
+      range.end -= left_out;
+      range.full_end = min(range.full_end, range.end);
+      // The first block that is taken has been waited for, so that those are there, too.
+      for_left_out([&](const RingState<Traits::kStages> &keys) {
+        take_turn();
+        pass_turn();
+        release(smem.barriers.k_empty, keys);
+        if constexpr (Traits::kOverlapsTiles) release_v(keys);
+      });
+      k_state.step += left_out;
+    }
     // What does not change in the loop is kept from changing: the descriptors of Q then stay in uniform registers.
     const uint32_t q = q_descriptor();
     uint64_t *const q_empty = &smem.barriers.q_empty[q_state.index()];
@@ -110,6 +137,11 @@ struct Mainloop {
     int32_t n = range.end - 1;
     const float slope = Traits::kScoreMod ? alibi_slope(args, tile) : 0.f;
     DirectScores direct(args, tile, Traits::warpgroup_row(tile, warpgroup), kBlockN, slope);
+    // Of the rows from one on, counted from the first one of the tile.
+    const auto mask_of = [&](int32_t block, int32_t in_tile) {
+      const core::BlockRange all = {range.begin, Traits::kTrims ? tile.range.end : range.end, 0, 0};
+      return tile.mask.of_block(block, in_tile, all, kBlockN);
+    };
     auto prepare = [&](int32_t block) {
       if (!Traits::kScoreMod && range.is_full(block)) return;
       const int64_t first_row = Traits::warp_row(tile, warpgroup);
@@ -118,14 +150,14 @@ struct Mainloop {
       const TileRows<Traits> rows{args};
       const int64_t first_query = rows.query(first_row);
       const auto in_tile = static_cast<int32_t>(first_query - rows.query(Traits::warpgroup_row(tile, 0)));
-      mask_scores(s, tile.mask.of_block(block, in_tile, range, kBlockN), args.window.left >= 0,
+      mask_scores(s, mask_of(block, in_tile), args.window.left >= 0,
                   [&](int row) { return static_cast<int>(rows.query(first_row + row) - first_query); });
     };
 
     // Whether a row of this warp sees a key of a masked block.
     const auto sees = [&](int32_t block) {
       const auto in_tile = static_cast<int32_t>(Traits::warp_row(tile, warpgroup) - Traits::warpgroup_row(tile, 0));
-      const core::BlockMask mask = tile.mask.of_block(block, in_tile, range, kBlockN);
+      const core::BlockMask mask = mask_of(block, in_tile);
       return mask.key_end(15) > 0 && mask.key_begin(0) < kBlockN;
     };
 
@@ -138,6 +170,8 @@ struct Mainloop {
 #pragma unroll
       for (int i = 0; i < kScores / 2; ++i) p[i] = 0;
     }
+    // Where the output of the tile before is staged in the place of V, that comes later than K.
+    if constexpr (Traits::kTrims && !Traits::kOverlapsTiles) for_left_out(release_v);
     --n;
 
     const int32_t exact_from = range.end - OnlineSoftmax::exact_blocks(args.window.limited(), kBlockN);
@@ -238,8 +272,10 @@ struct Mainloop {
     const bool has_rest = can_finish();
     if (!ptx::uniform_all(has_tile)) next.wait();
     const bool has_next = next.has_blocks();
+    const int32_t left_out = next.hidden_blocks(warpgroup);
+    const RingState<Traits::kStages> keys = {k_state.step + left_out};
     if (has_next) {
-      if (!ptx::uniform_all(has_q && has_k)) wait_tile();
+      if (!ptx::uniform_all(has_q && has_k && left_out == 0)) wait_tile(keys);
       keep_q();
     }
     if (!ptx::uniform_all(has_rest)) wait_to_finish();
@@ -248,7 +284,7 @@ struct Mainloop {
     if (!Traits::kStores && ptx::elect_one()) ptx::tma_store_wait_read();
     take_turn();
     issue_pv(p, v_descriptor(v_state()), o);
-    issue_qk(q_descriptor(), k_descriptor(k_state), s);
+    issue_qk(q_descriptor(), k_descriptor(keys), s);
     pass_turn();
     return has_next;
   }

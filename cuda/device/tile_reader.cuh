@@ -26,6 +26,13 @@ struct TileReader {
     const core::BlockRange &r = tile().range;
     return {ptx::uniform(r.begin), ptx::uniform(r.end), ptx::uniform(r.full_begin), ptx::uniform(r.full_end)};
   }
+  // Blocks at the end that a warpgroup leaves out since none of its rows sees them.
+  __device__ __forceinline__ int32_t hidden_blocks(int warpgroup) const {
+    if constexpr (!Traits::kTrims) return 0;
+    const int32_t seen_end = ptx::uniform(tile().mask.edges.end) + 64 * warpgroup + 63;
+    const core::BlockRange all = {ptx::uniform(tile().range.begin), ptx::uniform(tile().range.end), 0, 0};
+    return core::hidden_blocks(all, seen_end, Traits::kBlockN, Traits::kConfig.most_hidden());
+  }
   __device__ __forceinline__ bool is_there() const {
     return ptx::mbarrier_test(&smem.barriers.tile_full[state.index()], state.parity());
   }

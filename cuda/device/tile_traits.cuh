@@ -96,6 +96,8 @@ struct TileTraits {
   static constexpr int kStreams = kConfig.streams;
   static constexpr int kConsumers = kBlockM / 64;
   static constexpr int kWarpgroups = kConsumers * kStreams;
+  // Of blocks at the end of a tile, how many a warpgroup may leave out.
+  static constexpr bool kTrims = kConfig.trims() && !kCache && !kPaired && !kPieces;
   // Whether warpgroups hand the tensor cores on to each other. The two of a stream beside another one are quicker
   // without.
   static constexpr bool kTakesTurns = kStreams == 1;

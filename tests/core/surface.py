@@ -20,6 +20,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "tile_mask_keys": (None, [c_int64, c_int64, *[c_int32] * 8, _int32_p]),
     "block_mask_keys": (None, [c_int64, c_int64, c_int32, c_int32, c_int64, c_int64, c_int32, _int32_p]),
     "block_range": (None, [c_int64, c_int64, *[c_int32] * 5, _int32_p]),
+    "rows_of_tile": (None, [c_int64, c_int64, *[c_int32] * 8, _int32_p]),
     "piece_of": (None, [c_int32, c_int32, _int32_p]),
     "seq_span": (None, [c_void_p, c_void_p, c_int64, c_int32, POINTER(c_int64), _int32_p]),
     "key_span": (None, [POINTER(Params), c_int32, POINTER(c_int64)]),
@@ -110,6 +111,14 @@ class MaskCase:
         """begin, end, full_begin, full_end"""
         begin, end, full_begin, full_end = _int32s(4, "block_range", *self._args(), row_begin, row_end, block_n)
         return begin, end, full_begin, full_end
+
+    def rows_of_tile(
+        self, row_begin: int, row_end: int, block_n: int, row: int, rows: int, most: int
+    ) -> tuple[int, int]:
+        """Of the rows [row, row + rows) of that tile: how many of its last blocks none of them sees, and full_end."""
+        args = (row_begin, row_end, block_n, row, rows, most)
+        hidden, full_end = _int32s(2, "rows_of_tile", *self._args(), *args)
+        return hidden, full_end
 
 
 def piece_of(blocks: tuple[int, int, int, int], piece: int, most: int) -> tuple[int, int, int, int]:

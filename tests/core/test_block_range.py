@@ -40,6 +40,34 @@ def check_tile(case: MaskCase, row_begin: int, row_end: int, block_n: int) -> No
         assert begin == end
 
 
+@given(sides, sides, st.integers(1, 48), lengths, st.integers(1, 4), st.integers(1, 8), st.integers(1, 16))
+def test_rows_of_a_tile(
+    left: int, right: int, seqlen_q: int, seqlen_k: int, parts: int, rows: int, block_n: int
+) -> None:
+    """Blocks that a warpgroup leaves out, or takes without a mask, on its own."""
+    case = MaskCase(left, right, seqlen_q, seqlen_k)
+    most = 3
+    for row_begin in range(0, seqlen_q, parts * rows):
+        row_end = min(seqlen_q, row_begin + parts * rows)
+        begin, end, full_begin, full_end = case.block_range(row_begin, row_end, block_n)
+        if begin == end:
+            continue
+        for part in range(parts):
+            own = range(row_begin + part * rows, min(row_begin + (part + 1) * rows, row_end))
+            if len(own) < rows:
+                continue  # behind the last row there is nothing to be right about
+            hidden, own_full_end = case.rows_of_tile(row_begin, row_end, block_n, part * rows, rows, most)
+            unseen = [
+                not any(case.sees(i, j) or (right >= 0 and j < case.keys()[i][1]) for i in own for j in block)
+                for block in (range(n * block_n, (n + 1) * block_n) for n in range(begin, end))
+            ]
+            behind = next((k for k, hides in enumerate(reversed(unseen)) if not hides), len(unseen))
+            assert hidden == min(behind, most, end - begin - 1)
+            assert full_end <= own_full_end <= end
+            for n in range(max(begin, full_begin), min(own_full_end, end - hidden)):
+                assert all(case.sees(i, j) for i in own for j in range(n * block_n, (n + 1) * block_n))
+
+
 @given(st.integers(1, 60), st.integers(0, 60), st.integers(1, 20), st.integers(1, 20))
 def test_causal_needs_no_key_behind_the_diagonal(seqlen_q: int, seqlen_k: int, block_m: int, block_n: int) -> None:
     case = MaskCase(-1, 0, seqlen_q, seqlen_k)

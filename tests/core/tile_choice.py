@@ -79,6 +79,7 @@ class TileConfig(NamedTuple):
     is_short: int
     pairs: int
     most_keys: int
+    most_hidden: int
 
     def takes(self, seqlen_q: int, seqlen_k: int) -> bool:
         """Whether it is made for sequences of these lengths; the longest ones, if they vary."""
