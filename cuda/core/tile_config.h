@@ -125,11 +125,8 @@ inline int64_t estimated_clocks(const TileConfig &config, const Mask &mask) {
     const int64_t end = first + config.block_m < mask.seqlen_q ? first + config.block_m : mask.seqlen_q;
     const BlockRange range = block_range(mask, static_cast<int32_t>(first), static_cast<int32_t>(end), config.block_n);
     // Where the tile's first warpgroup leaves blocks out, the other one takes half the time for them.
-    int32_t hidden = 0;
-    if (config.trims() && end - first > 64) {
-      const int32_t seen_end = mask.key_end(static_cast<int32_t>(first) + 63) - (range.end - 1) * config.block_n;
-      hidden = hidden_blocks(range, seen_end, config.block_n, config.most_hidden());
-    }
+    const int32_t seen_end = mask.key_end(static_cast<int32_t>(first) + 63) - (range.end - 1) * config.block_n;
+    const int32_t hidden = hidden_blocks(range, seen_end, config.block_n, config.most_hidden());
     clocks += config.tile_clocks + int64_t{2 * range.count() - hidden} * config.block_clocks / 2;
   }
   return clocks;

@@ -96,6 +96,7 @@ struct Mainloop {
   __device__ __forceinline__ void run(const TileReader<Traits> &reader, core::BlockRange range, float (&s)[kScores],
                                       uint32_t (&p)[kScores / 2], float (&o)[kOutputs], OnlineSoftmax &softmax) {
     const WorkTile &tile = reader.tile();
+    // Asked again, and not kept from the tile's start on: registers are short while the tile before ends.
     const int32_t left_out = reader.hidden_blocks(warpgroup);
     const auto for_left_out = [&, first = k_state.step](auto f) {
 #pragma unroll 1
@@ -106,9 +107,8 @@ struct Mainloop {
       release(smem.barriers.v_empty, values);
     };
     if constexpr (Traits::kTrims) {
-      const int32_t seen_by_all_end =
-          min(ptx::uniform(tile.mask.edges.end) + warpgroup * 64, ptx::uniform(tile.mask.edges.length));
-      range.full_end = core::full_end_of_rows(range, seen_by_all_end, kBlockN);
+      const core::BlockMask edges = {0, ptx::uniform(tile.mask.edges.end), ptx::uniform(tile.mask.edges.length)};
+      range.full_end = core::full_end_of_rows(range, edges.key_end(warpgroup * 64), kBlockN);
       range.end -= left_out;
       range.full_end = min(range.full_end, range.end);
       // The first block that is taken has been waited for, so that those are there, too.

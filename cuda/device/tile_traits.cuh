@@ -66,7 +66,8 @@ struct TileTraits {
   static constexpr bool kSmallBlocks = kHeadDim == 64 && kBlockN == 64 && !kConfig.is_short();
   // For exponentials of which it is known beforehand what they are relative to; as measured.
   using Turn = Turns<kSmallBlocks ? 16 : kHeadDim == 64 ? 32 : kBlockN == 96 ? 24 : 16, kSmallBlocks>;
-  // Whether a warp that sees nothing of a tile's first block leaves its softmax out.
+  // Whether a warp that sees nothing of the first block of its warpgroup leaves its softmax out. Where kTrims, such a
+  // block is rare; but without this the loops of these tiles spill registers, and read references for each score.
   static constexpr bool kSkips = kSmallBlocks;
   // Whether the main loop tells the compiler that the place of K and V in their rings is the same in all lanes. It
   // finds that out by itself; these lost 8 % where tiles are short, and nothing elsewhere.
@@ -96,7 +97,7 @@ struct TileTraits {
   static constexpr int kStreams = kConfig.streams;
   static constexpr int kConsumers = kBlockM / 64;
   static constexpr int kWarpgroups = kConsumers * kStreams;
-  // Of blocks at the end of a tile, how many a warpgroup may leave out.
+  // Whether a warpgroup leaves out blocks at the end of a tile that none of its rows sees.
   static constexpr bool kTrims = kConfig.trims() && !kCache && !kPaired && !kPieces;
   // Whether warpgroups hand the tensor cores on to each other. The two of a stream beside another one are quicker
   // without.

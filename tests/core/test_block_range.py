@@ -57,12 +57,11 @@ def test_rows_of_a_tile(
             if len(own) < rows:
                 continue  # behind the last row there is nothing to be right about
             hidden, own_full_end = case.rows_of_tile(row_begin, row_end, block_n, part * rows, rows, most)
-            unseen = [
-                not any(case.sees(i, j) or (right >= 0 and j < case.keys()[i][1]) for i in own for j in block)
-                for block in (range(n * block_n, (n + 1) * block_n) for n in range(begin, end))
-            ]
-            behind = next((k for k, hides in enumerate(reversed(unseen)) if not hides), len(unseen))
+            # Where the keys end that a row sees, in SPEC's words.
+            edges = [min(seqlen_k, i + seqlen_k - seqlen_q + right + 1) if right >= 0 else seqlen_k for i in own]
+            behind = sum(n * block_n >= edges[-1] for n in range(begin, end))
             assert hidden == min(behind, most, end - begin - 1)
+            assert own_full_end == max(full_end, edges[0] // block_n)
             assert full_end <= own_full_end <= end
             for n in range(max(begin, full_begin), min(own_full_end, end - hidden)):
                 assert all(case.sees(i, j) for i in own for j in range(n * block_n, (n + 1) * block_n))
