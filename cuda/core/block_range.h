@@ -71,9 +71,9 @@ struct TileMask {
 // The number of blocks at the end that none of the rows sees: not more than `most`, and never all.
 FLASH3_HD int32_t hidden_blocks(const BlockRange &all, int32_t seen_end, int32_t block_n, int32_t most) {
   if (seen_end > 0 || all.count() <= 1) return 0;
-  const int32_t hidden = 1 + static_cast<int32_t>(static_cast<uint32_t>(-seen_end) / block_n);
-  const int32_t others = all.count() - 1;
-  return hidden < most ? (hidden < others ? hidden : others) : (most < others ? most : others);
+  int32_t hidden = 1 + static_cast<int32_t>(static_cast<uint32_t>(-seen_end) / block_n);
+  if (hidden > most) hidden = most;
+  return hidden < all.count() ? hidden : all.count() - 1;
 }
 // Behind the last block that needs no mask for these rows.
 FLASH3_HD int32_t full_end_of_rows(const BlockRange &all, int32_t seen_by_all_end, int32_t block_n) {

@@ -54,12 +54,23 @@ FLASH3_API int32_t flash3_test_tile_class(int32_t head_dim, int32_t head_dim_v) 
 }
 
 // config: head_dim, head_dim_v, block_m, block_n, stages, tile_clocks, block_clocks, most_rows, is_short, pairs,
-// most_keys, most_hidden. Returns 0 where there is no such index.
+// most_keys, most_hidden, takes_modified_scores_directly. Returns 0 where there is no such index.
 FLASH3_API int32_t flash3_test_tile_config(int32_t index, int32_t *config) {
   if (index < 0 || index >= kNumTileConfigs) return 0;
   const TileConfig &c = kTileConfigs[index];
-  const int32_t values[] = {c.head_dim,     c.head_dim_v, c.block_m,    c.block_n, c.stages,    c.tile_clocks,
-                            c.block_clocks, c.most_rows,  c.is_short(), c.pairs,   c.most_keys, c.most_hidden()};
+  const int32_t values[] = {c.head_dim,
+                            c.head_dim_v,
+                            c.block_m,
+                            c.block_n,
+                            c.stages,
+                            c.tile_clocks,
+                            c.block_clocks,
+                            c.most_rows,
+                            c.is_short(),
+                            c.pairs,
+                            c.most_keys,
+                            c.most_hidden(),
+                            c.takes_modified_scores_directly()};
   std::memcpy(config, values, sizeof(values));
   return 1;
 }
@@ -74,11 +85,13 @@ FLASH3_API int64_t flash3_test_estimated_clocks(int32_t index, int64_t left, int
 }
 
 // Of the class of the config `member`. vary: whether the lengths are means, of q and of k, and `longest` the longest
-// ones. columns: query heads of all sequences, `group` to a KV head. packed: whether q is.
+// ones. columns: query heads of all sequences, `group` to a KV head. packed: whether q is. modifies: whether there is a
+// softcap, or ALiBi.
 // On 132 multiprocessors.
 FLASH3_API int32_t flash3_test_cheapest_config(int32_t member, int64_t left, int64_t right, int32_t seqlen_q,
                                                int32_t seqlen_k, int32_t vary, const int64_t *longest,
-                                               int64_t sequences, int64_t columns, int32_t group, int32_t packed) {
+                                               int64_t sequences, int64_t columns, int32_t group, int32_t packed,
+                                               int32_t modifies) {
   const Workload work = {make_mask(left, right, seqlen_q, seqlen_k),
                          vary != 0,
                          vary != 0,
@@ -89,7 +102,8 @@ FLASH3_API int32_t flash3_test_cheapest_config(int32_t member, int64_t left, int
                          columns / group,
                          132,
                          packed != 0,
-                         vary != 0 || packed != 0};
+                         vary != 0 || packed != 0,
+                         modifies != 0};
   return cheapest_config(kTileConfigs[member], work);
 }
 

@@ -47,6 +47,21 @@ struct TileConfig {
   // of 192 x 128 loses 1 % by it.)
   constexpr bool trims() const { return block_m == 128 && block_n < block_m && !is_wide(); }
   constexpr int32_t most_hidden() const { return trims() ? stages - 1 : 0; }  // the next one must have been loaded
+  // Whether scores that go through softcap or ALiBi may do so in one step with the exponential, no maximum being looked
+  // for. It takes more registers than four warpgroups leave.
+  constexpr bool takes_modified_scores_directly() const { return !exact_max && streams * block_m <= 192; }
+  // With what that costs beside, as measured at d 64 and 96. `masked`: the first block of a tile has a mask.
+  constexpr TileConfig for_modified_scores(bool masked) const {
+    TileConfig costs = *this;
+    const bool three = block_m == 192;
+    if (takes_modified_scores_directly()) {
+      costs.tile_clocks += !three ? 1700 : masked ? 6000 : 3000;
+      costs.block_clocks += costs.block_clocks * (three ? 10 : 9) / 100;
+    } else {
+      costs.block_clocks += costs.block_clocks * (is_short() || is_resident() ? 30 : 42) / 100;
+    }
+    return costs;
+  }
   // The kernel for wide heads, in which two multiprocessors share the columns of a tile.
   constexpr bool is_wide() const { return head_dim > 256; }
 };
@@ -150,6 +165,7 @@ struct Workload {
   int32_t multiprocessors;
   bool packed_q;        // their places are in device memory
   bool device_lengths;  // lengths are
+  bool modifies_scores = false;
 
   bool fits_resident(const TileConfig &config) const { return mask.seqlen_k > 0 && longest_k <= config.most_keys; }
 
@@ -225,7 +241,8 @@ inline int32_t cheapest_config(const TileConfig &member, const Workload &work) {
   int32_t best = -1;
   double least = 0;
   for (int32_t i = 0; i < kNumTileConfigs; ++i) {
-    const TileConfig &config = kTileConfigs[i];
+    const bool masked = work.mask.window.limited();
+    const TileConfig config = work.modifies_scores ? kTileConfigs[i].for_modified_scores(masked) : kTileConfigs[i];
     if (!config.is_of_class(member)) continue;
     if (config.most_rows > 0 && work.longest_q > config.most_rows) continue;
     if (config.is_resident() && !work.fits_resident(config)) continue;

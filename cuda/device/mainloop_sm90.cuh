@@ -246,8 +246,17 @@ struct Mainloop {
       if (!ptx::uniform(n >= range.begin)) break;
       step(q, s, p, o, [&] {
         release_k(n == range.begin);
-        prepare(n);
-        softmax.update(s, correction);
+        if constexpr (Traits::kScoreMod && !Traits::kDirectScores) {
+          const bool exact = n >= exact_from;
+          if (!range.is_full(n) || !update_capped(s, args, slope, exact, softmax, correction)) {
+            prepare(n);
+            softmax.update_lazily(s, exact, correction);
+          }
+          softmax.add(s);
+        } else {
+          prepare(n);
+          softmax.update(s, correction);
+        }
       });
       softmax.rescale(o, correction);
       --n;

@@ -26,6 +26,15 @@ __device__ __forceinline__ float tanh_accurate(float x) {
   return fabsf(x) < 0.08f ? small : large;
 }
 
+// The largest |score| of a thread; NaN counts as little where there are others.
+template <int kS>
+__device__ __forceinline__ float largest_magnitude(const float (&s)[kS]) {
+  float top[4] = {fabsf(s[0]), fabsf(s[1]), fabsf(s[2]), fabsf(s[3])};  // independent chains
+#pragma unroll
+  for (int i = 4; i < kS; ++i) top[i % 4] = fmaxf(top[i % 4], fabsf(s[i]));
+  return fmaxf(fmaxf(top[0], top[1]), fmaxf(top[2], top[3]));
+}
+
 // The slope of a tile's head in units of log2; 0 without ALiBi.
 __device__ __forceinline__ float alibi_slope(const FwdArgs &args, const WorkTile &tile) {
   if (args.alibi_slopes == nullptr) return 0.f;
@@ -63,7 +72,10 @@ struct RowScores {
   // Softcap and ALiBi on the scores of the block that starts at key `first_key`; the result is in units of log2.
   template <int kS, class Args>
   __device__ __forceinline__ void modify(float (&s)[kS], const Args &args, int first_key) const {
-    if (args.softcap > 0.f) {
+    if (args.softcap > 0.f && ptx::uniform_all(largest_magnitude(s) < args.softcap_polynomial.few_limit)) {
+#pragma unroll
+      for (int i = 0; i < kS; ++i) s[i] = args.softcap_polynomial.of_few_terms(s[i], 0.f);
+    } else if (args.softcap > 0.f) {
       const float inner = args.scale / args.softcap;
       const float outer = args.softcap * kLog2e;
 #pragma unroll
@@ -97,10 +109,24 @@ struct RowScores {
   }
 };
 
+// The softcap and OnlineSoftmax::update_lazily() of a block without a mask in one step, for kernels that look for
+// maxima: if there is no ALiBi, and the polynomial of few terms does for the whole warp. Returns whether.
+template <int kS>
+__device__ __forceinline__ bool update_capped(float (&s)[kS], const FwdArgs &args, float alibi_slope, bool exact,
+                                              OnlineSoftmax &softmax, float (&correction)[2]) {
+  if (!(args.softcap > 0.f && alibi_slope == 0.f)) return false;
+  const core::SoftcapPolynomial &f = args.softcap_polynomial;
+  const OnlineSoftmax::Pair top = OnlineSoftmax::maxima(s);
+  if (!softmax.few_terms_do(top, f)) return false;
+  softmax.update_lazily(s, top, f, exact, correction);
+  return true;
+}
+
 // Softcap or ALiBi and the exponentials in one step, for blocks whose scores nobody looks at in between: those that are
 // taken without their maximum.
 //
 // Left of the diagonal the distance is linear in the key, and falls into the addend that the reference is in already.
+// (So it is right of it, but there every block has larger scores than the one before, and would be taken twice.)
 // The hyperbolic tangent is a polynomial there: of few terms, until an argument is too large for them, then of more
 // terms, and for the rest of the tile not here once an argument has reached 1.
 struct DirectScores {
@@ -127,7 +153,7 @@ struct DirectScores {
   __device__ __forceinline__ void by_kind(const FwdArgs &args, F f) const {
     if (args.softcap <= 0.f) {
       f(Constant<Kind::kAlibi>{});
-    } else if (terms == kFew) {
+    } else if (ptx::uniform(terms == kFew)) {  // told so, the compiler keeps what the loops count in uniform registers
       f(Constant<Kind::kFewTerms>{});
     } else {
       f(Constant<Kind::kAllTerms>{});
@@ -147,9 +173,9 @@ struct DirectScores {
                                                const OnlineSoftmax &softmax) const {
     const core::SoftcapPolynomial &f = args.softcap_polynomial;
     if constexpr (kKind == Kind::kFewTerms) {
-      exponentials_in_turns<Turns<8, false>>(s, sum, softmax.reference, args.zero, [&](int, float x, float reference) {
-        return f.of_few_terms(x, reference);
-      });
+      using Turn = Turns<kS % 32 == 0 ? 16 : 8, true>;
+      exponentials_in_turns<Turn>(s, sum, softmax.reference, args.zero,
+                                  [&](int, float x, float reference) { return f.of_few_terms(x, reference); });
     } else if constexpr (kKind == Kind::kAllTerms) {
       uint32_t bits = 0;
       exponentials_in_turns<Turns<8, false>>(s, sum, softmax.reference, args.zero, [&](int, float x, float reference) {
@@ -167,7 +193,8 @@ struct DirectScores {
       for (int r = 0; r < 2; ++r) {
         addend[r] = fmaf(-alibi_slope_log2, static_cast<float>(distance + 8 * r), -softmax.reference[r]);
       }
-      exponentials_in_turns<Turns<32, false>>(s, sum, addend, args.zero, [&](int i, float x, float shift) {
+      using Turn = Turns<kS % 32 == 0 ? 32 : 24, false>;
+      exponentials_in_turns<Turn>(s, sum, addend, args.zero, [&](int i, float x, float shift) {
         return fmaf(x, args.scale_log2, fmaf(alibi_slope_log2, static_cast<float>(i / 4 * 8 + i % 2), shift));
       });
     }

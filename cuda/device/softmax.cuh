@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "core/constants.h"
+#include "core/softcap.h"
 #include "device/ptx.cuh"
 #include "device/turns.cuh"
 
@@ -77,6 +78,10 @@ struct OnlineSoftmax {
   // The largest sum of a thread's exponentials in one block: each of them then fits float16, with room to spare.
   static constexpr float kLargestSum = 16384.f;
 
+  struct Pair {
+    float of_row[2];
+  };
+
   float reference[2];  // in units of log2, after the scale; -inf until the row has seen a key
   float row_sum[2];    // this thread's share of sum exp2(scale_log2 * s - reference)
   float scale_log2;
@@ -123,6 +128,31 @@ struct OnlineSoftmax {
       exponentials(s, r);
       row_sum[r] *= correction[r];
     }
+  }
+  // The same for scores that are to go through a softcap, in one step with the exponential. `top`: their maxima(). Only
+  // where the polynomial of few terms does for the whole warp.
+  __device__ __forceinline__ bool few_terms_do(const Pair &top, const core::SoftcapPolynomial &f) const {
+    bool fits = f.grows();
+#pragma unroll
+    for (int r = 0; r < 2; ++r) fits &= top.of_row[r] < f.few_limit && f.few_terms_reach(reference[r]);
+    return ptx::uniform_all(fits);
+  }
+  template <int kS>
+  __device__ __forceinline__ void update_lazily(float (&s)[kS], Pair top, const core::SoftcapPolynomial &f, bool exact,
+                                                float (&correction)[2]) {
+    const float headroom = exact ? 0.f : kHeadroom;
+    bool grows = false;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      top.of_row[r] = f.of_few_terms(top.of_row[r], 0.f);
+      grows |= top.of_row[r] > reference[r] + headroom;
+      correction[r] = 1.f;
+    }
+    if (__any_sync(0xffffffffu, grows)) raise(top, correction);
+#pragma unroll
+    for (int i = 0; i < kS; ++i) s[i] = ptx::ex2(f.of_few_terms(s[i], reference[i / 2 % 2]));
+#pragma unroll
+    for (int r = 0; r < 2; ++r) row_sum[r] *= correction[r];
   }
   // After update_lazily(): the sums of what it made of the scores, for which nobody waits.
   template <int kS>
@@ -171,10 +201,6 @@ struct OnlineSoftmax {
       }
     }
   }
-
-  struct Pair {
-    float of_row[2];
-  };
 
   // Of a thread's scores.
   template <int kS>

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "core/mask.h"
+#include "core/softcap.h"
 #include "core/split_schedule.h"
 #include "device/fwd_args.h"
 #include "device/partials.h"
@@ -33,9 +34,10 @@ struct SplitArgs {
   int64_t seqlen_q;  // dense q
 
   int32_t head_dim, head_dim_v;
-  float scale;                // softmax_scale
-  float scale_log2;           // softmax_scale * log2(e)
-  float softcap;              // 0: off
+  float scale;       // softmax_scale
+  float scale_log2;  // softmax_scale * log2(e)
+  float softcap;     // 0: off
+  core::SoftcapPolynomial softcap_polynomial;
   const float *alibi_slopes;  // may be NULL
   int64_t alibi_batch_stride;
   const float *sinks;  // may be NULL

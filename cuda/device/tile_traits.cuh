@@ -111,9 +111,8 @@ struct TileTraits {
                                                                 : 112) -
                                             (kCache && kWarpgroups > 1 ? 8 : 0);
   static_assert(kWarpgroups <= 4, "register budgets: up to 4 consumer warpgroups");
-  // Whether softcap and ALiBi, too, are taken without the maximum where that can be: it takes the registers that two
-  // consumer warpgroups have.
-  static constexpr bool kDirectScores = kScoreMod && !kExactMax && kWarpgroups <= 2;
+  // Whether softcap and ALiBi, too, are taken without the maximum where that can be.
+  static constexpr bool kDirectScores = kScoreMod && kConfig.takes_modified_scores_directly();
   // Whether a warp beside the producer stores what the consumers have staged (Storer), and, where there is memory for
   // it, the LSE. Tiles of 64 rows are for calls of few tiles, which gain nothing by it and have more code to wait for;
   // and where the output is staged in the place of V, the next V would wait for one more warp.

@@ -108,13 +108,17 @@ struct WideMainloop {
     float correction[2];
     const int32_t exact_from = range.end - OnlineSoftmax::exact_blocks(args.window.limited(), kBlockN);
     const auto to_probabilities = [&](int32_t n) {
-      const int64_t first_row = Traits::warp_row(tile, warpgroup);
-      if constexpr (Traits::kScoreMod) RowScores(args, tile, first_row, slope).modify(s, args, n * kBlockN);
-      if (!range.is_full(n)) {
-        const core::Mask mask{args.window, tile.seqlen_q, tile.seqlen_k};
-        mask_scores(s, core::BlockMask::make(mask, first_row, int64_t{n} * kBlockN), args.window.left >= 0);
+      const bool capped =
+          Traits::kScoreMod && range.is_full(n) && update_capped(s, args, slope, n >= exact_from, softmax, correction);
+      if (!capped) {
+        const int64_t first_row = Traits::warp_row(tile, warpgroup);
+        if constexpr (Traits::kScoreMod) RowScores(args, tile, first_row, slope).modify(s, args, n * kBlockN);
+        if (!range.is_full(n)) {
+          const core::Mask mask{args.window, tile.seqlen_q, tile.seqlen_k};
+          mask_scores(s, core::BlockMask::make(mask, first_row, int64_t{n} * kBlockN), args.window.left >= 0);
+        }
+        softmax.update_lazily(s, n >= exact_from, correction);
       }
-      softmax.update_lazily(s, n >= exact_from, correction);
       softmax.add(s);
     };
     // The next block's scores are sent as soon as they are there: they travel while this block's softmax is computed.

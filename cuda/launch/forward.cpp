@@ -160,10 +160,7 @@ core::Status make_args(const flash3_params &p, const FwdKernel &kernel, const Sc
   args->scale_log2 = p.softmax_scale * core::kLog2e;
   args->softcap = p.softcap;
   args->zero = 0;
-  args->softcap_polynomial = {};
-  if (p.softcap > 0) {
-    args->softcap_polynomial = core::SoftcapPolynomial::make(p.softmax_scale / p.softcap, p.softcap * core::kLog2e);
-  }
+  args->softcap_polynomial = core::SoftcapPolynomial::of_call(p.softmax_scale, p.softcap);
   args->alibi_slopes = p.alibi_slopes;
   args->alibi_batch_stride = p.alibi_batch_stride;
   args->sinks = p.sinks;

@@ -190,6 +190,7 @@ core::Workload workload(const flash3_params &p, int32_t multiprocessors) {
   work.multiprocessors = multiprocessors;
   work.packed_q = packed_q;
   work.device_lengths = core::has_device_lengths(p);
+  work.modifies_scores = core::modifies_scores(p);
   return work;
 }
 

@@ -131,6 +131,7 @@ core::Status make_args(const flash3_params &p, const SplitKernel &kernel, int32_
   args->scale = p.softmax_scale;
   args->scale_log2 = p.softmax_scale * core::kLog2e;
   args->softcap = p.softcap;
+  args->softcap_polynomial = core::SoftcapPolynomial::of_call(p.softmax_scale, p.softcap);
   args->alibi_slopes = p.alibi_slopes;
   args->alibi_batch_stride = p.alibi_batch_stride;
   args->zero = 0;

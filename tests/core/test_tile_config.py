@@ -134,6 +134,32 @@ def test_head_dim_64_as_measured(right: int, seqlen: int, block_m: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("head_dim", "right", "seqlen", "block_m"),
+    [
+        (64, 0, 512, 128),
+        (64, 0, 1024, 128),
+        (64, 0, 2048, 128),
+        (64, 0, 4096, 192),
+        (64, 0, 16384, 192),
+        (64, -1, 512, 256),
+        (64, -1, 1024, 256),
+        (64, -1, 2048, 192),
+        (64, -1, 4096, 192),
+        (96, 0, 1024, 128),
+        (96, 0, 4096, 128),
+        (96, 0, 16384, 192),
+        (96, -1, 1024, 128),
+        (96, -1, 2048, 192),
+        (96, -1, 4096, 192),
+    ],
+)
+def test_modified_scores_as_measured(head_dim: int, right: int, seqlen: int, block_m: int) -> None:
+    """With a softcap, or ALiBi."""
+    member = member_of((head_dim, head_dim))
+    assert CONFIGS[cheapest_config(member, -1, right, seqlen, seqlen, modifies=True)].block_m == block_m
+
+
+@pytest.mark.parametrize(
     ("head_dim", "batch", "seqlen", "nheads", "stay"),
     [
         (64, 1, 128, 12, True),

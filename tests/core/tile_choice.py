@@ -18,7 +18,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "estimated_clocks": (c_int64, [c_int32, c_int64, c_int64, c_int32, c_int32]),
     "cheapest_config": (
         c_int32,
-        [c_int32, c_int64, c_int64, c_int32, c_int32, c_int32, POINTER(c_int64), c_int64, c_int64, c_int32, c_int32],
+        [c_int32, c_int64, c_int64, c_int32, c_int32, c_int32, POINTER(c_int64), c_int64, c_int64, *[c_int32] * 3],
     ),
 }
 
@@ -80,6 +80,7 @@ class TileConfig(NamedTuple):
     pairs: int
     most_keys: int
     most_hidden: int
+    takes_modified_scores_directly: int
 
     def takes(self, seqlen_q: int, seqlen_k: int) -> bool:
         """Whether it is made for sequences of these lengths; the longest ones, if they vary."""
@@ -125,14 +126,15 @@ def cheapest_config(
     columns: int = 100_000,
     group: int = 1,
     packed: bool = False,
+    modifies: bool = False,
 ) -> int:
     """Of the class of the config `member`.
 
     vary: the lengths are means, and `longest` the longest of q and of k. columns: query heads of all sequences, by
-    default enough to fill any GPU, `group` to a KV head. packed: q is.
+    default enough to fill any GPU, `group` to a KV head. packed: q is. modifies: with softcap or ALiBi.
     """
     most = (c_int64 * 2)(*(longest or (seqlen_q, seqlen_k)))
     index: int = _function("cheapest_config")(
-        member, left, right, seqlen_q, seqlen_k, vary, most, sequences, columns, group, packed
+        member, left, right, seqlen_q, seqlen_k, vary, most, sequences, columns, group, packed, modifies
     )
     return index

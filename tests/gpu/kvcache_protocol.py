@@ -30,7 +30,7 @@ MASKS: tuple[dict[str, Any], ...] = (
     {"causal": True, "softcap": 3.0},
     {"alibi": True},
     {"causal": True, "sinks": True},
-    {"window": (30, 40), "softcap": 5.0, "alibi": True, "sinks": True},
+    {"window": (30, 40), "softcap": 60.0, "alibi": True, "sinks": True},
 )
 # Rotary fraction and layout.
 ROTARY = ((0.0, True), (0.5, True), (0.5, False), (1.0, True), (1.0, False))

@@ -33,7 +33,7 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"window": (133, -1)},
     {"causal": True, "window": (100, -1)},
     {"causal": True, "window": "third", "sinks": True},
-    {"softcap": 15.0},
+    {"softcap": 60.0},
     {"causal": True, "softcap": 5.0},
     {"alibi": True},
     {"causal": True, "alibi": True},

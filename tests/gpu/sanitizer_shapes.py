@@ -26,7 +26,7 @@ CASES: list[Case] = [
     (BF16, [(200, 300)], (2, 1), (64, 64), False, {"causal": True}),
     (HALF, [(130, 140)] * 2, (2, 2), (96, 96), False, {}),
     (BF16, [(130, 300)], (4, 2), (128, 128), False, {"window_size": (40, 20)}),
-    (HALF, [(140, 200)], (2, 1), (192, 128), False, {"causal": True, "softcap": 5.0}),
+    (HALF, [(140, 200)], (2, 1), (192, 128), False, {"causal": True, "softcap": 60.0}),
     (BF16, [(140, 200)], (2, 2), (256, 256), False, {"causal": True}),
     (HALF, [(70, 90)], (1, 1), (72, 40), False, {}),
     (BF16, [(3, 0)] * 2, (2, 1), (64, 64), False, {}),
@@ -51,7 +51,7 @@ CASES: list[Case] = [
     (BF16, [(130, 128)] * 25, (12, 3), (128, 128), False, {"window_size": (90, 0), "softcap": 9.0}),
     # Wide heads, and values narrower and wider than the keys.
     (BF16, [(130, 200)], (2, 1), (512, 512), False, {"causal": True}),
-    (HALF, [(100, 50), (0, 5), (129, 140)], (2, 2), (264, 264), True, {"window_size": (40, 20), "softcap": 5.0}),
+    (HALF, [(100, 50), (0, 5), (129, 140)], (2, 2), (264, 264), True, {"window_size": (40, 20), "softcap": 60.0}),
     (BF16, [(70, 90)] * 2, (2, 1), (64, 512), False, {}),
     (HALF, [(130, 140), (2, 2), (3, 0)], (2, 1), (192, 128), True, {"causal": True}),
     # The kernel for short sequences; the last one has sequences much longer than the mean.
@@ -97,7 +97,7 @@ CACHES: list[tuple[CacheCase, int]] = [
     (CacheCase(250, 300, None, "bfloat16", nheads=8, head_dim=128, new="ragged", rotary_dim=32, causal=True,
                packed_q=True, leftpad=True, batch_idx=True), 0),
     (CacheCase(200, 300, 128, "float16", nheads=8, nheads_k=4, head_dim=64, causal=True, full=True), 0),
-    (CacheCase(200, 300, 48, "bfloat16", nheads=8, nheads_k=8, head_dim=96, softcap=3.0, full=True), 0),
+    (CacheCase(200, 300, 48, "bfloat16", nheads=8, nheads_k=8, head_dim=96, softcap=60.0, full=True), 0),
     (CacheCase(200, 300, 16, "float16", nheads=8, nheads_k=8, head_dim=128, new="equal", rotary_dim=128), 0),
     (CacheCase(130, 200, 12, "bfloat16", nheads=48, nheads_k=16, head_dim=128, causal=True, leftpad=True), 0),
     (CacheCase(130, 200, 1, "float16", nheads=48, nheads_k=16, head_dim=192, window=(90, 3), full=True), 0),

@@ -140,6 +140,17 @@ def test_softmax_scale(options: dict[str, Any], scale: float) -> None:
     judge(problem, out, lse, expected(inputs, scale))
 
 
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 192, 256, 512])
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_a_negative_scale_under_a_softcap(head_dim: int, causal: bool) -> None:
+    """The largest score is then the smallest product."""
+    problem = Problem("bfloat16", ((300, 900),), nheads_k=2, head_dim=head_dim, causal=causal, softcap=60.0)
+    inputs = make(problem)
+    out, lse = inputs.call(softmax_scale=-0.1)
+    wait()
+    judge(problem, out, lse, expected(inputs, -0.1))
+
+
 @pytest.mark.parametrize("dims", [(64, 128), (128, 64), (192, 128), (8, 256), (256, 8)], ids=str)
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "varlen"])
 def test_head_dim_of_v(packed: bool, dims: tuple[int, int]) -> None:

@@ -22,6 +22,7 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"causal": True},
     {"window": (20, 5)},
     {"causal": True, "softcap": 15.0},
+    {"softcap": 60.0},
     {"causal": True, "alibi": True},
     {"window": (3, 40), "sinks": True},
 )

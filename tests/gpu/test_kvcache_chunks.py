@@ -28,6 +28,7 @@ MASKS: tuple[dict[str, Any], ...] = (
     {"causal": True},
     {},
     {"causal": True, "softcap": 3.0},
+    {"softcap": 60.0},
     {"window": (170, 9)},
     {"causal": True, "alibi": True},
     {"causal": True, "window": (100, -1), "sinks": True},

@@ -27,7 +27,7 @@ MASKS: tuple[dict[str, Any], ...] = (
     {"causal": True, "softcap": 3.0},
     {"causal": True, "alibi": True},
     {"causal": True, "sinks": True},
-    {"window": (30, 40), "softcap": 5.0, "alibi": True, "sinks": True},
+    {"window": (30, 40), "softcap": 60.0, "alibi": True, "sinks": True},
 )
 
 
