@@ -42,7 +42,8 @@ struct SoftcapPolynomial {
     p.few_shift = static_cast<float>(shift / square);
     p.few_offset = static_cast<float>(offset / (square * square));
     p.few_factor = static_cast<float>(kFewFit[2] * outer * inner * square * square);
-    const float largest = p.few_limit * ((p.few_shift * p.few_shift) + p.few_offset);
+    // The largest product on the way: few_shift is below 0, and |s|^2 smaller than it.
+    const float largest = p.few_limit * (p.few_shift * p.few_shift + p.few_offset);
     if (!std::isnormal(p.few_factor) || !std::isfinite(largest)) p.few_limit = 0.f;
     p.few_top = static_cast<float>(outer * std::tanh(kFewRange));
     if (!(p.few_top > kVanishing / 2)) p.few_limit = 0.f;

@@ -50,7 +50,7 @@ struct TileConfig {
   // Whether scores that go through softcap or ALiBi may do so in one step with the exponential, no maximum being looked
   // for. It takes more registers than four warpgroups leave.
   constexpr bool takes_modified_scores_directly() const { return !exact_max && streams * block_m <= 192; }
-  // With what that costs beside, as measured at d 64 and 96. `masked`: the first block of a tile has a mask.
+  // With the costs of a call with softcap or ALiBi, as measured at d 64 and 96. `masked`: tiles begin with a mask.
   constexpr TileConfig for_modified_scores(bool masked) const {
     TileConfig costs = *this;
     const bool three = block_m == 192;
@@ -163,9 +163,9 @@ struct Workload {
   int64_t sequences;
   int64_t columns, kv_columns;  // query heads and KV heads of all sequences
   int32_t multiprocessors;
-  bool packed_q;        // their places are in device memory
-  bool device_lengths;  // lengths are
-  bool modifies_scores = false;
+  bool packed_q;         // their places are in device memory
+  bool device_lengths;   // lengths are
+  bool modifies_scores;  // by softcap or ALiBi
 
   bool fits_resident(const TileConfig &config) const { return mask.seqlen_k > 0 && longest_k <= config.most_keys; }
 
@@ -240,8 +240,8 @@ inline int64_t prepare_clocks(const TileConfig &config, const Workload &work) {
 inline int32_t cheapest_config(const TileConfig &member, const Workload &work) {
   int32_t best = -1;
   double least = 0;
+  const bool masked = work.mask.window.limited();
   for (int32_t i = 0; i < kNumTileConfigs; ++i) {
-    const bool masked = work.mask.window.limited();
     const TileConfig config = work.modifies_scores ? kTileConfigs[i].for_modified_scores(masked) : kTileConfigs[i];
     if (!config.is_of_class(member)) continue;
     if (config.most_rows > 0 && work.longest_q > config.most_rows) continue;

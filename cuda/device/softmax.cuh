@@ -129,14 +129,14 @@ struct OnlineSoftmax {
       row_sum[r] *= correction[r];
     }
   }
-  // The same for scores that are to go through a softcap, in one step with the exponential. `top`: their maxima(). Only
-  // where the polynomial of few terms does for the whole warp.
+  // Whether the polynomial of few terms does for a softcap of the whole warp's scores. `top`: their maxima().
   __device__ __forceinline__ bool few_terms_do(const Pair &top, const core::SoftcapPolynomial &f) const {
     bool fits = f.grows();
 #pragma unroll
     for (int r = 0; r < 2; ++r) fits &= top.of_row[r] < f.few_limit && f.few_terms_reach(reference[r]);
     return ptx::uniform_all(fits);
   }
+  // update_lazily() for such scores, with the softcap in one step with the exponential.
   template <int kS>
   __device__ __forceinline__ void update_lazily(float (&s)[kS], Pair top, const core::SoftcapPolynomial &f, bool exact,
                                                 float (&correction)[2]) {

@@ -64,7 +64,8 @@ def test_whatever_the_caller_takes_for_the_longest(heads: tuple[int, int], optio
         out, lse = inputs.call(max_seqlen_q=claimed, max_seqlen_k=claimed)
         wait()
         found, wanted = (get(x).astype(np.float32) for x in (out, right[0]))
-        np.testing.assert_allclose(found, wanted, rtol=2**-7, atol=0.01)  # a few roundings to bfloat16
+        # A few roundings to bfloat16, of numbers below 4; one of those above.
+        assert (np.abs(found - wanted) <= np.maximum(0.02, 2**-7 * np.abs(wanted))).all()
         seen = np.isfinite(get(right[1]))
         assert (np.isfinite(get(lse)) == seen).all()
         np.testing.assert_allclose(get(lse)[seen], get(right[1])[seen], rtol=1e-5, atol=1e-4)
