@@ -84,8 +84,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) fwd_kernel_sm90(const __g
   typename Traits::Job first;
   if constexpr (Traits::kCache) {
     if (warp == 0) {
-      init_barriers<Traits>(*smem, args.loading_warps * (args.cache_loads == CacheLoads::kRows ? 32 : 1),
-                            32 * (2 * args.loading_warps - 1));
+      init_barriers<Traits>(*smem, args.loading_warps, 32 * (2 * args.loading_warps - 1));
     }
   } else if (warp < Traits::kStreams) {
     first = producer.start();

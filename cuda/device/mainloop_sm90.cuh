@@ -266,7 +266,6 @@ struct Mainloop {
   // The last product of a tile, which stays in flight.
   __device__ __forceinline__ void finish(uint32_t (&p)[kScores / 2], float (&o)[kOutputs]) {
     if (!ptx::uniform_all(can_finish())) wait_to_finish();
-    if constexpr (Traits::kCache) fence_keys();
     issue_pv(p, v_descriptor(v_state()), o);
   }
 
@@ -288,7 +287,6 @@ struct Mainloop {
       keep_q();
     }
     if (!ptx::uniform_all(has_rest)) wait_to_finish();
-    if constexpr (Traits::kCache) fence_keys();
     // The epilogue is next, and the turn tells the other warps.
     if (!Traits::kStores && ptx::elect_one()) ptx::tma_store_wait_read();
     take_turn();
@@ -372,12 +370,6 @@ struct Mainloop {
   __device__ __forceinline__ void wait_keys(const uint64_t (&full)[kStages], const RingState<kStages> &state,
                                             bool there = false) const {
     if (!there) ptx::mbarrier_wait(&full[state.index()], state.parity());
-    if constexpr (Traits::kCache) fence_keys();
-  }
-
-  // Behind the wait for keys that were copied by ordinary accesses.
-  __device__ __forceinline__ void fence_keys() const {
-    if (args.cache_loads == CacheLoads::kRows) ptx::fence_proxy_async_shared();
   }
 
   // Of this warpgroup's rows in the stage of Q that q_state is at.

@@ -20,6 +20,10 @@ template <class T>
 __device__ __forceinline__ T uniform(T x) {
   return __shfl_sync(0xffffffffu, x, 0);
 }
+template <class T>
+__device__ __forceinline__ T *uniform(T *x) {
+  return reinterpret_cast<T *>(__shfl_sync(0xffffffffu, reinterpret_cast<uint64_t>(x), 0));
+}
 
 // A condition that is the same in every lane, made known as such, for branches.
 __device__ __forceinline__ bool uniform(bool condition) { return __any_sync(0xffffffffu, condition); }

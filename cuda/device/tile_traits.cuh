@@ -73,8 +73,8 @@ struct TileTraits {
   // finds that out by itself; these lost 8 % where tiles are short, and nothing elsewhere.
   static constexpr bool kKnownKeys = kPaired && kQStages > 1;
   // Whether a block whose sums were too large is computed again inside the loop of whole blocks. Behind it the loop is
-  // shorter; but the kernels for caches then spill registers, which costs d 64 and 96 up to 10 %.
-  static constexpr bool kAgainInLoop = kCache && !kScoreMod;
+  // shorter; but this kernel then spills registers in it.
+  static constexpr bool kAgainInLoop = kCache && !kScoreMod && kHeadDim == 128;
   // The kernel for short sequences, or the warp-specialised one.
   static constexpr bool kIsShort = kConfig.is_short();
   // Whether a tile begins while the one before ends. Where the warp-specialised kernel has no room for a second Q,
@@ -106,10 +106,14 @@ struct TileTraits {
   static constexpr int kThreads = 128 * (kWarpgroups + (kIsShort ? 0 : 1));
   // 64 K registers, handed from the producer to the consumers in steps of 8. That of a cache keeps more for itself.
   static constexpr int kProducerRegisters = kWarpgroups == 1 ? 128 : kCache ? 56 : kWarpgroups == 2 ? 40 : 32;
-  static constexpr int kConsumerRegisters = (kWarpgroups <= 2   ? 232
-                                             : kWarpgroups == 3 ? 160
-                                                                : 112) -
-                                            (kCache && kWarpgroups > 1 ? 8 : 0);
+  // Of the caches' consumers some have fewer than there are: with all of them the compiler has other ideas, whose loop
+  // reads more registers than the products leave time for. As measured (docs/performance.md, "Producers of caches").
+  static constexpr int kRegistersLeft = !kCache || kWarpgroups == 1 ? 0
+                                        : kScoreMod                 ? 8
+                                        : kHeadDim == 96            ? 48
+                                        : kHeadDim == 128           ? 16
+                                                                    : 8;
+  static constexpr int kConsumerRegisters = (kWarpgroups <= 2 ? 232 : kWarpgroups == 3 ? 160 : 112) - kRegistersLeft;
   static_assert(kWarpgroups <= 4, "register budgets: up to 4 consumer warpgroups");
   // Whether softcap and ALiBi, too, are taken without the maximum where that can be.
   static constexpr bool kDirectScores = kScoreMod && kConfig.takes_modified_scores_directly();
@@ -146,6 +150,12 @@ struct TileTraits {
     int32_t number, round;  // of the tile, in the kernel for short sequences; number also for a scout
   };
 
+  // Of a key block, where the rows of a cache are copied one by one: those of a warp, and the room for the addresses of
+  // every fourth of them, such that four lanes read from different banks.
+  static constexpr int kCopiedRows = kBlockN / 2;
+  static constexpr int kRowPlaces = kCopiedRows / 4 + 2;
+  static_assert(!kCache || kRowPlaces % 2 == 0, "two addresses are read at once");
+
   // Two, so that a tile may be looked for while the one before has not been asked for. Two streams have no memory left.
   static constexpr int kAsks = kScouts && kStreams == 1 ? 2 : 1;
 
@@ -175,6 +185,9 @@ struct TileTraits {
     Job job[kIsShort || kScouts ? kTileSlots : 1];
     int32_t first_m_block[kMostAddedUp + 1];
     RowLse lse[kStoresLse ? kBlockM : 1];
+    alignas(kCache
+                ? 16
+                : 8) uint64_t row_places[kCache ? 4 : 1][kCache ? 4 * kRowPlaces : 1];  // of the producer's four warps
   };
   // Whether that side of the call is packed: without a batch dimension.
   static __device__ __forceinline__ bool packed(const core::SeqSide &side) {
