@@ -234,7 +234,7 @@ struct RowCopies : CacheWarp<Traits> {
     __syncwarp();
   }
 
-  __device__ __forceinline__ uint64_t *places() const { return smem.row_places[this->warp]; }
+  __device__ __forceinline__ uint64_t *places() const { return smem.copied.of_warp[this->warp]; }
 
   __device__ __forceinline__ int32_t own_key(int32_t n, int i) const {
     return n * kBlockN + half() * kRows + 32 * i + lane;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "core/block_range.h"
 #include "core/seqlen.h"
@@ -150,11 +151,16 @@ struct TileTraits {
     int32_t number, round;  // of the tile, in the kernel for short sequences; number also for a scout
   };
 
-  // Of a key block, where the rows of a cache are copied one by one: those of a warp, and the room for the addresses of
-  // every fourth of them, such that four lanes read from different banks.
+  // Where the rows of a cache are copied one by one: how many of a key block a warp copies, and the addresses of those of
+  // each of the producer's four warps, every fourth row side by side, such that four lanes read from different banks.
   static constexpr int kCopiedRows = kBlockN / 2;
   static constexpr int kRowPlaces = kCopiedRows / 4 + 2;
   static_assert(!kCache || kRowPlaces % 2 == 0, "two addresses are read at once");
+  struct alignas(16) RowPlaces {
+    uint64_t of_warp[4][4 * kRowPlaces];
+  };
+  struct Nothing {};
+  using CopiedRows = std::conditional_t<kCache, RowPlaces, Nothing>;
 
   // Two, so that a tile may be looked for while the one before has not been asked for. Two streams have no memory left.
   static constexpr int kAsks = kScouts && kStreams == 1 ? 2 : 1;
@@ -185,9 +191,7 @@ struct TileTraits {
     Job job[kIsShort || kScouts ? kTileSlots : 1];
     int32_t first_m_block[kMostAddedUp + 1];
     RowLse lse[kStoresLse ? kBlockM : 1];
-    alignas(kCache
-                ? 16
-                : 8) uint64_t row_places[kCache ? 4 : 1][kCache ? 4 * kRowPlaces : 1];  // of the producer's four warps
+    CopiedRows copied;
   };
   // Whether that side of the call is packed: without a batch dimension.
   static __device__ __forceinline__ bool packed(const core::SeqSide &side) {
