@@ -98,11 +98,11 @@ inline constexpr TileConfig kTileConfigs[] = {
 // clang-format off
 inline constexpr TileConfig kCacheConfigs[] = {
     // as above
-    {64, 64, 128, 128, 4, 0, 2, 1, 1, false, 2800, 2100, 0, false, 0},
-    {96, 96, 128, 128, 2, 0, 2, 1, 1, false, 2800, 2300, 0, false, 0},
-    {128, 128, 128, 128, 2, 2, 2, 1, 1, false, 2800, 2600, 0, false, 0},
-    {192, 192, 128, 96, 2, 6, 1, 1, 1, true, 6000, 2800, 0, false, 0},
-    {256, 256, 128, 80, 2, 0, 1, 1, 1, true, 9000, 3050, 0, false, 0},
+    {64, 64, 128, 128, 4, 0, 2, 1, 1, false, 2800, 1850, 0, false, 0},
+    {96, 96, 128, 128, 2, 0, 2, 1, 1, false, 2800, 2050, 0, false, 0},
+    {128, 128, 128, 128, 2, 2, 2, 1, 1, false, 2800, 2450, 0, false, 0},
+    {192, 192, 128, 96, 2, 6, 1, 1, 1, true, 6000, 2650, 0, false, 0},
+    {256, 256, 128, 80, 2, 0, 1, 1, 1, true, 9000, 2920, 0, false, 0},
 };
 // clang-format on
 

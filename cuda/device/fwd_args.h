@@ -76,7 +76,7 @@ struct FwdArgs {
   core::KvCache cache;
   CacheLoads cache_loads;
   int32_t box_rows, boxes_of_block;
-  int32_t loading_warps;  // that share a block of K, and one of V: 1 or 2
+  int32_t loading_warps;                      // that share a block of K, and one of V: 1 or 2
   int32_t pages_of_block, rows_beyond_pages;  // a key block in whole pages, and what is left
 
   // Of the kernels that compute tiles in pieces of their keys, by another thread block each: how many at most.

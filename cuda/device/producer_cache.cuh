@@ -9,6 +9,7 @@
 #include "device/fwd_args.h"
 #include "device/producer_sm90.cuh"
 #include "device/ptx.cuh"
+#include "device/row_copies.cuh"
 #include "device/tile_loads.cuh"
 #include "device/tile_traits.cuh"
 

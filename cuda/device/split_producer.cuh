@@ -93,9 +93,7 @@ struct SplitProducer {
                                  kBlockN,
                                  once ? ptx::L2Hint::kNormal : ptx::L2Hint::kEvictLast,
                                  at};
-    // All lanes wait: if one waited for all, the next shuffle would have to bring the warp together first.
-    ptx::mbarrier_wait(box.empty, box.parity);
-    load_boxes<Traits, Traits::kColBlocks, Share::kAll, true>(box);
+    load_boxes(box);
     __syncwarp();
     ring.advance();
   }

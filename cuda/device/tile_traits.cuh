@@ -108,7 +108,8 @@ struct TileTraits {
   // 64 K registers, handed from the producer to the consumers in steps of 8. That of a cache keeps more for itself.
   static constexpr int kProducerRegisters = kWarpgroups == 1 ? 128 : kCache ? 56 : kWarpgroups == 2 ? 40 : 32;
   // Of the caches' consumers some have fewer than there are: with all of them the compiler has other ideas, whose loop
-  // reads more registers than the products leave time for. As measured (docs/performance.md, "Producers of caches").
+  // reads more registers than the products leave time for. As measured (docs/performance.md,
+  // "What a producer's warps have time for").
   static constexpr int kRegistersLeft = !kCache || kWarpgroups == 1 ? 0
                                         : kScoreMod                 ? 8
                                         : kHeadDim == 96            ? 48
@@ -151,8 +152,9 @@ struct TileTraits {
     int32_t number, round;  // of the tile, in the kernel for short sequences; number also for a scout
   };
 
-  // Where the rows of a cache are copied one by one: how many of a key block a warp copies, and the addresses of those of
-  // each of the producer's four warps, every fourth row side by side, such that four lanes read from different banks.
+  // Where the rows of a cache are copied one by one: how many of a key block a warp copies, and the addresses of those
+  // of the producer's four warps, those of every fourth row side by side, such that four lanes read from different
+  // banks.
   static constexpr int kCopiedRows = kBlockN / 2;
   static constexpr int kRowPlaces = kCopiedRows / 4 + 2;
   static_assert(!kCache || kRowPlaces % 2 == 0, "two addresses are read at once");
