@@ -48,8 +48,8 @@ enum class Share { kAll, kEven, kOdd };
 // kFresh: nothing has been in the buffer, so there is nothing to wait for.
 template <class Traits, int kColBlocks = Traits::kColBlocks, Share kShare = Share::kAll, bool kFresh = false>
 __device__ __forceinline__ void load_boxes(const BoxLoad<Traits> &l) {
-  // All lanes wait: if one waited for all, the others would go on to the next load, apart from it, and every instruction
-  // of the producer would be issued twice.
+  // All lanes wait: if one waited for all, the others would go on to the next load, apart from it, and every
+  // instruction of the producer would be issued twice.
   if constexpr (!kFresh) ptx::mbarrier_wait(l.empty, l.parity);
   if (!ptx::elect_one()) return;
   ptx::mbarrier_arrive_expect_tx(l.full, l.rows * (kColBlocks * Traits::kBoxCols * 2));
