@@ -6,6 +6,7 @@
 #include "core/block_range.h"
 #include "core/kv_cache.h"
 #include "core/mask.h"
+#include "core/page_walk.h"
 #include "core/rotary.h"
 #include "core/seqlen.h"
 #include "core/softcap.h"
@@ -42,6 +43,20 @@ int32_t put(const Status &status, char *message, int32_t capacity) {
   std::strncpy(message, status.message.c_str(), capacity - 1);
   message[capacity - 1] = '\0';
   return status.code;
+}
+
+template <int kBlockN>
+void put_walk(int32_t page_size, int32_t first_row, uint32_t first_key, int32_t blocks, int32_t *places) {
+  KvCache cache = {};
+  cache.page_size = page_size;
+  cache.page_divisor = Divisor::make(page_size);
+  const PageStep step = PageStep::make(kBlockN, page_size);
+  PageWalk<kBlockN> walk(cache, step, first_row, first_key);
+  for (int32_t i = 0; i < blocks; ++i, walk.back(cache, step)) {
+    places[3 * i] = walk.key;
+    places[3 * i + 1] = walk.number;
+    places[3 * i + 2] = walk.row;
+  }
 }
 
 }  // namespace
@@ -134,6 +149,14 @@ FLASH3_API void flash3_test_row_place(const flash3_params *params, int32_t b, in
   const RowPlace p = cache.place(cache.span(b), row);
   const int64_t values[] = {p.entry, p.row, p.named, cache.run(row, rows)};
   for (int i = 0; i < 4; ++i) place[i] = values[i];
+}
+
+// places: key, number of the page, and row in it, of each of so many blocks; block_n: 80, 96 or 128
+FLASH3_API void flash3_test_page_walk(int32_t block_n, int32_t page_size, int32_t first_row, uint32_t first_key,
+                                      int32_t blocks, int32_t *places) {
+  (block_n == 80   ? put_walk<80>
+   : block_n == 96 ? put_walk<96>
+                   : put_walk<128>)(page_size, first_row, first_key, blocks, places);
 }
 
 // positions: of new row i and of query row i of sequence b

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "core/page_walk.h"
 #include "device/barriers.cuh"
 #include "device/fwd_args.h"
 #include "device/ptx.cuh"
@@ -49,51 +50,14 @@ struct CacheWarp {
   }
 };
 
-// A key of one block after the other, from the last one to the first, and its place in the pages. Nothing is divided on
-// the way.
-template <class Traits>
-struct PageWalk {
-  int32_t key, number, row;  // number: of the page in the sequence; row: in the page
-
-  __device__ __forceinline__ PageWalk(const FwdArgs &args, const TileKeys &keys, uint32_t first_key) {
-    // Divisors are for numbers below 2^31, but a block may end behind them: it is gone back to, then.
-    const bool beyond = keys.first_row + first_key > INT32_MAX;
-    key = static_cast<int32_t>(first_key + (beyond ? -Traits::kBlockN : 0));
-    const auto at = static_cast<uint32_t>(keys.first_row + key);
-    number = static_cast<int32_t>(args.cache.page_divisor.quotient(at));
-    row = static_cast<int32_t>(at) - number * args.cache.page_size;
-    if (beyond) {
-      key += Traits::kBlockN;
-      number += args.pages_of_block;
-      row += args.rows_beyond_pages;
-      if (row >= args.cache.page_size) {
-        row -= args.cache.page_size;
-        ++number;
-      }
-    }
-  }
-
-  __device__ __forceinline__ void step(const FwdArgs &args) {
-    key -= Traits::kBlockN;
-    number -= args.pages_of_block;
-    row -= args.rows_beyond_pages;
-    if (row < 0) {
-      row += args.cache.page_size;
-      --number;
-    }
-  }
-
-  __device__ __forceinline__ bool is_there(const TileKeys &keys) const {
-    return static_cast<uint32_t>(key) < static_cast<uint32_t>(keys.count);
-  }
-
-  // The page as the table has it, also out of range; any where there is no such key. Nothing waits for the answer here;
-  // to wait for the one before would be to wait for both, if this question were asked first: `zero` is 0 and depends on
-  // that answer.
-  __device__ __forceinline__ int32_t page(const TileKeys &keys, const int32_t *table, int32_t zero) const {
-    return __ldg(table + ((is_there(keys) ? number : 0) + zero));
-  }
-};
+// The page of a key as the table has it, also out of range; any where there is no such key. Nothing waits for the
+// answer here; to wait for the one before would be to wait for both, if this question were asked first: `zero` is 0 and
+// depends on that answer.
+template <int kBlockN>
+__device__ __forceinline__ int32_t page_of(const core::PageWalk<kBlockN> &walk, const TileKeys &keys,
+                                           const int32_t *table, int32_t zero) {
+  return __ldg(table + ((walk.is_among(keys.count) ? walk.number : 0) + zero));
+}
 
 // Of the sequence. Told that all lanes have the same, the compiler does not compute it again for each block.
 template <class Traits>
@@ -114,14 +78,15 @@ struct BoxLoads : CacheWarp<Traits> {
 
   const TileKeys keys;
   const int32_t *const table;
-  PageWalk<Traits> walk;  // of the lane's box
-  int32_t page;           // as read
+  core::PageWalk<kBlockN> walk;  // of the lane's box
+  int32_t page;                  // as read
 
   __device__ __forceinline__ BoxLoads(const Base &base, const TileKeys &k, int32_t n)
       : Base(base),
         keys(k),
         table(page_table_of<Traits>(args, k)),
-        walk(args, k, static_cast<uint32_t>(n) * kBlockN + (half() + lane * args.loading_warps) * args.box_rows),
+        walk(args.cache, args.page_step, k.first_row,
+             static_cast<uint32_t>(n) * kBlockN + (half() + lane * args.loading_warps) * args.box_rows),
         page(look(0)) {}
 
   __device__ __forceinline__ void load(int32_t n, const Ring &place) {
@@ -132,8 +97,8 @@ struct BoxLoads : CacheWarp<Traits> {
       const int32_t page_size = args.cache.page_size;
       own.end = min(page_size, keys.count - walk.key + walk.row);
       own.batch = min(page, args.cache.num_pages - 1);
-      own.row = !walk.is_there(keys) || page < 0 ? -1 : page_size - own.end + walk.row;
-      walk.step(args);
+      own.row = !walk.is_among(keys.count) || page < 0 ? -1 : page_size - own.end + walk.row;
+      walk.back(args.cache, args.page_step);
       page = look(page & static_cast<int32_t>(args.zero));
     }
     const CUtensorMap *const map = this->of_v() ? &args.v_map : &args.k_map;
@@ -168,7 +133,7 @@ struct BoxLoads : CacheWarp<Traits> {
 
  private:
   __device__ __forceinline__ int32_t look(int32_t zero) const {
-    return args.cache_loads == CacheLoads::kPages ? walk.page(keys, table, zero) : 0;
+    return args.cache_loads == CacheLoads::kPages ? page_of(walk, keys, table, zero) : 0;
   }
 };
 

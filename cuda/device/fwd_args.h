@@ -9,6 +9,7 @@
 #include "core/kv_cache.h"
 #include "core/macros.h"
 #include "core/mask.h"
+#include "core/page_walk.h"
 #include "core/seqlen.h"
 #include "core/softcap.h"
 #include "core/tile_scheduler.h"
@@ -76,8 +77,8 @@ struct FwdArgs {
   core::KvCache cache;
   CacheLoads cache_loads;
   int32_t box_rows, boxes_of_block;
-  int32_t loading_warps;                      // that share a block of K, and one of V: 1 or 2
-  int32_t pages_of_block, rows_beyond_pages;  // a key block in whole pages, and what is left
+  int32_t loading_warps;  // that share a block of K, and one of V: 1 or 2
+  core::PageStep page_step;
 
   // Of the kernels that compute tiles in pieces of their keys, by another thread block each: how many at most.
   core::Divisor pieces;

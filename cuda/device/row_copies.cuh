@@ -31,7 +31,7 @@ struct RowCopies : CacheWarp<Traits> {
   const TileKeys keys;
   const int32_t *const table;
   const Element *const first;  // row 0 of page 0
-  PageWalk<Traits> walk[kFound];
+  core::PageWalk<kBlockN> walk[kFound];
   int32_t page[kFound];  // as read
 
   __device__ __forceinline__ RowCopies(const Base &base, const TileKeys &k, int32_t n)
@@ -39,9 +39,10 @@ struct RowCopies : CacheWarp<Traits> {
         keys(k),
         table(page_table_of<Traits>(args, k)),
         first(row_of<Element>(this->tensor(), 0, 0, k.kv_head)),
-        walk{{args, k, own_key(n, 0)}, {args, k, own_key(n, kFound - 1)}} {
+        walk{{args.cache, args.page_step, k.first_row, own_key(n, 0)},
+             {args.cache, args.page_step, k.first_row, own_key(n, kFound - 1)}} {
 #pragma unroll
-    for (int i = 0; i < kFound; ++i) page[i] = walk[i].page(keys, table, 0);
+    for (int i = 0; i < kFound; ++i) page[i] = page_of(walk[i], keys, table, 0);
     find();
   }
 
@@ -78,8 +79,8 @@ struct RowCopies : CacheWarp<Traits> {
     zero &= static_cast<int32_t>(args.zero);
 #pragma unroll
     for (int i = 0; i < kFound; ++i) {
-      walk[i].step(args);
-      page[i] = walk[i].page(keys, table, zero);
+      walk[i].back(args.cache, args.page_step);
+      page[i] = page_of(walk[i], keys, table, zero);
     }
     __syncwarp();
   }

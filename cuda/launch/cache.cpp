@@ -41,10 +41,7 @@ core::Status set_cache(const flash3_params &p, const FwdKernel &kernel, device::
   args->boxes_of_block = kernel.block_n / args->box_rows;
   args->cache_loads = !paged ? CacheLoads::kBlocks : args->box_rows > 1 ? CacheLoads::kPages : CacheLoads::kRows;
   args->loading_warps = std::min(args->boxes_of_block, 2);
-  if (paged) {
-    args->pages_of_block = kernel.block_n / p.page_size;
-    args->rows_beyond_pages = kernel.block_n % p.page_size;
-  }
+  args->page_step = core::PageStep::make(kernel.block_n, paged ? p.page_size : 0);
   const int64_t rows = paged ? p.page_size : args->cache.filled.rows;
   if (args->cache_loads == CacheLoads::kRows || rows == 0) {
     // Nothing will be loaded through them, but the kernel prefetches the maps.

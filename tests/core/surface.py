@@ -25,6 +25,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "seq_span": (None, [c_void_p, c_void_p, c_int64, c_int32, POINTER(c_int64), _int32_p]),
     "key_span": (None, [POINTER(Params), c_int32, POINTER(c_int64)]),
     "row_place": (None, [POINTER(Params), c_int32, c_int64, c_int64, POINTER(c_int64)]),
+    "page_walk": (None, [c_int32, c_int32, c_int32, c_uint32, c_int32, _int32_p]),
     "rotary_positions": (None, [POINTER(Params), c_int32, c_int64, POINTER(c_int64)]),
     "sections": (None, [c_int32, c_int32, c_int64, c_int64, _int32_p]),
     "quotient": (c_uint32, [c_uint32, c_int64]),
@@ -127,6 +128,13 @@ def piece_of(blocks: tuple[int, int, int, int], piece: int, most: int) -> tuple[
     _function("piece_of")(piece, most, out)
     begin, end, full_begin, full_end = out
     return begin, end, full_begin, full_end
+
+
+def page_walk(block_n: int, page_size: int, first_row: int, first_key: int, blocks: int) -> list[tuple[int, int, int]]:
+    """Key, number of the page and row in it, of a key of each of so many blocks, from the last one on."""
+    out = int32_array([0] * (3 * blocks))
+    _function("page_walk")(block_n, page_size, first_row, first_key, blocks, out)
+    return [(out[3 * i], out[3 * i + 1], out[3 * i + 2]) for i in range(blocks)]
 
 
 def seq_span(cu_seqlens: Sequence[int] | None, seqused: Sequence[int] | None, rows: int, b: int) -> tuple[int, int]:
