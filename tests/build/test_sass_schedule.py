@@ -76,16 +76,21 @@ def test_plain_kernels_keep_their_counters_in_uniform_registers(plain_loops: dic
 LEAST_KEPT = 0.7
 
 
+def share_of_kept_references(loop: list[str]) -> float:
+    scaled = [text for text in loop if re.match(r"FFMA R\d+, R\d+, UR\d+, -?R\d+", text)]
+    assert len(scaled) >= 32  # one for each score of a thread
+    return sum(".reuse" in text for text in scaled) / len(scaled)
+
+
 @pytest.mark.usefixtures("known_compiler")
 def test_plain_kernels_read_the_reference_of_a_row_once(plain_loops: dict[str, list[str]]) -> None:
     configs = tile_configs()
     kept = {}
     for name, loop in plain_loops.items():
-        scaled = [text for text in loop if re.match(r"FFMA R\d+, R\d+, UR\d+, -?R\d+", text)]
-        assert len(scaled) >= 32, name  # one for each score of a thread
+        share = share_of_kept_references(loop)
         found = re.search(r"_tELi(\d+)E", name)
         if found and configs[int(found[1])].block_m > 64:
-            kept[name] = sum(".reuse" in text for text in scaled) / len(scaled)
+            kept[name] = share
     assert kept
     assert {name: share for name, share in kept.items() if share < LEAST_KEPT} == {}
 
@@ -102,9 +107,7 @@ def test_kernels_for_caches_read_the_reference_of_a_row_once(sass: dict[str, str
         known = re.search(r"10TileTraits.*(bfloat16_tELi0|_tELi1)ELb0ELb1ELb1ELb0ELb0E", name)
         if not known or f"device15{FORWARD}" not in name:
             continue
-        scaled = [t for t in loops_of_whole_blocks(code)[0] if re.match(r"FFMA R\d+, R\d+, UR\d+, -?R\d+", t)]
-        assert len(scaled) >= 32, name
-        kept[name] = sum(".reuse" in text for text in scaled) / len(scaled)
+        kept[name] = share_of_kept_references(loops_of_whole_blocks(code)[0])
     assert kept
     assert {name: share for name, share in kept.items() if share < LEAST_KEPT} == {}
 
