@@ -22,4 +22,7 @@ inline bool modifies_scores(const flash3_params &p) {
   return p.softcap > 0.f || p.alibi_slopes != nullptr || !(p.softmax_scale > 0.f);
 }
 
+// Whether a softcap is all that they are modified by.
+inline bool has_softcap_alone(const flash3_params &p) { return p.softcap > 0.f && p.alibi_slopes == nullptr; }
+
 }  // namespace flash3::core

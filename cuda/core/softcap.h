@@ -55,8 +55,8 @@ struct SoftcapPolynomial {
     return softcap > 0 ? make(softmax_scale / softcap, softcap * kLog2e) : SoftcapPolynomial{};
   }
 
-  // Whether a larger score comes out larger.
-  FLASH3_HD bool grows() const { return twice_inner > 0.f; }
+  // Whether there is one of few terms, and a larger score comes out larger.
+  FLASH3_HD bool few_terms_grow() const { return few_limit > 0.f && twice_inner > 0.f; }
 
   // For |inner * s| < 1. `y` is twice_inner * s.
   FLASH3_HD float of_all_terms(float y, float subtracted) const {

@@ -54,7 +54,7 @@ FLASH3_API int32_t flash3_test_tile_class(int32_t head_dim, int32_t head_dim_v) 
 }
 
 // config: head_dim, head_dim_v, block_m, block_n, stages, tile_clocks, block_clocks, most_rows, is_short, pairs,
-// most_keys, most_hidden, takes_modified_scores_directly. Returns 0 where there is no such index.
+// most_keys, most_hidden, takes_modified_scores_directly, has_capped_kernel. Returns 0 where there is no such index.
 FLASH3_API int32_t flash3_test_tile_config(int32_t index, int32_t *config) {
   if (index < 0 || index >= kNumTileConfigs) return 0;
   const TileConfig &c = kTileConfigs[index];
@@ -70,7 +70,8 @@ FLASH3_API int32_t flash3_test_tile_config(int32_t index, int32_t *config) {
                             c.pairs,
                             c.most_keys,
                             c.most_hidden(),
-                            c.takes_modified_scores_directly()};
+                            c.takes_modified_scores_directly(),
+                            c.has_capped_kernel()};
   std::memcpy(config, values, sizeof(values));
   return 1;
 }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "device/fwd_args.h"
 #include "device/gmma.cuh"
@@ -43,6 +44,7 @@ struct Mainloop {
   static constexpr int kScores = kBlockN / 2;             // scores a thread holds
   static constexpr int kOutputs = Traits::kHeadDimV / 2;  // outputs a thread holds
   static constexpr int kKept = Traits::kKeptSteps;
+  using ScoreKinds = std::conditional_t<Traits::kCapped, CappedScores, AnyScores>;
 
   const FwdArgs &args;
   SharedStorage &smem;
@@ -135,17 +137,19 @@ struct Mainloop {
     for (int i = 0; i < kOutputs; ++i) o[i] = 0.f;
 
     int32_t n = range.end - 1;
-    const float slope = Traits::kScoreMod ? alibi_slope(args, tile) : 0.f;
-    DirectScores direct(args, tile, Traits::warpgroup_row(tile, warpgroup), kBlockN, slope);
+    const float slope = Traits::kScoreMod && !Traits::kCapped ? alibi_slope(args, tile) : 0.f;
+    DirectScores<ScoreKinds> direct(args, tile, Traits::warpgroup_row(tile, warpgroup), kBlockN, slope);
     // Of the rows from one on, counted from the first one of the tile.
     const auto mask_of = [&](int32_t block, int32_t in_tile) {
       const core::BlockRange all = {range.begin, Traits::kTrims ? tile.range.end : range.end, 0, 0};
       return tile.mask.of_block(block, in_tile, all, kBlockN);
     };
-    auto prepare = [&](int32_t block) {
+    const auto prepare = [&](int32_t block) {
       if (!Traits::kScoreMod && range.is_full(block)) return;
       const int64_t first_row = Traits::warp_row(tile, warpgroup);
-      if constexpr (Traits::kScoreMod) RowScores(args, tile, first_row, slope).modify(s, args, block * kBlockN);
+      if constexpr (Traits::kScoreMod) {
+        RowScores(args, tile, first_row, slope).template modify<ScoreKinds>(s, args, block * kBlockN);
+      }
       if (range.is_full(block)) return;
       const TileRows<Traits> rows{args};
       const int64_t first_query = rows.query(first_row);
@@ -203,10 +207,11 @@ struct Mainloop {
             const int32_t first_key = (n + 1) * kBlockN;
             recompute_scores<Traits>(args, tile, first_row, first_key, s);
             if constexpr (Traits::kDirectScores) {
-              direct.note(args, softmax, sum);
-              RowScores(args, tile, first_row, slope).modify(s, args, first_key);
+              direct.note_sums(args, softmax, sum);
+              RowScores(args, tile, first_row, slope).template modify<ScoreKinds>(s, args, first_key);
             }
             softmax.update(s, correction);
+            if constexpr (Traits::kDirectScores) direct.note_references(args, softmax);
             pack_probabilities<Element>(s, p);
             softmax.rescale(o, correction);
           };

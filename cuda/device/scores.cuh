@@ -41,6 +41,22 @@ __device__ __forceinline__ float alibi_slope(const FwdArgs &args, const WorkTile
   return args.alibi_slopes[tile.batch * args.alibi_batch_stride + tile.head] * kLog2e;
 }
 
+// What a kernel may meet of these: anything of a call's arguments, or a softcap and nothing else.
+struct AnyScores {
+  template <class Args>
+  static __device__ __forceinline__ bool capped(const Args &args) {
+    return args.softcap > 0.f;
+  }
+  template <class Args>
+  static __device__ __forceinline__ bool biased(const Args &args) {
+    return args.alibi_slopes != nullptr;
+  }
+};
+struct CappedScores {
+  static __device__ __forceinline__ constexpr bool capped(const FwdArgs &) { return true; }
+  static __device__ __forceinline__ constexpr bool biased(const FwdArgs &) { return false; }
+};
+
 // The two rows of one thread: their mask as key ranges, and what the score modifications need. Made where it is used
 // and not kept, since registers are short in the main loop.
 struct RowScores {
@@ -70,12 +86,12 @@ struct RowScores {
   }
 
   // Softcap and ALiBi on the scores of the block that starts at key `first_key`; the result is in units of log2.
-  template <int kS, class Args>
+  template <class Kinds = AnyScores, int kS, class Args>
   __device__ __forceinline__ void modify(float (&s)[kS], const Args &args, int first_key) const {
-    if (args.softcap > 0.f && ptx::uniform_all(largest_magnitude(s) < args.softcap_polynomial.few_limit)) {
+    if (Kinds::capped(args) && ptx::uniform_all(largest_magnitude(s) < args.softcap_polynomial.few_limit)) {
 #pragma unroll
       for (int i = 0; i < kS; ++i) s[i] = args.softcap_polynomial.of_few_terms(s[i], 0.f);
-    } else if (args.softcap > 0.f) {
+    } else if (Kinds::capped(args)) {
       const float inner = args.scale / args.softcap;
       const float outer = args.softcap * kLog2e;
 #pragma unroll
@@ -84,7 +100,7 @@ struct RowScores {
 #pragma unroll
       for (int i = 0; i < kS; ++i) s[i] *= args.scale_log2;
     }
-    if (args.alibi_slopes != nullptr) {
+    if (Kinds::biased(args)) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         // As integers: a float holds positions only up to 2^24.
@@ -129,6 +145,7 @@ __device__ __forceinline__ bool update_capped(float (&s)[kS], const FwdArgs &arg
 // (So it is right of it, but there every block has larger scores than the one before, and would be taken twice.)
 // The hyperbolic tangent is a polynomial there: of few terms, until an argument is too large for them, then of more
 // terms, and for the rest of the tile not here once an argument has reached 1.
+template <class Kinds>
 struct DirectScores {
   float alibi_slope_log2;
   int32_t end;  // of the blocks it is good for, which are left of the diagonal of all rows of the warpgroup
@@ -138,9 +155,9 @@ struct DirectScores {
   __device__ __forceinline__ DirectScores(const FwdArgs &args, const WorkTile &tile, int64_t first_row, int32_t block_n,
                                           float slope)
       : alibi_slope_log2(slope), end(INT32_MAX), terms(args.softcap_polynomial.few_limit > 0.f ? kFew : kAll) {
-    if (args.alibi_slopes == nullptr) return;
+    if (!Kinds::biased(args)) return;
     const int64_t keys = first_row + tile.seqlen_k - tile.seqlen_q + 1;
-    end = args.softcap > 0.f || keys < 0 ? 0 : static_cast<int32_t>(keys / block_n);  // the two together: not here
+    end = Kinds::capped(args) || keys < 0 ? 0 : static_cast<int32_t>(keys / block_n);  // the two together: not here
   }
 
   __device__ __forceinline__ bool good_for(int32_t block) const { return terms != kNone && block < end; }
@@ -151,7 +168,7 @@ struct DirectScores {
   using Constant = std::integral_constant<Kind, kKind>;
   template <class F>
   __device__ __forceinline__ void by_kind(const FwdArgs &args, F f) const {
-    if (args.softcap <= 0.f) {
+    if (!Kinds::capped(args)) {
       f(Constant<Kind::kAlibi>{});
     } else if (ptx::uniform(terms == kFew)) {  // told so, the compiler keeps what the loops count in uniform registers
       f(Constant<Kind::kFewTerms>{});
@@ -162,7 +179,7 @@ struct DirectScores {
 
   // The largest sum of exponentials of row r that shows that the polynomial does, and that is not too large in itself.
   __device__ __forceinline__ float limit(const FwdArgs &args, const OnlineSoftmax &softmax, int r) const {
-    return fminf(OnlineSoftmax::kLargestSum, limit_of_terms(args, softmax.reference[r]));
+    return fminf(OnlineSoftmax::kLargestSum, limit_of_terms(args, softmax, r));
   }
 
   // From the products in `s` to exponentials and their sums; a sum is infinite where the polynomial of all terms does
@@ -201,19 +218,30 @@ struct DirectScores {
   }
 
   // After sums of a warp were beyond their limits, and before its references change.
-  __device__ __forceinline__ void note(const FwdArgs &args, const OnlineSoftmax &softmax, const float (&sum)[2]) {
-    const bool too_large = terms == kFew ? sum[0] > limit_of_terms(args, softmax.reference[0]) ||
-                                               sum[1] > limit_of_terms(args, softmax.reference[1])
-                                         : sum[0] == INFINITY;
+  __device__ __forceinline__ void note_sums(const FwdArgs &args, const OnlineSoftmax &softmax, const float (&sum)[2]) {
+    bool too_large = sum[0] == INFINITY;
+    if (terms == kFew)
+      too_large = sum[0] > largest_of_few(args, softmax, 0) || sum[1] > largest_of_few(args, softmax, 1);
     if (__any_sync(0xffffffffu, too_large)) terms = terms == kFew ? kAll : kNone;
+  }
+  // And after they have changed: where one is so low that few terms may not do for what is not much lower, as that of a
+  // row may be that has seen a single key, a block has raised it by now, or it stays like that.
+  __device__ __forceinline__ void note_references(const FwdArgs &args, const OnlineSoftmax &softmax) {
+    if (terms == kFew && !ptx::uniform_all(reached(args, softmax, 0) && reached(args, softmax, 1))) terms = kAll;
   }
 
  private:
+  static __device__ __forceinline__ bool reached(const FwdArgs &args, const OnlineSoftmax &softmax, int r) {
+    return args.softcap_polynomial.few_terms_reach(softmax.reference[r]);
+  }
+  // What few terms are good for, relative to the reference.
+  static __device__ __forceinline__ float largest_of_few(const FwdArgs &args, const OnlineSoftmax &softmax, int r) {
+    return ptx::ex2(args.softcap_polynomial.few_top - softmax.reference[r]);
+  }
   // No probability is larger than the sum of all.
-  __device__ __forceinline__ float limit_of_terms(const FwdArgs &args, float reference) const {
-    const core::SoftcapPolynomial &f = args.softcap_polynomial;
-    if (args.softcap <= 0.f || terms != kFew) return INFINITY;
-    return f.few_terms_reach(reference) ? ptx::ex2(f.few_top - reference) : -1.f;
+  __device__ __forceinline__ float limit_of_terms(const FwdArgs &args, const OnlineSoftmax &softmax, int r) const {
+    if (!Kinds::capped(args) || terms != kFew) return INFINITY;
+    return reached(args, softmax, r) ? largest_of_few(args, softmax, r) : -1.f;
   }
 };
 

@@ -131,7 +131,7 @@ struct OnlineSoftmax {
   }
   // Whether the polynomial of few terms does for a softcap of the whole warp's scores. `top`: their maxima().
   __device__ __forceinline__ bool few_terms_do(const Pair &top, const core::SoftcapPolynomial &f) const {
-    bool fits = f.grows();
+    bool fits = f.few_terms_grow();
 #pragma unroll
     for (int r = 0; r < 2; ++r) fits &= top.of_row[r] < f.few_limit && f.few_terms_reach(reference[r]);
     return ptx::uniform_all(fits);

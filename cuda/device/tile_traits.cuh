@@ -40,8 +40,10 @@ struct LoadJob {
 // kPaired: two thread blocks of a cluster have neighbouring tiles of a head, which see the same keys; each of them
 // loads half of the column blocks of K and V for both. For calls without a mask.
 // kPieces: of a tile's keys each thread block computes a piece, whose result is a partial one.
+// kCapped: of what kScoreMod allows there is a softcap, and nothing else: what the compiler makes of one loop of two
+// depends on the other.
 template <class Element_, int kConfigIndex, bool kScoreMod_, bool kVarlen_, bool kCache_ = false, bool kPaired_ = false,
-          bool kPieces_ = false>
+          bool kPieces_ = false, bool kCapped_ = false>
 struct TileTraits {
   using Element = Element_;
   static constexpr bool kScoreMod = kScoreMod_;
@@ -49,6 +51,7 @@ struct TileTraits {
   static constexpr bool kCache = kCache_;
   static constexpr bool kPaired = kPaired_;
   static constexpr bool kPieces = kPieces_;
+  static constexpr bool kCapped = kCapped_;
   static_assert(kVarlen || !kCache, "a cache has lengths of its own");
   static_assert(!kPaired || !(kVarlen || kCache || kScoreMod), "both tiles of a pair have the same key blocks");
   static constexpr core::TileConfig kConfig =
@@ -61,8 +64,8 @@ struct TileTraits {
   static constexpr int kBlockN = kConfig.block_n;
   static constexpr int kStages = kConfig.stages;
   static constexpr int kQStages = kConfig.q_stages;
-  // Softcap and ALiBi take the registers that the others have for it.
-  static constexpr int kKeptSteps = kScoreMod ? 0 : kConfig.kept_steps;
+  // ALiBi and softcap in one kernel take the registers that the others have for it.
+  static constexpr int kKeptSteps = kScoreMod && !kCapped ? 0 : kConfig.kept_steps;
   // Blocks of 64 keys, where a tile has another one beside it, or four warpgroups.
   static constexpr bool kSmallBlocks = kHeadDim == 64 && kBlockN == 64 && !kConfig.is_short();
   // For exponentials of which it is known beforehand what they are relative to; as measured.
@@ -124,6 +127,7 @@ struct TileTraits {
   // and where the output is staged in the place of V, the next V would wait for one more warp.
   static constexpr bool kStores = kOverlapsTiles && !kCache && !(kScouts && kStreams > 1) && kBlockM > 64;
   static constexpr bool kStoresLse = kStores && kStreams == 1;
+  static_assert(!kCapped || kDirectScores, "for the loops in which scores are taken directly");
   static_assert(!kStores || !kPieces, "partial results are stored by the consumers");
   // Threads of the producer's warpgroup that read the tiles, too.
   static constexpr int kFollowers = (kScouts ? 32 : 0) + (kStores ? 32 : 0);

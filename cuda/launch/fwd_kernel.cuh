@@ -63,6 +63,13 @@ FwdKernel resident_kernel() {
   return describe_kernel<Traits>(&device::resident_fwd_kernel_sm90<Traits>);
 }
 
+template <flash3_dtype kDtype, int kConfigIndex, bool kVarlen>
+FwdKernel capped_kernel() {
+  using Element = typename ElementOf<kDtype>::Type;
+  using Traits = device::TileTraits<Element, kConfigIndex, true, kVarlen, false, false, false, true>;
+  return describe_kernel<Traits>(&device::fwd_kernel_sm90<Traits>);
+}
+
 template <flash3_dtype kDtype, int kConfigIndex>
 FwdKernel paired_kernel() {
   using Traits = device::TileTraits<typename ElementOf<kDtype>::Type, kConfigIndex, false, false, false, true>;
@@ -89,6 +96,10 @@ FwdKernel pieces_kernel() {
   template FwdKernel fwd_kernel<dtype, config, false, true>();  \
   template FwdKernel fwd_kernel<dtype, config, true, false>();  \
   template FwdKernel fwd_kernel<dtype, config, true, true>()
+
+#define FLASH3_INSTANTIATE_CAPPED(dtype, config)            \
+  template FwdKernel capped_kernel<dtype, config, false>(); \
+  template FwdKernel capped_kernel<dtype, config, true>()
 
 #define FLASH3_INSTANTIATE_PAIRED(dtype, config) template FwdKernel paired_kernel<dtype, config>()
 

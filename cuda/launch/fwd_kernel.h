@@ -26,6 +26,10 @@ struct FwdKernel {
 template <flash3_dtype kDtype, int kConfigIndex, bool kScoreMod, bool kVarlen>
 FwdKernel fwd_kernel();
 
+// The one for scores that are modified by a softcap alone, of a config that has it.
+template <flash3_dtype kDtype, int kConfigIndex, bool kVarlen>
+FwdKernel capped_kernel();
+
 // The one that computes tiles in pairs, of a config that has it.
 template <flash3_dtype kDtype, int kConfigIndex>
 FwdKernel paired_kernel();

@@ -13,14 +13,19 @@ namespace {
 
 struct Entry {
   flash3_dtype dtype;
-  int32_t config;           // of core::kTileConfigs
-  FwdKernel kernels[2][2];  // [modified scores][lengths from device memory]
-  FwdKernel paired;         // of a config that has it
+  int32_t config;               // of core::kTileConfigs
+  FwdKernel kernels[2][2];      // [modified scores][lengths from device memory]
+  FwdKernel paired, capped[2];  // of a config that has them; [lengths from device memory]
 };
 
 template <flash3_dtype kDtype, int kConfig>
 FwdKernel paired_if_there() {
   if constexpr (core::kTileConfigs[kConfig].pairs) return paired_kernel<kDtype, kConfig>();
+  return {};
+}
+template <flash3_dtype kDtype, int kConfig, bool kVarlen>
+FwdKernel capped_if_there() {
+  if constexpr (core::kTileConfigs[kConfig].has_capped_kernel()) return capped_kernel<kDtype, kConfig, kVarlen>();
   return {};
 }
 
@@ -83,19 +88,21 @@ constexpr bool is_built(flash3_dtype dtype, int32_t head_dim) {
 template <flash3_dtype kDtype, int kConfig>
 Entry entry_if_built() {
   if constexpr (!is_built(kDtype, core::kTileConfigs[kConfig].head_dim)) {
-    return {kDtype, -1, {}, {}};
+    return {kDtype, -1, {}, {}, {}};
   } else if constexpr (core::kTileConfigs[kConfig].is_resident()) {
     return {kDtype,
             kConfig,
             {{resident_kernel<kDtype, kConfig, false, false>(), resident_kernel<kDtype, kConfig, false, true>()},
              {resident_kernel<kDtype, kConfig, true, false>(), resident_kernel<kDtype, kConfig, true, true>()}},
+            {},
             {}};
   } else {
     return {kDtype,
             kConfig,
             {{fwd_kernel<kDtype, kConfig, false, false>(), fwd_kernel<kDtype, kConfig, false, true>()},
              {fwd_kernel<kDtype, kConfig, true, false>(), fwd_kernel<kDtype, kConfig, true, true>()}},
-            paired_if_there<kDtype, kConfig>()};
+            paired_if_there<kDtype, kConfig>(),
+            {capped_if_there<kDtype, kConfig, false>(), capped_if_there<kDtype, kConfig, true>()}};
   }
 }
 
@@ -247,7 +254,8 @@ core::Status find_kernel(const flash3_params &params, const core::Route &route, 
       may_pair && !score_mod && !varlen && core::takes_pairs(core::kTileConfigs[chosen], window, params.seqlen_q);
   for (const Entry &e : table().entries) {
     if (e.dtype != params.dtype || e.config != chosen) continue;
-    *kernel = paired ? &e.paired : &e.kernels[score_mod][varlen];
+    const bool capped = core::has_softcap_alone(params) && core::kTileConfigs[chosen].has_capped_kernel();
+    *kernel = paired ? &e.paired : capped ? &e.capped[varlen] : &e.kernels[score_mod][varlen];
   }
   return {};
 }

@@ -30,8 +30,8 @@ def test_every_built_kernel_is_there(sass: dict[str, str]) -> None:
                 continue
             # With and without modified scores, with and without lengths from device memory.
             for flags in itertools.product("01", repeat=2):
-                # Neither on a cache nor in pairs; the kernels for wide heads have neither.
-                plain = "" if config.head_dim > 256 else "Lb0ELb0E"
+                # Not on a cache, in pairs, in pieces, or for a softcap alone; the kernels for wide heads have none.
+                plain = "" if config.head_dim > 256 else "Lb0ELb0ELb0ELb0E"
                 kind = f"Li{index}ELb{flags[0]}ELb{flags[1]}E{plain}"
                 if config.most_keys > 0:
                     if flags[1] == "1":
@@ -55,6 +55,22 @@ def test_every_kernel_for_pairs_is_there_and_loads_for_both(sass: dict[str, str]
         assert "UTMALDG.5D.MULTICAST" in code, traits
     multicast = [name for name, code in sass.items() if FORWARD in name and "MULTICAST" in code]
     assert len(multicast) == len(expected)
+
+
+def test_every_kernel_for_a_softcap_alone_is_there(sass: dict[str, str]) -> None:
+    info = library().build_info()
+    dtypes, head_dims = (info[key].replace(";", ",").split(",") for key in ("dtypes", "head_dims"))
+    expected = {
+        f"{ {'fp16': 'half_t', 'bf16': 'bfloat16_t'}[dtype] }ELi{index}ELb1ELb{varlen}ELb0ELb0ELb0ELb1E"
+        for dtype in dtypes
+        for varlen in (0, 1)
+        for index, config in enumerate(tile_configs())
+        if config.has_capped_kernel and str(config.head_dim) in head_dims
+    }
+    found = [name for name in sass if FORWARD in name and re.search(r"ELb1ELb[01]ELb0ELb0ELb0ELb1E", name)]
+    assert expected
+    assert len(found) == len(expected)
+    assert all(any(traits in name for name in found) for traits in expected)
 
 
 USES = {

@@ -126,7 +126,8 @@ def test_loops_of_modified_scores_are_of_registers(sass: dict[str, str]) -> None
         found = re.search(r"10TileTraits.*_tELi(\d+)ELb1ELb[01]ELb0E", name)
         if not found or f"device15{FORWARD}" not in name or not configs[int(found[1])].takes_modified_scores_directly:
             continue
-        loops = loops_of_whole_blocks(code)[:3]
+        alone = "ELb0ELb0ELb0ELb1E" in name  # a softcap, without ALiBi
+        loops = loops_of_whole_blocks(code)[: 2 if alone else 3]
         moves[name] = [sum("R2UR" in text for text in loop) for loop in loops]
         saved[name] = [sum(bool(re.search(r"\b(STL|LDL)\b", text)) for text in loop) for loop in loops]
     assert moves

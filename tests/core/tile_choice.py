@@ -81,6 +81,7 @@ class TileConfig(NamedTuple):
     most_keys: int
     most_hidden: int
     takes_modified_scores_directly: int
+    has_capped_kernel: int
 
     def takes(self, seqlen_q: int, seqlen_k: int) -> bool:
         """Whether it is made for sequences of these lengths; the longest ones, if they vary."""

@@ -4,6 +4,7 @@ to block, jumps beyond the range of float32's exponential.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -72,4 +73,38 @@ def test_softcaps_of_growing_scores(
     )  # fmt: skip
     inputs = make(p)
     raise_scores(inputs, pattern, nats)
+    check_inputs(inputs)
+
+
+MANY = ((130, 200),) if HOST else ((700, 900),) * 2
+MANY_RAGGED = ((5, 60), (100, 130), (0, 7)) if HOST else ((700, 900), (5, 300), (1000, 1000), (0, 7), (191, 640))
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+@pytest.mark.parametrize("dims", [(64, 64), (72, 72), (128, 128), (192, 128)], ids=str)
+def test_softcaps_of_many_tiles(dims: tuple[int, int], packed: bool) -> None:
+    """The kernels for nothing but a softcap, which calls of few tiles do not take: as above, and with windows."""
+    masks: tuple[dict[str, Any], ...] = ({"causal": True}, {}, {"window": (300, 20)})
+    patterns = (("first_key", 0.0), ("first_key", 50.0), ("growing", 6.0))
+    for dtype, softcap, (pattern, nats), mask in itertools.product(
+        ("bfloat16", "float16"), (20.0, 60.0), patterns, masks
+    ):
+        p = Problem(
+            dtype=dtype, lengths=MANY_RAGGED if packed else MANY, nheads=2 if HOST else 32, nheads_k=2,
+            head_dim=dims[0], head_dim_v=dims[1], softcap=softcap, packed=packed, seed=round(nats) + dims[0], **mask,
+        )  # fmt: skip
+        inputs = make(p)
+        raise_scores(inputs, pattern, nats)
+        check_inputs(inputs)
+
+
+@pytest.mark.parametrize("dims", [(128, 128), (192, 192), (256, 256), (512, 512)], ids=str)
+def test_a_softcap_beyond_what_polynomials_hold(dims: tuple[int, int]) -> None:
+    """float32 has no fifth power of 1 / softcap there; and every score is below 0, as is the limit of no polynomial."""
+    p = Problem(
+        lengths=DENSE, nheads=4, nheads_k=2, head_dim=dims[0], head_dim_v=dims[1], softcap=1e9, causal=True, seed=4
+    )
+    inputs = make(p)
+    inputs.q[..., 0] = 1
+    inputs.k[..., 0] = -60 * math.sqrt(p.head_dim)
     check_inputs(inputs)
