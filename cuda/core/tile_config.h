@@ -50,9 +50,9 @@ struct TileConfig {
   // Whether scores that go through softcap or ALiBi may do so in one step with the exponential, no maximum being looked
   // for. It takes more registers than four warpgroups leave.
   constexpr bool takes_modified_scores_directly() const { return !exact_max && streams * block_m <= 192; }
-  // Whether there is also a kernel for nothing but a softcap.
+  // Whether there is also a kernel for nothing but a softcap. (At d 64 it gains nothing.)
   constexpr bool has_capped_kernel() const {
-    return takes_modified_scores_directly() && block_m >= 128 && !is_resident();
+    return takes_modified_scores_directly() && block_m >= 128 && head_dim > 64 && !is_resident();
   }
   // With the costs of a call with softcap or ALiBi, as measured at d 64 and 96. `masked`: tiles begin with a mask.
   constexpr TileConfig for_modified_scores(bool masked) const {

@@ -138,7 +138,8 @@ struct Mainloop {
 
     int32_t n = range.end - 1;
     const float slope = Traits::kScoreMod && !Traits::kCapped ? alibi_slope(args, tile) : 0.f;
-    DirectScores<ScoreKinds> direct(args, tile, Traits::warpgroup_row(tile, warpgroup), kBlockN, slope);
+    DirectScores<ScoreKinds, Traits::kAsksAgain> direct(args, tile, Traits::warpgroup_row(tile, warpgroup), kBlockN,
+                                                        slope);
     // Of the rows from one on, counted from the first one of the tile.
     const auto mask_of = [&](int32_t block, int32_t in_tile) {
       const core::BlockRange all = {range.begin, Traits::kTrims ? tile.range.end : range.end, 0, 0};

@@ -47,6 +47,7 @@ struct AnyScores {
   static __device__ __forceinline__ bool capped(const Args &args) {
     return args.softcap > 0.f;
   }
+  static __device__ __forceinline__ bool uncapped(const FwdArgs &args) { return args.softcap <= 0.f; }
   template <class Args>
   static __device__ __forceinline__ bool biased(const Args &args) {
     return args.alibi_slopes != nullptr;
@@ -54,6 +55,7 @@ struct AnyScores {
 };
 struct CappedScores {
   static __device__ __forceinline__ constexpr bool capped(const FwdArgs &) { return true; }
+  static __device__ __forceinline__ constexpr bool uncapped(const FwdArgs &) { return false; }
   static __device__ __forceinline__ constexpr bool biased(const FwdArgs &) { return false; }
 };
 
@@ -145,7 +147,8 @@ __device__ __forceinline__ bool update_capped(float (&s)[kS], const FwdArgs &arg
 // (So it is right of it, but there every block has larger scores than the one before, and would be taken twice.)
 // The hyperbolic tangent is a polynomial there: of few terms, until an argument is too large for them, then of more
 // terms, and for the rest of the tile not here once an argument has reached 1.
-template <class Kinds>
+// kAsksAgain: whether few terms are tried again where a reference was too low for them, see note_references().
+template <class Kinds, bool kAsksAgain>
 struct DirectScores {
   float alibi_slope_log2;
   int32_t end;  // of the blocks it is good for, which are left of the diagonal of all rows of the warpgroup
@@ -168,7 +171,7 @@ struct DirectScores {
   using Constant = std::integral_constant<Kind, kKind>;
   template <class F>
   __device__ __forceinline__ void by_kind(const FwdArgs &args, F f) const {
-    if (!Kinds::capped(args)) {
+    if (Kinds::uncapped(args)) {
       f(Constant<Kind::kAlibi>{});
     } else if (ptx::uniform(terms == kFew)) {  // told so, the compiler keeps what the loops count in uniform registers
       f(Constant<Kind::kFewTerms>{});
@@ -179,7 +182,7 @@ struct DirectScores {
 
   // The largest sum of exponentials of row r that shows that the polynomial does, and that is not too large in itself.
   __device__ __forceinline__ float limit(const FwdArgs &args, const OnlineSoftmax &softmax, int r) const {
-    return fminf(OnlineSoftmax::kLargestSum, limit_of_terms(args, softmax, r));
+    return fminf(OnlineSoftmax::kLargestSum, limit_of_terms(args, softmax.reference[r]));
   }
 
   // From the products in `s` to exponentials and their sums; a sum is infinite where the polynomial of all terms does
@@ -219,29 +222,32 @@ struct DirectScores {
 
   // After sums of a warp were beyond their limits, and before its references change.
   __device__ __forceinline__ void note_sums(const FwdArgs &args, const OnlineSoftmax &softmax, const float (&sum)[2]) {
-    bool too_large = sum[0] == INFINITY;
-    if (terms == kFew)
-      too_large = sum[0] > largest_of_few(args, softmax, 0) || sum[1] > largest_of_few(args, softmax, 1);
+    const auto most = [&](int r) {
+      const float reference = softmax.reference[r];
+      return kAsksAgain ? largest_of_few(args, reference) : limit_of_terms(args, reference);
+    };
+    const bool too_large = terms == kFew ? sum[0] > most(0) || sum[1] > most(1) : sum[0] == INFINITY;
     if (__any_sync(0xffffffffu, too_large)) terms = terms == kFew ? kAll : kNone;
   }
   // And after they have changed: where one is so low that few terms may not do for what is not much lower, as that of a
   // row may be that has seen a single key, a block has raised it by now, or it stays like that.
   __device__ __forceinline__ void note_references(const FwdArgs &args, const OnlineSoftmax &softmax) {
-    if (terms == kFew && !ptx::uniform_all(reached(args, softmax, 0) && reached(args, softmax, 1))) terms = kAll;
+    if (!kAsksAgain || terms != kFew) return;
+    const core::SoftcapPolynomial &f = args.softcap_polynomial;
+    const bool reach = f.few_terms_reach(softmax.reference[0]) && f.few_terms_reach(softmax.reference[1]);
+    if (!ptx::uniform_all(reach)) terms = kAll;
   }
 
  private:
-  static __device__ __forceinline__ bool reached(const FwdArgs &args, const OnlineSoftmax &softmax, int r) {
-    return args.softcap_polynomial.few_terms_reach(softmax.reference[r]);
-  }
   // What few terms are good for, relative to the reference.
-  static __device__ __forceinline__ float largest_of_few(const FwdArgs &args, const OnlineSoftmax &softmax, int r) {
-    return ptx::ex2(args.softcap_polynomial.few_top - softmax.reference[r]);
+  static __device__ __forceinline__ float largest_of_few(const FwdArgs &args, float reference) {
+    return ptx::ex2(args.softcap_polynomial.few_top - reference);
   }
   // No probability is larger than the sum of all.
-  __device__ __forceinline__ float limit_of_terms(const FwdArgs &args, const OnlineSoftmax &softmax, int r) const {
-    if (!Kinds::capped(args) || terms != kFew) return INFINITY;
-    return reached(args, softmax, r) ? largest_of_few(args, softmax, r) : -1.f;
+  __device__ __forceinline__ float limit_of_terms(const FwdArgs &args, float reference) const {
+    const core::SoftcapPolynomial &f = args.softcap_polynomial;
+    if (Kinds::uncapped(args) || terms != kFew) return INFINITY;
+    return f.few_terms_reach(reference) ? largest_of_few(args, reference) : -1.f;
   }
 };
 

@@ -127,7 +127,12 @@ struct TileTraits {
   // and where the output is staged in the place of V, the next V would wait for one more warp.
   static constexpr bool kStores = kOverlapsTiles && !kCache && !(kScouts && kStreams > 1) && kBlockM > 64;
   static constexpr bool kStoresLse = kStores && kStreams == 1;
-  static_assert(!kCapped || kDirectScores, "for the loops in which scores are taken directly");
+  // Whether there is another kernel for nothing but a softcap.
+  static constexpr bool kHasCapped = kScoreMod && !kCache && kConfig.has_capped_kernel();
+  static_assert(!kCapped || kHasCapped, "for the loops in which scores are taken directly");
+  // Of DirectScores. Where softcaps have a kernel of their own, the others need not; and at d 64 the loop of ALiBi, for
+  // three warpgroups, loses 3 % by it.
+  static constexpr bool kAsksAgain = kCapped || (!kHasCapped && kConsumers < 3);
   static_assert(!kStores || !kPieces, "partial results are stored by the consumers");
   // Threads of the producer's warpgroup that read the tiles, too.
   static constexpr int kFollowers = (kScouts ? 32 : 0) + (kStores ? 32 : 0);

@@ -112,8 +112,8 @@ def test_kernels_for_caches_read_the_reference_of_a_row_once(sass: dict[str, str
     assert {name: share for name, share in kept.items() if share < LEAST_KEPT} == {}
 
 
-# The same in the loops of softcap, by few terms and by more, and of ALiBi; 36 where the compiler does not see it. And
-# instructions that save a register to memory or fetch it again.
+# The same in the loops of softcap, by few terms and by more, and of ALiBi, in one kernel or in two; 36 where the
+# compiler does not see it. And instructions that save a register to memory or fetch it again.
 MOST_MOVES_MODIFIED, MOST_SAVED = 16, 3
 
 
