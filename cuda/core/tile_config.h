@@ -52,7 +52,7 @@ struct TileConfig {
   constexpr bool takes_modified_scores_directly() const { return !exact_max && streams * block_m <= 192; }
   // Whether there is also a kernel for nothing but a softcap. (At d 64 it gains nothing.)
   constexpr bool has_capped_kernel() const {
-    return takes_modified_scores_directly() && block_m >= 128 && head_dim > 64 && !is_resident();
+    return takes_modified_scores_directly() && block_m >= 128 && head_dim > 64;
   }
   // With the costs of a call with softcap or ALiBi, as measured at d 64 and 96. `masked`: tiles begin with a mask.
   constexpr TileConfig for_modified_scores(bool masked) const {

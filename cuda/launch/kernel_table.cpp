@@ -252,9 +252,9 @@ core::Status find_kernel(const flash3_params &params, const core::Route &route, 
   const core::Window window = core::Window::make(params.window_left, params.window_right);
   const bool paired =
       may_pair && !score_mod && !varlen && core::takes_pairs(core::kTileConfigs[chosen], window, params.seqlen_q);
+  const bool capped = core::has_softcap_alone(params) && core::kTileConfigs[chosen].has_capped_kernel();
   for (const Entry &e : table().entries) {
     if (e.dtype != params.dtype || e.config != chosen) continue;
-    const bool capped = core::has_softcap_alone(params) && core::kTileConfigs[chosen].has_capped_kernel();
     *kernel = paired ? &e.paired : capped ? &e.capped[varlen] : &e.kernels[score_mod][varlen];
   }
   return {};
