@@ -6,6 +6,7 @@
 #include "core/block_range.h"
 #include "core/kv_cache.h"
 #include "core/mask.h"
+#include "core/monic_softcap.h"
 #include "core/page_walk.h"
 #include "core/rotary.h"
 #include "core/seqlen.h"
@@ -227,6 +228,15 @@ FLASH3_API float flash3_test_softcap(float inner, float outer, float s, float su
   few_range[1] = f.few_top;
   few_range[2] = f.few_terms_reach(subtracted) ? 1.f : 0.f;
   return few != 0 ? f.of_few_terms(s, subtracted) : f.of_all_terms(s * f.twice_inner, subtracted);
+}
+
+// outer * tanh(inner * s) by the monic polynomial; s is a product times q_factor. facts: q_factor, largest, least_mean.
+FLASH3_API float flash3_test_monic_softcap(float inner, float outer, float s, float *facts) {
+  const MonicSoftcap f = MonicSoftcap::make(inner, outer);
+  facts[0] = f.q_factor;
+  facts[1] = f.largest;
+  facts[2] = f.least_mean;
+  return f.value(s);
 }
 
 // The status of validate(); its message, cut to `capacity` bytes with the final 0, goes to `message`.

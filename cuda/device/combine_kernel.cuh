@@ -9,6 +9,7 @@
 
 #include "core/macros.h"
 #include "device/merge.cuh"
+#include "device/pack.cuh"
 #include "device/softmax.cuh"
 
 namespace flash3::device {

@@ -5,6 +5,7 @@
 
 #include "device/fwd_args.h"
 #include "device/mainloop_sm90.cuh"
+#include "device/pack.cuh"
 #include "device/ptx.cuh"
 #include "device/repair.cuh"
 #include "device/scores.cuh"

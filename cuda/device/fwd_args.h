@@ -9,6 +9,7 @@
 #include "core/kv_cache.h"
 #include "core/macros.h"
 #include "core/mask.h"
+#include "core/monic_softcap.h"
 #include "core/page_walk.h"
 #include "core/seqlen.h"
 #include "core/softcap.h"
@@ -86,6 +87,8 @@ struct FwdArgs {
   Partials partials;
 
   core::PackedUnits packed_units;  // of the kernel for few keys, where lengths come from device memory
+
+  core::MonicSoftcap monic_softcap;  // of the kernels for nothing but a softcap
 };
 
 }  // namespace flash3::device

@@ -8,8 +8,10 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "device/direct_scores.cuh"
 #include "device/fwd_args.h"
 #include "device/gmma.cuh"
+#include "device/pack.cuh"
 #include "device/producer_sm90.cuh"
 #include "device/ptx.cuh"
 #include "device/recompute.cuh"
@@ -44,7 +46,7 @@ struct Mainloop {
   static constexpr int kScores = kBlockN / 2;             // scores a thread holds
   static constexpr int kOutputs = Traits::kHeadDimV / 2;  // outputs a thread holds
   static constexpr int kKept = Traits::kKeptSteps;
-  using ScoreKinds = std::conditional_t<Traits::kCapped, CappedScores, AnyScores>;
+  using ScoreKinds = std::conditional_t<Traits::kCapped, CappedScores<Traits::kScalesQ>, AnyScores>;
 
   const FwdArgs &args;
   SharedStorage &smem;
@@ -208,7 +210,8 @@ struct Mainloop {
             const int32_t first_key = (n + 1) * kBlockN;
             recompute_scores<Traits>(args, tile, first_row, first_key, s);
             if constexpr (Traits::kDirectScores) {
-              direct.note_sums(args, softmax, sum);
+              if constexpr (Traits::kScalesQ) scale(s);
+              direct.note_sums(args, sum, softmax, o);
               RowScores(args, tile, first_row, slope).template modify<ScoreKinds>(s, args, first_key);
             }
             softmax.update(s, correction);
@@ -217,14 +220,24 @@ struct Mainloop {
             softmax.rescale(o, correction);
           };
           // One question at the end of a block decides whether another one of the kind follows.
-          const auto whole_blocks = [&](const auto &limit, auto exponentials) {
-            while (true) {
+          const auto whole_blocks = [&](const auto &limits, auto exponentials) {
+            const auto whole_block = [&] {
               step(q, s, p, o, [&] {
                 release_k(n == range.begin);
                 exponentials();
               });
-              fits = OnlineSoftmax::fit(sum, limit);
+              fits = OnlineSoftmax::fit(sum, limits);
               --n;
+            };
+            if constexpr (std::is_same_v<decltype(limits), const OnlineSoftmax::Bounds &>) {
+              // What these give is relative to 0. The product before was not; it is complete behind the first block.
+              whole_block();
+              softmax.refer_to({0.f, 0.f}, o);
+              if (!ptx::uniform_all(fits && n >= range.full_begin)) return;
+              softmax.count(sum);
+            }
+            while (true) {
+              whole_block();
               if constexpr (Traits::kAgainInLoop) {
                 settle();
                 if (!ptx::uniform(n >= range.full_begin)) break;
@@ -235,12 +248,18 @@ struct Mainloop {
             }
           };
           if constexpr (Traits::kDirectScores) {
+            direct.begin(args, softmax);
             const float limit[2] = {direct.limit(args, softmax, 0), direct.limit(args, softmax, 1)};
             direct.by_kind(args, [&](auto kind) {
-              whole_blocks(limit, [&] {
+              const auto exponentials = [&] {
                 direct.exponentials(kind, s, sum, args, tile, Traits::warp_row(tile, warpgroup), int64_t{n} * kBlockN,
                                     softmax);
-              });
+              };
+              if constexpr (kind() == decltype(direct)::Kind::kMonic) {
+                whole_blocks(direct.bounds(args, kScores / 2), exponentials);
+              } else {
+                whole_blocks(limit, exponentials);
+              }
             });
           } else {
             constexpr float kLimit[2] = {OnlineSoftmax::kLargestSum, OnlineSoftmax::kLargestSum};
@@ -393,6 +412,38 @@ struct Mainloop {
       ptx::ldmatrix_x4(q + swizzled_offset<Traits::kSwizzleBytes, Traits::kBlockM>(row, 16 * k + lane / 16 * 8),
                        kept_q + 4 * k);
     }
+    if constexpr (Traits::kScalesQ) scale_q();
+  }
+
+  // What products of a Q that has been multiplied come to.
+  __device__ __forceinline__ void scale(float (&s)[kScores]) const {
+#pragma unroll
+    for (int i = 0; i < kScores; ++i) s[i] *= args.monic_softcap.q_factor;
+  }
+  // Multiplies this warp's rows of Q, in the stage that q_state is at, and what is kept of them by q_factor. The turn,
+  // which comes next, tells the other warps of the warpgroup.
+  __device__ __forceinline__ void scale_q() {
+    const uint32_t factor = pack2<Element>(args.monic_softcap.q_factor, args.monic_softcap.q_factor);
+#pragma unroll
+    for (int i = 0; i < 4 * kKept; ++i) kept_q[i] = ptx::mul_bf16x2(kept_q[i], factor);
+    constexpr int kKeptBlocks = 16 * kKept / Traits::kBoxCols;  // column blocks that are kept as a whole
+    constexpr int kRowPieces = Traits::kSwizzleBytes / 16;      // of 16 bytes
+    constexpr int kPieces = 16 * kRowPieces / 32;               // of a lane, in each column block
+    const int first_row = warpgroup * 64 + threadIdx.x % 128 / 32 * 16;
+    auto *const q = reinterpret_cast<uint4 *>(smem.q[q_state.index()]) + first_row * kRowPieces + threadIdx.x % 32;
+#pragma unroll
+    for (int block = kKeptBlocks; block < Traits::kColBlocks; ++block) {
+      uint4 x[kPieces];
+#pragma unroll
+      for (int i = 0; i < kPieces; ++i) x[i] = q[block * Traits::kBlockM * kRowPieces + 32 * i];
+#pragma unroll
+      for (int i = 0; i < kPieces; ++i) {
+        q[block * Traits::kBlockM * kRowPieces + 32 * i] = {
+            ptx::mul_bf16x2(x[i].x, factor), ptx::mul_bf16x2(x[i].y, factor), ptx::mul_bf16x2(x[i].z, factor),
+            ptx::mul_bf16x2(x[i].w, factor)};
+      }
+    }
+    ptx::fence_proxy_async_shared();
   }
 
   // Of the stages of K and V that their states are at.

@@ -12,6 +12,7 @@
 
 #include "core/constants.h"
 #include "device/merge_args.h"
+#include "device/pack.cuh"
 #include "device/ptx.cuh"
 #include "device/softmax.cuh"
 #include "device/split_args.h"

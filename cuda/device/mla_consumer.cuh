@@ -18,6 +18,7 @@
 #include "device/mla_poison.cuh"
 #include "device/mla_store.cuh"
 #include "device/mla_traits.cuh"
+#include "device/pack.cuh"
 #include "device/ptx.cuh"
 #include "device/scores.cuh"
 #include "device/softmax.cuh"

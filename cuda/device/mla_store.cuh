@@ -6,6 +6,7 @@
 #include "core/split_schedule.h"
 #include "device/fwd_args.h"
 #include "device/mla_traits.cuh"
+#include "device/pack.cuh"
 #include "device/softmax.cuh"
 #include "device/split_args.h"
 #include "device/split_consumer.cuh"

@@ -203,6 +203,13 @@ __device__ __forceinline__ void prefetch_tensormap(const void *map) {
 
 // Four 8x8 matrices of 16-bit values into registers, one of each thread's pairs to a register; each lane names the
 // shared-memory address of one row.
+// Two bfloat16 values times two.
+__device__ __forceinline__ uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
+  uint32_t out;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
+  return out;
+}
+
 __device__ __forceinline__ void ldmatrix_x4(uint32_t row, uint32_t *out) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])

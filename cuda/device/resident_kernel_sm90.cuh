@@ -9,6 +9,7 @@
 #include "device/epilogue_sm90.cuh"
 #include "device/fwd_args.h"
 #include "device/mainloop_sm90.cuh"
+#include "device/pack.cuh"
 #include "device/ptx.cuh"
 #include "device/resident_producer.cuh"
 #include "device/resident_traits.cuh"

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "device/pack.cuh"
 #include "device/softmax.cuh"
 
 namespace flash3::device {

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "core/constants.h"
 #include "core/mask.h"
@@ -11,7 +10,6 @@
 #include "device/ptx.cuh"
 #include "device/softmax.cuh"
 #include "device/tile_traits.cuh"
-#include "device/turns.cuh"
 
 namespace flash3::device {
 
@@ -41,8 +39,10 @@ __device__ __forceinline__ float alibi_slope(const FwdArgs &args, const WorkTile
   return args.alibi_slopes[tile.batch * args.alibi_batch_stride + tile.head] * kLog2e;
 }
 
-// What a kernel may meet of these: anything of a call's arguments, or a softcap and nothing else.
+// What a kernel may meet of these: anything of a call's arguments, or a softcap and nothing else. kScaled: products
+// have been multiplied by core::MonicSoftcap::q_factor.
 struct AnyScores {
+  static constexpr bool kScaled = false;
   template <class Args>
   static __device__ __forceinline__ bool capped(const Args &args) {
     return args.softcap > 0.f;
@@ -52,11 +52,25 @@ struct AnyScores {
   static __device__ __forceinline__ bool biased(const Args &args) {
     return args.alibi_slopes != nullptr;
   }
+  template <class Args>
+  static __device__ __forceinline__ const core::SoftcapPolynomial &polynomial(const Args &args) {
+    return args.softcap_polynomial;
+  }
+  template <class Args>
+  static __device__ __forceinline__ float inner(const Args &args) {
+    return args.scale / args.softcap;
+  }
 };
+template <bool kScaled_>
 struct CappedScores {
+  static constexpr bool kScaled = kScaled_;
   static __device__ __forceinline__ constexpr bool capped(const FwdArgs &) { return true; }
   static __device__ __forceinline__ constexpr bool uncapped(const FwdArgs &) { return false; }
   static __device__ __forceinline__ constexpr bool biased(const FwdArgs &) { return false; }
+  static __device__ __forceinline__ const core::SoftcapPolynomial &polynomial(const FwdArgs &args) {
+    return kScaled ? args.monic_softcap.scaled : args.softcap_polynomial;
+  }
+  static __device__ __forceinline__ float inner(const FwdArgs &args) { return polynomial(args).twice_inner * 0.5f; }
 };
 
 // The two rows of one thread: their mask as key ranges, and what the score modifications need. Made where it is used
@@ -90,11 +104,11 @@ struct RowScores {
   // Softcap and ALiBi on the scores of the block that starts at key `first_key`; the result is in units of log2.
   template <class Kinds = AnyScores, int kS, class Args>
   __device__ __forceinline__ void modify(float (&s)[kS], const Args &args, int first_key) const {
-    if (Kinds::capped(args) && ptx::uniform_all(largest_magnitude(s) < args.softcap_polynomial.few_limit)) {
+    if (Kinds::capped(args) && ptx::uniform_all(largest_magnitude(s) < Kinds::polynomial(args).few_limit)) {
 #pragma unroll
-      for (int i = 0; i < kS; ++i) s[i] = args.softcap_polynomial.of_few_terms(s[i], 0.f);
+      for (int i = 0; i < kS; ++i) s[i] = Kinds::polynomial(args).of_few_terms(s[i], 0.f);
     } else if (Kinds::capped(args)) {
-      const float inner = args.scale / args.softcap;
+      const float inner = Kinds::inner(args);
       const float outer = args.softcap * kLog2e;
 #pragma unroll
       for (int i = 0; i < kS; ++i) s[i] = outer * tanh_accurate(s[i] * inner);
@@ -139,117 +153,6 @@ __device__ __forceinline__ bool update_capped(float (&s)[kS], const FwdArgs &arg
   softmax.update_lazily(s, top, f, exact, correction);
   return true;
 }
-
-// Softcap or ALiBi and the exponentials in one step, for blocks whose scores nobody looks at in between: those that are
-// taken without their maximum.
-//
-// Left of the diagonal the distance is linear in the key, and falls into the addend that the reference is in already.
-// (So it is right of it, but there every block has larger scores than the one before, and would be taken twice.)
-// The hyperbolic tangent is a polynomial there: of few terms, until an argument is too large for them, then of more
-// terms, and for the rest of the tile not here once an argument has reached 1.
-// kAsksAgain: whether few terms are tried again where a reference was too low for them, see note_references().
-template <class Kinds, bool kAsksAgain>
-struct DirectScores {
-  float alibi_slope_log2;
-  int32_t end;  // of the blocks it is good for, which are left of the diagonal of all rows of the warpgroup
-  enum Terms : int { kFew, kAll, kNone };
-  int terms;  // of the polynomial that has been good enough in this tile so far
-
-  __device__ __forceinline__ DirectScores(const FwdArgs &args, const WorkTile &tile, int64_t first_row, int32_t block_n,
-                                          float slope)
-      : alibi_slope_log2(slope), end(INT32_MAX), terms(args.softcap_polynomial.few_limit > 0.f ? kFew : kAll) {
-    if (!Kinds::biased(args)) return;
-    const int64_t keys = first_row + tile.seqlen_k - tile.seqlen_q + 1;
-    end = Kinds::capped(args) || keys < 0 ? 0 : static_cast<int32_t>(keys / block_n);  // the two together: not here
-  }
-
-  __device__ __forceinline__ bool good_for(int32_t block) const { return terms != kNone && block < end; }
-
-  // What the scores of a block go through: a loop of its own for each.
-  enum class Kind { kFewTerms, kAllTerms, kAlibi };
-  template <Kind kKind>
-  using Constant = std::integral_constant<Kind, kKind>;
-  template <class F>
-  __device__ __forceinline__ void by_kind(const FwdArgs &args, F f) const {
-    if (Kinds::uncapped(args)) {
-      f(Constant<Kind::kAlibi>{});
-    } else if (ptx::uniform(terms == kFew)) {  // told so, the compiler keeps what the loops count in uniform registers
-      f(Constant<Kind::kFewTerms>{});
-    } else {
-      f(Constant<Kind::kAllTerms>{});
-    }
-  }
-
-  // The largest sum of exponentials of row r that shows that the polynomial does, and that is not too large in itself.
-  __device__ __forceinline__ float limit(const FwdArgs &args, const OnlineSoftmax &softmax, int r) const {
-    return fminf(OnlineSoftmax::kLargestSum, limit_of_terms(args, softmax.reference[r]));
-  }
-
-  // From the products in `s` to exponentials and their sums; a sum is infinite where the polynomial of all terms does
-  // not do. warp_row: first row of the warp. Every row must have a reference.
-  template <Kind kKind, int kS>
-  __device__ __forceinline__ void exponentials(Constant<kKind>, float (&s)[kS], float (&sum)[2], const FwdArgs &args,
-                                               const WorkTile &tile, int64_t warp_row, int64_t first_key,
-                                               const OnlineSoftmax &softmax) const {
-    const core::SoftcapPolynomial &f = args.softcap_polynomial;
-    if constexpr (kKind == Kind::kFewTerms) {
-      using Turn = Turns<kS % 32 == 0 ? 16 : 8, true>;
-      exponentials_in_turns<Turn>(s, sum, softmax.reference, args.zero,
-                                  [&](int, float x, float reference) { return f.of_few_terms(x, reference); });
-    } else if constexpr (kKind == Kind::kAllTerms) {
-      uint32_t bits = 0;
-      exponentials_in_turns<Turns<8, false>>(s, sum, softmax.reference, args.zero, [&](int, float x, float reference) {
-        const float y = x * f.twice_inner;
-        bits |= __float_as_uint(y);
-        return f.of_all_terms(y, reference);
-      });
-      if ((bits & 0x40000000u) != 0) sum[0] = INFINITY;  // an argument of 1 or more: |y| >= 2
-    } else {
-      const int lane = threadIdx.x % 32;
-      const int64_t diagonal = warp_row + lane / 4 + tile.seqlen_k - tile.seqlen_q;
-      const auto distance = static_cast<int32_t>(diagonal - first_key - 2 * (lane % 4));
-      float addend[2];  // of column 0
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        addend[r] = fmaf(-alibi_slope_log2, static_cast<float>(distance + 8 * r), -softmax.reference[r]);
-      }
-      using Turn = Turns<kS % 32 == 0 ? 32 : 24, false>;
-      exponentials_in_turns<Turn>(s, sum, addend, args.zero, [&](int i, float x, float shift) {
-        return fmaf(x, args.scale_log2, fmaf(alibi_slope_log2, static_cast<float>(i / 4 * 8 + i % 2), shift));
-      });
-    }
-  }
-
-  // After sums of a warp were beyond their limits, and before its references change.
-  __device__ __forceinline__ void note_sums(const FwdArgs &args, const OnlineSoftmax &softmax, const float (&sum)[2]) {
-    const auto most = [&](int r) {
-      const float reference = softmax.reference[r];
-      return kAsksAgain ? largest_of_few(args, reference) : limit_of_terms(args, reference);
-    };
-    const bool too_large = terms == kFew ? sum[0] > most(0) || sum[1] > most(1) : sum[0] == INFINITY;
-    if (__any_sync(0xffffffffu, too_large)) terms = terms == kFew ? kAll : kNone;
-  }
-  // And after they have changed: where one is so low that few terms may not do for what is not much lower, as that of a
-  // row may be that has seen a single key, a block has raised it by now, or it stays like that.
-  __device__ __forceinline__ void note_references(const FwdArgs &args, const OnlineSoftmax &softmax) {
-    if (!kAsksAgain || terms != kFew) return;
-    const core::SoftcapPolynomial &f = args.softcap_polynomial;
-    const bool reach = f.few_terms_reach(softmax.reference[0]) && f.few_terms_reach(softmax.reference[1]);
-    if (!ptx::uniform_all(reach)) terms = kAll;
-  }
-
- private:
-  // What few terms are good for, relative to the reference.
-  static __device__ __forceinline__ float largest_of_few(const FwdArgs &args, float reference) {
-    return ptx::ex2(args.softcap_polynomial.few_top - reference);
-  }
-  // No probability is larger than the sum of all.
-  __device__ __forceinline__ float limit_of_terms(const FwdArgs &args, float reference) const {
-    const core::SoftcapPolynomial &f = args.softcap_polynomial;
-    if (Kinds::uncapped(args) || terms != kFew) return INFINITY;
-    return f.few_terms_reach(reference) ? largest_of_few(args, reference) : -1.f;
-  }
-};
 
 // Bit 2 * j + c: whether column 8 * j + 2 * (lane % 4) + c, the place of score s[4 * j + 2 * r + c], is below `end`.
 template <int kS>

@@ -2,11 +2,6 @@
 // 1, eight rows apart), and score s[4 * j + 2 * r + c] is column 8 * j + 2 * (lane % 4) + c of row r.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cutlass/bfloat16.h>
-#include <cutlass/half.h>
-
 #include <cstdint>
 
 #include "core/constants.h"
@@ -15,24 +10,6 @@
 #include "device/turns.cuh"
 
 namespace flash3::device {
-
-// Two float32 to a register of two 16-bit values, the first one in the low half, rounded to nearest even.
-template <class Element>
-__device__ __forceinline__ uint32_t pack2(float lo, float hi);
-
-template <>
-__device__ __forceinline__ uint32_t pack2<cutlass::half_t>(float lo, float hi) {
-  uint32_t out;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(hi), "f"(lo));
-  return out;
-}
-
-template <>
-__device__ __forceinline__ uint32_t pack2<cutlass::bfloat16_t>(float lo, float hi) {
-  uint32_t out;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(hi), "f"(lo));
-  return out;
-}
 
 __device__ __forceinline__ float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
@@ -174,6 +151,13 @@ struct OnlineSoftmax {
   static __device__ __forceinline__ bool fit(const float (&sum)[2], const float (&limit)[2]) {
     return !(sum[0] > limit[0] || sum[1] > limit[1]);
   }
+  // Where sums must not be too small either: the same bounds for both rows.
+  struct Bounds {
+    float most, least;
+  };
+  static __device__ __forceinline__ bool fit(const float (&sum)[2], const Bounds &of) {
+    return !(sum[0] > of.most || sum[1] > of.most || sum[0] < of.least || sum[1] < of.least);
+  }
   __device__ __forceinline__ void count(const float (&sum)[2]) {
     row_sum[0] += sum[0];
     row_sum[1] += sum[1];
@@ -244,6 +228,27 @@ struct OnlineSoftmax {
     for (int r = 0; r < 2; ++r) row_sum[r] = row_sum[r] * correction[r] + sum[r];
   }
 
+  // Makes what has been accumulated relative to other references.
+  template <int kO>
+  __device__ __forceinline__ void refer_to(const Pair &to, float (&o)[kO]) {
+    float correction[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      correction[r] = ptx::ex2(reference[r] - to.of_row[r]);
+      reference[r] = to.of_row[r];
+      row_sum[r] *= correction[r];
+    }
+    rescale(o, correction);
+  }
+  // To the sums so far, beside which those of the rows' exponentials are 1 then.
+  template <int kO>
+  __device__ __forceinline__ void refer_to_sums(float (&o)[kO]) {
+    Pair to;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) to.of_row[r] = reference[r] + ptx::lg2(quad_sum(row_sum[r]));
+    refer_to(to, o);
+  }
+
   // Row maxima settle after a few blocks; from then on the factor is 1 nearly always.
   template <int kO>
   static __device__ __forceinline__ void rescale(float (&o)[kO], const float (&correction)[2]) {
@@ -288,12 +293,5 @@ struct OnlineSoftmax {
     return out;
   }
 };
-
-// Scores in accumulator layout to A operands of the next product, in place of the same columns.
-template <class Element, int kS>
-__device__ __forceinline__ void pack_probabilities(const float (&s)[kS], uint32_t (&p)[kS / 2]) {
-#pragma unroll
-  for (int i = 0; i < kS / 2; ++i) p[i] = pack2<Element>(s[2 * i], s[2 * i + 1]);
-}
 
 }  // namespace flash3::device

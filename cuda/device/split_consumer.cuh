@@ -9,6 +9,7 @@
 #include "core/split_schedule.h"
 #include "device/fwd_args.h"
 #include "device/gmma.cuh"
+#include "device/pack.cuh"
 #include "device/poison.cuh"
 #include "device/ptx.cuh"
 #include "device/scores.cuh"

@@ -73,9 +73,13 @@ struct TileTraits {
   // Whether a warp that sees nothing of the first block of its warpgroup leaves its softmax out. Where kTrims, such a
   // block is rare; but without this the loops of these tiles spill registers, and read references for each score.
   static constexpr bool kSkips = kSmallBlocks;
+  // Whether the consumers multiply Q by core::MonicSoftcap::q_factor. float16 has no room for it: small numbers would
+  // lose bits.
+  static constexpr bool kScalesQ = kCapped && std::is_same_v<Element, cutlass::bfloat16_t>;
   // Whether the main loop tells the compiler that the place of K and V in their rings is the same in all lanes. It
-  // finds that out by itself; these lost 8 % where tiles are short, and nothing elsewhere.
-  static constexpr bool kKnownKeys = kPaired && kQStages > 1;
+  // mostly finds that out by itself. Pairs lost 8 % where tiles are short, and nothing elsewhere; where the first block
+  // comes before a loop of its own, as it does for that polynomial, each product took two moves.
+  static constexpr bool kKnownKeys = (kPaired && kQStages > 1) || kScalesQ;
   // Whether a block whose sums were too large is computed again inside the loop of whole blocks. Behind it the loop is
   // shorter; but this kernel then spills registers in it.
   static constexpr bool kAgainInLoop = kCache && !kScoreMod && kHeadDim == 128;
@@ -130,6 +134,7 @@ struct TileTraits {
   // Whether there is another kernel for nothing but a softcap.
   static constexpr bool kHasCapped = kScoreMod && !kCache && kConfig.has_capped_kernel();
   static_assert(!kCapped || kHasCapped, "for the loops in which scores are taken directly");
+  static_assert(!kScalesQ || kTakesTurns, "a turn tells that all of Q has been multiplied");
   // Of DirectScores. Where softcaps have a kernel of their own, the others need not; and at d 64 the loop of ALiBi, for
   // three warpgroups, loses 3 % by it.
   static constexpr bool kAsksAgain = kCapped || (!kHasCapped && kConsumers < 3);

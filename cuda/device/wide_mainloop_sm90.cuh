@@ -12,6 +12,7 @@
 #include "device/fwd_args.h"
 #include "device/gmma.cuh"
 #include "device/mainloop_sm90.cuh"
+#include "device/pack.cuh"
 #include "device/ptx.cuh"
 #include "device/scores.cuh"
 #include "device/softmax.cuh"

@@ -161,6 +161,7 @@ core::Status make_args(const flash3_params &p, const FwdKernel &kernel, const Sc
   args->softcap = p.softcap;
   args->zero = 0;
   args->softcap_polynomial = core::SoftcapPolynomial::of_call(p.softmax_scale, p.softcap);
+  args->monic_softcap = core::MonicSoftcap::of_call(p.softmax_scale, p.softcap);
   args->alibi_slopes = p.alibi_slopes;
   args->alibi_batch_stride = p.alibi_batch_stride;
   args->sinks = p.sinks;

@@ -25,6 +25,8 @@ def heights(pattern: str, length: int, nats: float) -> Any:
     keys = np.arange(length)
     if pattern == "first_key":
         return np.where(keys == 0, nats, 0.0)
+    if pattern == "all_keys":
+        return np.full(length, nats)
     if pattern == "some_keys":
         return np.where(keys % 97 == 3, nats * (1 + keys[::-1] / 300), 0.0)
     return nats * (length - keys) / 128  # "growing"
@@ -94,6 +96,27 @@ def test_softcaps_of_many_tiles(dims: tuple[int, int], packed: bool) -> None:
             head_dim=dims[0], head_dim_v=dims[1], softcap=softcap, packed=packed, seed=round(nats) + dims[0], **mask,
         )  # fmt: skip
         inputs = make(p)
+        raise_scores(inputs, pattern, nats)
+        check_inputs(inputs)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+@pytest.mark.parametrize("dims", [(72, 72), (128, 128), (192, 128)], ids=str)
+@pytest.mark.parametrize("softcap", [30.0, 50.0, 200.0])
+def test_softcaps_of_small_scores(softcap: float, dims: tuple[int, int], packed: bool) -> None:
+    """Scores for which the monic polynomial does, in all rows or until a row jumps; too low, and too high ones."""
+    masks: tuple[dict[str, Any], ...] = ({"causal": True}, {}, {"window": (300, 20)})
+    patterns = (
+        ("all_keys", 0.0), ("all_keys", -4.0), ("all_keys", -9.0), ("all_keys", -100.0), ("all_keys", 6.0),
+        ("all_keys", 40.0), ("some_keys", 9.0), ("first_key", 25.0), ("growing", 1.0), ("growing", -1.0),
+    )  # fmt: skip
+    for (pattern, nats), mask in itertools.product(patterns, masks):
+        p = Problem(
+            dtype="bfloat16", lengths=MANY_RAGGED if packed else MANY, nheads=2 if HOST else 32, nheads_k=2,
+            head_dim=dims[0], head_dim_v=dims[1], softcap=softcap, packed=packed, seed=dims[0], **mask,
+        )  # fmt: skip
+        inputs = make(p)
+        inputs.q = (inputs.q.astype(np.float32) / 4).astype(inputs.q.dtype)  # standard normal
         raise_scores(inputs, pattern, nats)
         check_inputs(inputs)
 
