@@ -221,16 +221,20 @@ struct Mainloop {
           };
           // One question at the end of a block decides whether another one of the kind follows.
           const auto whole_blocks = [&](const auto &limits, auto exponentials) {
+            constexpr bool kFromZero = std::is_same_v<decltype(limits), const OnlineSoftmax::Bounds &>;
             const auto whole_block = [&] {
-              step(q, s, p, o, [&] {
+              step<Traits::kKnownKeys && !kFromZero>(q, s, p, o, [&] {
                 release_k(n == range.begin);
                 exponentials();
               });
               fits = OnlineSoftmax::fit(sum, limits);
               --n;
             };
-            if constexpr (std::is_same_v<decltype(limits), const OnlineSoftmax::Bounds &>) {
+            if constexpr (kFromZero) {
               // What these give is relative to 0. The product before was not; it is complete behind the first block.
+              // And what the loop counts stays in uniform registers if it is told so here, once.
+              k_state.step = ptx::uniform(k_state.step);
+              n = ptx::uniform(n);
               whole_block();
               softmax.refer_to({0.f, 0.f}, o);
               if (!ptx::uniform_all(fits && n >= range.full_begin)) return;
@@ -365,12 +369,13 @@ struct Mainloop {
   }
 
   // One key block: s = Q * K^T of this block while o += P * V of the block before; then p = what the functor makes of
-  // s, after it has given back the key block.
-  template <class ToProbabilities>
+  // s, after it has given back the key block. kTold: see Traits::kKnownKeys.
+  template <bool kTold = Traits::kKnownKeys, class ToProbabilities>
   __device__ __forceinline__ void step(uint32_t q, float (&s)[kScores], uint32_t (&p)[kScores / 2],
                                        float (&o)[kOutputs], ToProbabilities to_probabilities) {
     // All that the products need to know, before anything is waited for: the answers of barriers take 50 clocks.
-    const RingState<Traits::kStages> keys = {known(k_state.step)}, values = {keys.step - 1};
+    const RingState<Traits::kStages> keys = {kTold ? ptx::uniform(k_state.step) : k_state.step},
+                                     values = {keys.step - 1};
     const bool has_k = ptx::mbarrier_test(&smem.barriers.k_full[keys.index()], keys.parity());
     const bool has_v = ptx::mbarrier_test(&smem.barriers.v_full[values.index()], values.parity());
     const uint32_t k = k_descriptor(keys);
@@ -453,9 +458,6 @@ struct Mainloop {
   __device__ __forceinline__ uint32_t v_descriptor(const RingState<Traits::kStages> &state) const {
     return v_low + state.index() * (Traits::kVBytes / 16);
   }
-  // What is the same in every lane; made known as such where that pays.
-  static __device__ __forceinline__ uint32_t known(uint32_t x) { return Traits::kKnownKeys ? ptx::uniform(x) : x; }
-
   __device__ __forceinline__ RingState<Traits::kStages> v_state() const { return {k_state.step - 1}; }
 
   __device__ __forceinline__ void issue_qk(uint32_t q, uint32_t k, float (&s)[kScores]) const {

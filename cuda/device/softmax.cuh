@@ -286,7 +286,8 @@ struct OnlineSoftmax {
       const float total = sum * keep + (sink_log2 == top ? 1.f : ptx::ex2(sink_log2 - top));
       // The first visible score gave the row its reference.
       out.empty[r] = sum == 0.f && reference[r] == -INFINITY;
-      // The approximations of the hardware do: total is at least 1, as the term of the reference is, or the sink.
+      // The approximations of the hardware do: total is at least 1, as the term of the reference is, or the sink. (Or
+      // little less, where a row is relative to 0: see core::MonicSoftcap.)
       out.lse[r] = out.empty[r] ? RowLse{sink, RowLse::kNone} : RowLse{top, total};
       out.factor[r] = keep * ptx::rcp(total);
     }

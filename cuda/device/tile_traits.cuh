@@ -77,8 +77,8 @@ struct TileTraits {
   // lose bits.
   static constexpr bool kScalesQ = kCapped && std::is_same_v<Element, cutlass::bfloat16_t>;
   // Whether the main loop tells the compiler that the place of K and V in their rings is the same in all lanes. It
-  // mostly finds that out by itself. Pairs lost 8 % where tiles are short, and nothing elsewhere; where the first block
-  // comes before a loop of its own, as it does for that polynomial, each product took two moves.
+  // mostly finds that out by itself. Pairs lost 8 % where tiles are short, and nothing elsewhere; where there is a loop
+  // whose first block comes before it, as for that polynomial, each product of the others took two moves.
   static constexpr bool kKnownKeys = (kPaired && kQStages > 1) || kScalesQ;
   // Whether a block whose sums were too large is computed again inside the loop of whole blocks. Behind it the loop is
   // shorter; but this kernel then spills registers in it.

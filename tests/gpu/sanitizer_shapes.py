@@ -41,8 +41,9 @@ CASES: list[Case] = [
     # The usual ones of head dims 128 and 256; the cases above get the smaller ones for few tiles.
     (BF16, [(128, 200)] * 2, (80, 1), (128, 128), False, {"causal": True}),
     (BF16, [(128, 200)] * 2, (80, 1), (256, 256), False, {"causal": True}),
-    # The kernels for a softcap alone.
+    # The kernels for a softcap alone, which multiply Q in shared memory where it is bfloat16.
     (BF16, [(128, 300)] * 2, (80, 1), (128, 128), False, {"causal": True, "softcap": 60.0}),
+    (BF16, [(300, 450), (100, 600), (190, 400)], (70, 1), (96, 96), True, {"softcap": 30.0}),
     (HALF, [(300, 300), (100, 50), (190, 200)], (70, 1), (96, 96), True, {"window_size": (200, 0), "softcap": 5.0}),
     # Pairs of tiles, several of them for a thread block.
     (BF16, [(250, 200)], (150, 1), (128, 128), False, {}),
