@@ -115,8 +115,8 @@ def test_kernels_for_caches_read_the_reference_of_a_row_once(sass: dict[str, str
 # The same in the loops of softcap, by few terms and by more, and of ALiBi, in one kernel or in two; 36 where the
 # compiler does not see it. And instructions that save a register to memory or fetch it again.
 MOST_MOVES_MODIFIED, MOST_SAVED = 16, 3
-# The kernel for a softcap alone, float16, packed, 192 x 96 at d 96, is known to be so: 6 in both loops.
-KNOWN_TO_SAVE, SAVED_THERE = "half_tELi7ELb1ELb1ELb0ELb0ELb0ELb1E", 6
+# The kernels for a softcap alone, float16, 192 x 96 at d 96, are known to be so: 4 in both loops, packed 6.
+KNOWN_TO_SAVE, SAVED_THERE = re.compile("half_tELi7ELb1ELb[01]ELb0ELb0ELb0ELb1E"), 6
 
 
 @pytest.mark.usefixtures("known_compiler")
@@ -129,10 +129,11 @@ def test_loops_of_modified_scores_are_of_registers(sass: dict[str, str]) -> None
         if not found or f"device15{FORWARD}" not in name or not configs[int(found[1])].takes_modified_scores_directly:
             continue
         alone = "ELb0ELb0ELb0ELb1E" in name  # a softcap, without ALiBi
-        loops = loops_of_whole_blocks(code)[: 2 if alone else 3]
+        monic = alone and "bfloat16" in name  # see core/monic_softcap.h
+        loops = loops_of_whole_blocks(code)[: 2 if alone and not monic else 3]
         moves[name] = [sum("R2UR" in text for text in loop) for loop in loops]
         saved[name] = [sum(bool(re.search(r"\b(STL|LDL)\b", text)) for text in loop) for loop in loops]
     assert moves
     assert {name: n for name, n in moves.items() if max(n) > MOST_MOVES_MODIFIED} == {}
-    most = {name: SAVED_THERE if KNOWN_TO_SAVE in name else MOST_SAVED for name in saved}
+    most = {name: SAVED_THERE if KNOWN_TO_SAVE.search(name) else MOST_SAVED for name in saved}
     assert {name: n for name, n in saved.items() if max(n) > most[name]} == {}
