@@ -78,6 +78,10 @@ struct SplitSchedule {
   static constexpr int32_t kLeastPart = 2;
   // What two parts may cost more than the mean where tiles are cut alike; each no more than 1/16 of it, either.
   static constexpr int32_t kMostEvenCost = 5;
+  // Where two thread blocks share a multiprocessor, and one for each is quicker, as measured: up to which cost a tile
+  // is computed by one (of tiles with few rows, and many: those take longer to merge), and up to which cost of a part,
+  // times the tiles of a call, tiles are cut into half as many pieces.
+  static constexpr int32_t kManyRows = 16, kLongestLoneTile[2] = {33, 65}, kLoneCost = 32;
   // Thread blocks that a balanced schedule shares out to at most, two a multiprocessor of the largest GPU.
   static constexpr int32_t kMostMultiprocessors = 144;
   static constexpr int32_t kMostParts = 2 * kMostMultiprocessors;
@@ -107,6 +111,11 @@ struct SplitSchedule {
   bool even = false;  // they are; what the lengths decide
   // Tiles are few enough for an entry each, in their order; otherwise parts have one.
   bool entries_by_tile = false;
+  // Of a balanced schedule with one tile, where two thread blocks share a multiprocessor: how many tiles a line has if
+  // that is one for nearly each multiprocessor, else 0, and up to which cost they are left whole; parts of a line for
+  // one block a multiprocessor, and up to which cost of a line that is what it is shared out to.
+  int32_t lone_tiles = 0, longest_lone_tile = 0;
+  int32_t lone_parts = 0, lone_cost = 0;
 
   // The lines of a call: as many as leave few of `blocks` thread blocks without work.
   static int32_t lines(int32_t nheads_k, int32_t blocks) {
@@ -124,6 +133,17 @@ struct SplitSchedule {
     const int32_t pieces = tiles * static_cast<int32_t>(cuts.divisor);
     even_parts = SplitParts::make(pieces, pieces < parts_of_line ? pieces : parts_of_line);
     entries_by_tile = tiles <= parts_of_line;
+  }
+
+  // Finds `lone_tiles` and what follows them. tile_rows: of each tile.
+  void allow_lone_blocks(int32_t blocks_per_sm, int64_t tile_rows) {
+    const int64_t tiles = int64_t{batch} * heads_of_line;
+    if (blocks_per_sm < 2 || parts_of_line < blocks_per_sm || tiles == 0) return;
+    lone_parts = parts_of_line / blocks_per_sm;
+    lone_cost = static_cast<int32_t>(int64_t{kLoneCost} * parts_of_line / (tiles * num_lines));
+    if (tiles > lone_parts || tiles * 17 < int64_t{lone_parts} * 16) return;
+    lone_tiles = static_cast<int32_t>(tiles);
+    longest_lone_tile = kLongestLoneTile[tile_rows >= kManyRows ? 1 : 0];
   }
 
   // Whether a line of `total` with tiles of up to `largest` is as good as balanced if all tiles are cut alike: what the
@@ -185,9 +205,18 @@ struct SplitSchedule {
   }
 
   // The parts that a line of `total` is cut into.
-  FLASH3_HD SplitParts parts(int32_t total) const {
-    const int32_t most = balanced() ? (total + kLeastPart - 1) / kLeastPart : total;
-    return SplitParts::make(total, most < parts_of_line ? most : parts_of_line);
+  FLASH3_HD SplitParts parts(int32_t total) const { return parts(total, parts_of_line); }
+
+  // The same where even cuts and lone blocks are allowed; no tile costs more than `largest`. Finds out which it is.
+  FLASH3_HD SplitParts plain_parts(int32_t total, int32_t largest) {
+    even = true;
+    if (largest <= longest_lone_tile && int64_t{lone_tiles} * largest * 16 <= int64_t{total} * 17) {
+      cuts = {1, uint32_t{1} << 31, 31};  // Divisor::make(1), which is for the host
+      return {lone_tiles, lone_tiles, 1, 0};
+    }
+    const bool lone = total <= lone_cost;
+    even = !lone && even_cuts_do(total, largest);
+    return even ? even_parts : parts(total, lone ? lone_parts : parts_of_line);
   }
 
   // Whether a line of `total` with `tiles` tiles, the largest of which costs that much, is as good as balanced if every
@@ -239,6 +268,11 @@ struct SplitSchedule {
   }
 
  private:
+  FLASH3_HD SplitParts parts(int32_t total, int32_t most_parts) const {
+    const int32_t most = balanced() ? (total + kLeastPart - 1) / kLeastPart : total;
+    return SplitParts::make(total, most < most_parts ? most : most_parts);
+  }
+
   // Of a tile, without its pieces.
   FLASH3_HD SplitEntry entry(int32_t b, int32_t kv_head, int32_t m_block, const SplitLengths &s) const {
     SplitEntry e = {};

@@ -96,19 +96,22 @@ FLASH3_API int64_t flash3_test_split_pieces(const flash3_params *params, int32_t
   return put_pieces(schedule, parts, capacity, pieces);
 }
 
-// The same of plain decoding, where tiles may be cut alike. cuts: into how many pieces they are; 0: they are not.
+// The same of plain decoding, where tiles may be cut alike, or a multiprocessor have one thread block with something to
+// do. cuts: into how many pieces tiles are cut; 0: not alike.
 FLASH3_API int64_t flash3_test_plain_pieces(const flash3_params *params, int32_t block_n, int32_t num_lines,
-                                            int32_t num_parts, int64_t capacity, int64_t *pieces, int32_t *cuts) {
+                                            int32_t num_parts, int32_t blocks_per_sm, int64_t capacity, int64_t *pieces,
+                                            int32_t *cuts) {
   SplitSchedule schedule = split_schedule(*params, block_n, num_lines, num_parts);
   schedule.allow_even_cuts();
+  schedule.allow_lone_blocks(blocks_per_sm, SplitBounds::of(*params).tile_rows);
   const int32_t total = flash3_test_split_places(params, block_n, num_lines);
-  int32_t largest = 0;
+  int32_t largest = SplitSchedule::kTileCost;
   for (int32_t b = 0; b < params->batch; ++b) {
     largest = std::max(largest, schedule.head_cost(schedule.lengths(b)));
   }
-  schedule.even = schedule.even_cuts_do(total, largest);
+  const SplitParts parts = schedule.plain_parts(total, largest);
   *cuts = schedule.even ? static_cast<int32_t>(schedule.cuts.divisor) : 0;
-  return put_pieces(schedule, schedule.even ? schedule.even_parts : schedule.parts(total), capacity, pieces);
+  return put_pieces(schedule, parts, capacity, pieces);
 }
 
 }  // extern "C"

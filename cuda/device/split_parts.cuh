@@ -201,8 +201,7 @@ struct PlainPartFinder {
       total += of_warp[w];
       largest = max(largest, smem.warp_largest[w]);
     }
-    schedule.even = schedule.even_cuts_do(total, largest);
-    const core::SplitParts parts = schedule.even ? schedule.even_parts : schedule.parts(total);
+    const core::SplitParts parts = schedule.plain_parts(total, largest);
     found.at = parts.begin(part.index);
     found.end = parts.begin(part.index + 1);
     if (found.done()) return parts;

@@ -49,7 +49,10 @@ core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &ker
   const core::SplitBounds bounds = core::SplitBounds::of(p);
   const int64_t most_blocks = s.k.filled.rows / kernel.block_n + 2;
   if (s.balanced() && bounds.most_tiles > core::SplitSchedule::kMostPlaces / most_blocks) s.num_splits = 1;
-  if (s.balanced() && core::is_plain_decoding(p) && !core::is_latent(p)) s.allow_even_cuts();
+  if (s.balanced() && core::is_plain_decoding(p) && !core::is_latent(p)) {
+    s.allow_even_cuts();
+    s.allow_lone_blocks(kernel.blocks_per_sm, bounds.tile_rows);
+  }
   return s;
 }
 
@@ -192,8 +195,8 @@ cudaError_t launch_merge(const flash3_params &p, const SplitKernel &kernel, cons
   merge.first_entry = one_tile_a_line && !by_tile ? schedule.num_lines : 0;
   merge.rows_of_entry = core::Divisor::make(rows);
   merge.num_items = (by_tile || one_tile_a_line ? static_cast<int32_t>(tiles) : parts) * rows;
-  // A block takes about as long for a row as a warp does, so it has to be one or two.
-  const bool few_rows = tiles * rows <= 2 * kFewBlocks || core::is_latent(p);
+  // A block takes about as long for a row as a warp does, so it has to be one.
+  const bool few_rows = tiles * rows <= kFewBlocks || core::is_latent(p);
   merge.many_pieces = parts > kManyPieces * tiles && few_rows;
   // Where every tile is in pieces, a warp has several rows: it pays to wait for more blocks to find a place.
   const bool all_cut = by_tile && schedule.cuts.divisor > 1;

@@ -80,6 +80,64 @@ def test_cuts_of_equal_lengths(batch: int, keys: int, nheads_k: int, cuts: int) 
     assert plain_pieces(p, BLOCK_N, nheads_k, 264)[0] == cuts
 
 
+@given(
+    st.lists(st.integers(0, 20), min_size=1, max_size=40),
+    st.sampled_from([0, 1, 64, 500, 2000, 9900]),
+    layouts,
+    st.integers(2, 60),
+)
+def test_one_thread_block_a_multiprocessor(
+    more: list[int], least: int, layout: tuple[int, int, int], parts_of_line: int
+) -> None:
+    """Whatever is chosen, every key block is computed once, and partial results have places of their own."""
+    heads, lines = layout[:2], layout[2]
+    num_parts = parts_of_line * lines
+    lengths_k = [least + n for n in more]
+    p = decoding(lengths_k, heads)
+    of = [(1, n) for n in lengths_k]
+    cuts, pieces = plain_pieces(p, BLOCK_N, lines, num_parts, blocks_per_sm=2)
+    check(pieces, of, heads[0] // heads[1], tiles_of(of, heads, (-1, -1)))
+    numbers = [x.number for x in pieces if not x.whole]
+    assert len(set(numbers)) == len(numbers)
+    assert all(0 <= n < 2 * num_parts for n in numbers)
+    assert len({x.part for x in pieces if x.entry.rows}) == sum(x.entry.rows > 0 for x in pieces), "one entry a part"
+    if (cuts, pieces) == plain_pieces(p, BLOCK_N, lines, num_parts):
+        return
+    assert len({x.part for x in pieces}) <= num_parts // 2
+    assert cuts in (0, 1)
+    if cuts == 1:
+        assert all(x.whole for x in pieces)
+
+
+@pytest.mark.parametrize(
+    ("batch", "keys", "heads", "cuts", "parts"),
+    [
+        (128, 2048, (32, 1), 1, 128),  # a tile for nearly each multiprocessor
+        (128, 8192, (32, 1), 2, 256),  # too long for one thread block
+        (128, 4096, (8, 1), 2, 256),  # the same: with few rows there is little to merge
+        (16, 2048, (32, 8), 1, 128),
+        (120, 2048, (32, 1), 0, 264),  # twelve multiprocessors would have nothing to do
+        (1, 131_072, (32, 1), 0, 132),  # one tile, for half as many pieces to merge
+        (1, 1_000_000, (32, 1), 264, 264),
+        (1, 131_072, (32, 8), 33, 264),
+        (1, 8192, (32, 8), 0, 128),
+        (64, 8192, (32, 8), 0, 264),
+    ],
+)
+def test_how_many_thread_blocks_have_work(batch: int, keys: int, heads: tuple[int, int], cuts: int, parts: int) -> None:
+    """On 132 multiprocessors."""
+    p = params(batch=batch, nheads=heads[0], nheads_k=heads[1], seqlen_q=1, seqlen_k=keys, num_splits=0)
+    found, pieces = plain_pieces(p, BLOCK_N, heads[1], 264, blocks_per_sm=2)
+    assert (found, len({x.part for x in pieces})) == (cuts, parts)
+
+
+def test_unequal_lengths_have_all_thread_blocks() -> None:
+    lengths = [1000 + 20 * i for i in range(128)]
+    assert plain_pieces(decoding(lengths, (32, 1)), BLOCK_N, 1, 264, 2) == plain_pieces(
+        decoding(lengths, (32, 1)), BLOCK_N, 1, 264
+    )
+
+
 def test_one_long_sequence_is_not_cut_like_the_others() -> None:
     p = decoding([9000] + 255 * [512], (32, 1))
     cuts, pieces = plain_pieces(p, BLOCK_N, 1, 264)

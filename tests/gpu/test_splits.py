@@ -69,6 +69,19 @@ def test_decode_through_the_dense_function(
     check(problem)
 
 
+@pytest.mark.parametrize("head_dim", [64, 96, 128])
+@pytest.mark.parametrize(
+    ("batch", "keys", "nheads", "nheads_k"),
+    [(128, 700, 32, 1), (132, 90, 8, 1), (33, 300, 32, 4), (16, 1000, 16, 8), (1, 9000, 32, 1), (2, 3000, 32, 8)],
+)
+def test_decoding_by_one_thread_block_a_multiprocessor(
+    batch: int, keys: int, nheads: int, nheads_k: int, head_dim: int
+) -> None:
+    """About as many tiles as multiprocessors, which stay whole, and few short ones, cut into half as many pieces."""
+    dtype = "bfloat16" if batch % 2 else "float16"
+    check(Problem(dtype, ((1, keys),) * batch, nheads=nheads, nheads_k=nheads_k, head_dim=head_dim, seed=batch))
+
+
 def test_large_scores_of_one_split_outweigh_all_others() -> None:
     """Each row is the value of the one key that is parallel to it, wherever that lies."""
     dim, seqlen_k, rows = 128, 1000 if HOST else 20_000, 4
