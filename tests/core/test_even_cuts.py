@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pyflash3._abi import Params
 from tests.core.problems import params
-from tests.core.split_surface import is_plain_decoding, plain_pieces, split_pieces
+from tests.core.split_surface import Piece, is_plain_decoding, plain_pieces, split_pieces
 from tests.core.surface import int32_array
 from tests.core.test_split_schedule import BLOCK_N, check, layouts, tiles_of
 
@@ -27,12 +27,25 @@ def decoding(lengths_k: list[int], heads: tuple[int, int]) -> Params:
     return p
 
 
-@given(
-    st.lists(st.integers(0, 20), min_size=1, max_size=40),
-    st.sampled_from([0, 1, 64, 500, 2000, 9900]),
-    layouts,
-    st.integers(1, 40),
-)
+# More than the least length, and that: about equal.
+mores, leasts = st.lists(st.integers(0, 20), min_size=1, max_size=40), st.sampled_from([0, 1, 64, 500, 2000, 9900])
+
+
+def checked_pieces(
+    p: Params, lengths_k: list[int], layout: tuple[int, int, int], num_parts: int, blocks_per_sm: int
+) -> tuple[int, list[Piece]]:
+    """plain_pieces(), in which every key block is there once and partial results have places of their own."""
+    of, heads = [(1, n) for n in lengths_k], layout[:2]
+    cuts, pieces = plain_pieces(p, BLOCK_N, layout[2], num_parts, blocks_per_sm)
+    check(pieces, of, heads[0] // heads[1], tiles_of(of, heads, (-1, -1)))
+    numbers = [x.number for x in pieces if not x.whole]
+    assert len(set(numbers)) == len(numbers), "partial results have places of their own"
+    assert all(0 <= n < 2 * num_parts for n in numbers)
+    assert len({x.part for x in pieces if x.entry.rows}) == sum(x.entry.rows > 0 for x in pieces), "one entry a part"
+    return cuts, pieces
+
+
+@given(mores, leasts, layouts, st.integers(1, 40))
 def test_tiles_that_are_cut_alike(
     more: list[int], least: int, layout: tuple[int, int, int], parts_of_line: int
 ) -> None:
@@ -42,14 +55,8 @@ def test_tiles_that_are_cut_alike(
     lengths_k = [least + n for n in more]
     p = decoding(lengths_k, heads)
     assert is_plain_decoding(p)
-    of = [(1, n) for n in lengths_k]
-    tiles = tiles_of(of, heads, (-1, -1))
-    cuts, pieces = plain_pieces(p, BLOCK_N, lines, num_parts)
-    check(pieces, of, heads[0] // heads[1], tiles)
-    numbers = [x.number for x in pieces if not x.whole]
-    assert len(set(numbers)) == len(numbers), "partial results have places of their own"
-    assert all(0 <= n < 2 * num_parts for n in numbers)
-    assert len({x.part for x in pieces if x.entry.rows}) == sum(x.entry.rows > 0 for x in pieces), "one entry a part"
+    tiles = tiles_of([(1, n) for n in lengths_k], heads, (-1, -1))
+    cuts, pieces = checked_pieces(p, lengths_k, layout, num_parts, 1)
     total, balanced = split_pieces(p, BLOCK_N, lines, num_parts)
     if cuts == 0:
         assert pieces == balanced
@@ -80,12 +87,7 @@ def test_cuts_of_equal_lengths(batch: int, keys: int, nheads_k: int, cuts: int) 
     assert plain_pieces(p, BLOCK_N, nheads_k, 264)[0] == cuts
 
 
-@given(
-    st.lists(st.integers(0, 20), min_size=1, max_size=40),
-    st.sampled_from([0, 1, 64, 500, 2000, 9900]),
-    layouts,
-    st.integers(2, 60),
-)
+@given(mores, leasts, layouts, st.integers(2, 60))
 def test_one_thread_block_a_multiprocessor(
     more: list[int], least: int, layout: tuple[int, int, int], parts_of_line: int
 ) -> None:
@@ -94,13 +96,7 @@ def test_one_thread_block_a_multiprocessor(
     num_parts = parts_of_line * lines
     lengths_k = [least + n for n in more]
     p = decoding(lengths_k, heads)
-    of = [(1, n) for n in lengths_k]
-    cuts, pieces = plain_pieces(p, BLOCK_N, lines, num_parts, blocks_per_sm=2)
-    check(pieces, of, heads[0] // heads[1], tiles_of(of, heads, (-1, -1)))
-    numbers = [x.number for x in pieces if not x.whole]
-    assert len(set(numbers)) == len(numbers)
-    assert all(0 <= n < 2 * num_parts for n in numbers)
-    assert len({x.part for x in pieces if x.entry.rows}) == sum(x.entry.rows > 0 for x in pieces), "one entry a part"
+    cuts, pieces = checked_pieces(p, lengths_k, layout, num_parts, 2)
     if (cuts, pieces) == plain_pieces(p, BLOCK_N, lines, num_parts):
         return
     assert len({x.part for x in pieces}) <= num_parts // 2
