@@ -11,17 +11,24 @@
 
 namespace flash3::core {
 
-struct SplitConfig {
-  int32_t head_dim;       // columns the kernel is instantiated for
-  int32_t block_n;        // keys of a block
-  int32_t stages;         // K and V blocks in flight, each
+struct SplitFlight {
+  int32_t stages;         // K and V blocks in flight, each, in a thread block
   int32_t blocks_per_sm;  // thread blocks that share a multiprocessor
 };
 
-// A multiprocessor that reads at the rate of the memory needs some 60 KB on their way. More of them than that make the
-// last blocks of a part wait for the arithmetic.
+struct SplitConfig {
+  int32_t head_dim;  // columns the kernel is instantiated for
+  int32_t block_n;   // keys of a block
+  // Where key blocks are boxes of the copy engine, and where they are copied row by row.
+  SplitFlight boxes, rows;
+};
+
+// A multiprocessor that reads at the rate of the memory needs some 60 KB on their way; with more than 100 the memory
+// becomes slower. One thread block has fewer pieces to be merged than two, and leaves room to the merging kernel. Two
+// are quicker where arithmetic takes nearly as long as reading, or four warps do not copy rows quickly enough.
 inline constexpr SplitConfig kSplitConfigs[] = {
-    {64, 128, 2, 2}, {96, 64, 4, 2}, {128, 64, 2, 2}, {192, 64, 4, 1}, {256, 64, 3, 1},
+    {64, 128, {2, 2}, {2, 2}}, {96, 64, {3, 2}, {3, 2}},  {128, 64, {3, 1}, {2, 2}},
+    {192, 64, {2, 1}, {2, 1}}, {256, 64, {2, 1}, {2, 1}},
 };
 inline constexpr int32_t kNumSplitConfigs = sizeof(kSplitConfigs) / sizeof(kSplitConfigs[0]);
 inline constexpr int32_t kMostSplitDim = kSplitConfigs[kNumSplitConfigs - 1].head_dim;

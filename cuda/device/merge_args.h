@@ -9,7 +9,7 @@
 namespace flash3::device {
 
 struct MergeArgs {
-  bool many_pieces;  // tiles are in many, as far as can be told without the lengths: a block adds up those of a row
+  int32_t warps_of_row;  // that share its pieces: a power of two
   // Of a balanced schedule:
   int32_t first_entry;          // those before it have nothing to merge
   core::Divisor rows_of_entry;  // at most

@@ -1,5 +1,5 @@
 // Merging the partial results of the split-KV kernel: a result of a row and head is a weighted sum of those of its
-// pieces. One warp computes it where there are few pieces, all warps of a block where there are many.
+// pieces. One warp computes it where there are few pieces, or many rows, otherwise several of a block.
 //
 // This is the end of a call, and short: what takes time is waiting, for the kernel before, for memory, and for code,
 // which is in no cache. So blocks of a balanced schedule, which start while its last parts are computed, rehearse: they
@@ -142,37 +142,47 @@ struct Merge {
     return sum;
   }
 
-  // Adds up the pieces of a row and stores the result: a warp alone, or all warps of the block.
+  // Adds up the pieces of a row and stores the result: a warp alone, or the warps that share the row.
   __device__ __forceinline__ void merge(const Row &r) const {
-    const bool many = args.many_pieces;
-    Sum sum = add_up(r, many ? warp : 0, many ? kMergeWarps : 1);
-    if (many) {
+    const int32_t warps = args.warps_of_row;
+    const int32_t first = warp & -warps;  // of those that share the row
+    Sum sum = add_up(r, warp - first, warps);
+    if (warps > 1) {
       shared.top[warp] = sum.top;
       shared.total[warp] = sum.total;
 #pragma unroll
       for (int c = 0; c < kCols; ++c) shared.o[warp][lane][c] = sum.o[c];
-      __syncthreads();
-      if (warp == 0) sum = sum_of_block();
+      sync_row(first);
+      if (warp == first) sum = sum_of_row(first);
     }
-    if (!many || warp == 0) store(r, sum);
-    if (many) __syncthreads();
+    if (warp == first) store(r, sum);
+    if (warps > 1) sync_row(first);
   }
 
  private:
-  __device__ __forceinline__ Sum sum_of_block() const {
+  __device__ __forceinline__ void sync_row(int32_t first) const {
+    ptx::bar_sync(1 + static_cast<uint32_t>(first), 32 * args.warps_of_row);
+  }
+
+  // Without branches, so that all reads are on their way at once: fewer warps than there are count once all the same.
+  __device__ __forceinline__ Sum sum_of_row(int32_t first) const {
+    const int32_t mask = args.warps_of_row - 1;
     Sum sum;
 #pragma unroll
     for (int c = 0; c < kCols; ++c) sum.o[c] = 0.f;
 #pragma unroll
-    for (int w = 0; w < kMergeWarps; ++w) sum.top = fmaxf(sum.top, shared.top[w]);
+    for (int i = 0; i < kMergeWarps; ++i) sum.top = fmaxf(sum.top, shared.top[first + (i & mask)]);
 #pragma unroll
-    for (int w = 0; w < kMergeWarps; ++w) {
+    for (int i = 0; i < kMergeWarps; ++i) {
+      const int w = first + (i & mask);
       const float total = shared.total[w];
-      const bool counts = shared.top[w] != -INFINITY || total != 0.f;
+      const bool counts = i <= mask && (shared.top[w] != -INFINITY || total != 0.f);
       const float weight = counts ? ptx::ex2((shared.top[w] - sum.top) * core::kLog2e) : 0.f;
-      sum.total = fmaf(weight, total, sum.total);
+      sum.total = counts ? fmaf(weight, total, sum.total) : sum.total;
 #pragma unroll
-      for (int c = 0; c < kCols; ++c) sum.o[c] = fmaf(weight, shared.o[w][lane][c], sum.o[c]);
+      for (int c = 0; c < kCols; ++c) {
+        sum.o[c] = counts ? fmaf(weight, shared.o[w][lane][c], sum.o[c]) : sum.o[c];
+      }
     }
     return sum;
   }
@@ -199,17 +209,21 @@ struct Merge {
   }
 };
 
-// Of a balanced schedule. A unit, which is a block where tiles are in many pieces, else a warp, takes item number
-// `unit`, and every num_units-th behind it; an item is a row of an entry.
+// Of a balanced schedule. A unit, which is the warps that share a row, takes item number `unit`, and every
+// num_units-th behind it; an item is a row of an entry.
+//
+// It has the registers that the split-KV kernel leaves to a block beside it.
 template <class Element, int kCols>
-__global__ void __launch_bounds__(kMergeThreads) merge_parts_kernel(const __grid_constant__ MergeArgs args) {
+__global__ void __launch_bounds__(kMergeThreads, kCols <= 4 ? 1 : 0)
+    merge_parts_kernel(const __grid_constant__ MergeArgs args) {
   __shared__ MergeShared<kCols> shared;
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
   const auto block = static_cast<int32_t>(blockIdx.x);
   const auto blocks = static_cast<int32_t>(gridDim.x);
-  const int32_t unit = args.many_pieces ? block : kMergeWarps * block + warp;
-  const int32_t num_units = args.many_pieces ? blocks : kMergeWarps * blocks;
+  const int32_t units = kMergeWarps / args.warps_of_row;  // of a block
+  const int32_t unit = units * block + warp / args.warps_of_row;
+  const int32_t num_units = units * blocks;
   const auto entry_of = [&args](int32_t item) {
     const uint32_t entry = args.rows_of_entry.quotient(static_cast<uint32_t>(min(item, args.num_items - 1)));
     return args.partials.entries + args.first_entry + entry;
@@ -233,7 +247,7 @@ __global__ void __launch_bounds__(kMergeThreads) merge_parts_kernel(const __grid
       for (; todo != 0; todo &= todo - 1) {
         const int32_t item = base + (__ffs(static_cast<int>(todo)) - 1) * num_units;
         core::SplitEntry entry = load_past_l1(entry_of(item));
-        if (!real) entry = {0, 0, 0, 1, args.many_pieces ? kMergeWarps : 1, 0, 0, 0, 0};
+        if (!real) entry = {0, 0, 0, 1, args.warps_of_row, 0, 0, 0, 0};
         merger.merge(merger.row(entry, real ? row_of_entry(item) : 0));
       }
       if (!real) break;
@@ -242,8 +256,8 @@ __global__ void __launch_bounds__(kMergeThreads) merge_parts_kernel(const __grid
 }
 
 // Of a fixed number of splits. Block (x, y, z): pair x of sequence and KV head, and every gridDim.x-th behind it; of
-// those tile y, and every gridDim.y-th; of that row z, or where tiles are in few pieces kMergeWarps of them, and every
-// gridDim.z-th.
+// those tile y, and every gridDim.y-th; of that as many rows as its warps share among them, from there on every
+// gridDim.z-th time as many.
 template <class Element, int kCols>
 __global__ void __launch_bounds__(kMergeThreads) merge_splits_kernel(const __grid_constant__ MergeArgs args) {
   __shared__ MergeShared<kCols> shared;
@@ -262,8 +276,9 @@ __global__ void __launch_bounds__(kMergeThreads) merge_splits_kernel(const __gri
 #pragma unroll 1
     for (int32_t m = blockIdx.y; m < m_blocks; m += gridDim.y) {
       const core::SplitEntry entry = s.entry_of_tile(b, kv_head, m);
-      const int32_t first = args.many_pieces ? block : kMergeWarps * block + warp;
-      const int32_t step = args.many_pieces ? blocks : kMergeWarps * blocks;
+      const int32_t units = kMergeWarps / args.warps_of_row;
+      const int32_t first = units * block + warp / args.warps_of_row;
+      const int32_t step = units * blocks;
 #pragma unroll 1
       for (int32_t r = first; r < entry.rows; r += step) merger.merge(merger.row(entry, r));
     }

@@ -23,6 +23,7 @@ struct SplitArgs {
   CUtensorMap k_map, v_map, kv_zero_map;  // as in FwdArgs; paged: the batch entries are pages
   core::SplitSchedule schedule;
   KeyLoads key_loads;
+  int32_t stages;        // of a ring of key blocks, where kernels have several sizes
   int32_t box_rows;      // latent attention: of a box of k_map
   bool follows_append;   // the kernel before writes new keys and rotated queries
   bool modifies_scores;  // softcap, ALiBi or a scale that is not positive

@@ -49,7 +49,6 @@ struct SplitConsumer {
   using Element = typename Traits::Element;
   using SharedStorage = typename Traits::SharedStorage;
   using Descriptor = SmemDescriptor<Traits::kSwizzleBytes>;
-  using Ring = SplitRing<Traits::kStages>;
   static constexpr int kBlockN = Traits::kBlockN;
   static constexpr int kScores = kBlockN / 2;            // scores a thread holds
   static constexpr int kOutputs = Traits::kHeadDim / 2;  // outputs a thread holds
@@ -58,25 +57,32 @@ struct SplitConsumer {
   const SplitArgs &args;
   const core::SplitSchedule &schedule;
   SharedStorage &smem;
-  Ring k_ring{0}, v_ring{0};
+  SplitRing k_ring, v_ring;
+  int q_buffer = 0;
 
   __device__ __forceinline__ SplitConsumer(const SplitArgs &a, const core::SplitSchedule &s, SharedStorage &storage)
-      : args(a), schedule(s), smem(storage) {}
+      : args(a), schedule(s), smem(storage), k_ring(ring_size<Traits>(a), 0), v_ring(ring_size<Traits>(a), 0) {}
 
   __device__ __forceinline__ void run(core::SplitCursor cursor, const core::SplitPartId &part) {
     // Also where there is nothing to do, so that this kernel ends behind the one before.
     if (args.follows_append) ptx::wait_for_previous_kernel();
+    if (cursor.done()) return;
+    core::SplitPiece piece = cursor.piece();
+    load_q(piece, q_buffer);
 #pragma unroll 1
-    for (; !cursor.done(); cursor.advance()) {
-      const core::SplitPiece piece = cursor.piece();
-      compute(piece, part);
+    while (true) {
+      cursor.advance();
+      compute(piece, cursor, part);
+      if (cursor.done()) return;
+      piece = cursor.piece();
+      q_buffer ^= 1;
     }
   }
 
  private:
-  __device__ __forceinline__ void compute(const core::SplitPiece &piece, const core::SplitPartId &part) {
+  __device__ __forceinline__ void compute(const core::SplitPiece &piece, const core::SplitCursor &next,
+                                          const core::SplitPartId &part) {
     const core::SeqSpan q_span = schedule.q.span(piece.batch);
-    if (piece.n_begin < piece.n_end) load_q(piece, q_span);
     const PackedRows rows(schedule, piece, threadIdx.x / 32 * 16);
     const core::Mask mask{schedule.window, piece.lengths.seqlen_q, piece.lengths.seqlen_k};
     RowScores scores;
@@ -96,18 +102,26 @@ struct SplitConsumer {
     for (int j = 0; j < kOutputs; ++j) o[j] = 0.f;
     // Warps whose rows do not exist take part in the products alone.
     const bool has_rows = ptx::uniform(rows.first_row < schedule.tile_rows(piece.lengths, piece.m_block));
-    if (piece.n_begin < piece.n_end) attend(piece, scores, has_rows, softmax, s, o);
+    wait_for_q();
+    if (piece.n_begin < piece.n_end) {
+      attend(piece, next, scores, has_rows, softmax, s, o);
+    } else {
+      load_next_q(next);
+    }
     store(piece, part, q_span, rows, softmax, o);
   }
 
   // The products Q * K^T of a block and P * V of the block before run under the softmax of the latter.
-  __device__ __forceinline__ void attend(const core::SplitPiece &piece, const RowScores &scores, bool has_rows,
-                                         OnlineSoftmax &softmax, float (&s)[kScores], float (&o)[kOutputs]) {
+  // The q of the next piece comes meanwhile.
+  __device__ __forceinline__ void attend(const core::SplitPiece &piece, const core::SplitCursor &next,
+                                         const RowScores &scores, bool has_rows, OnlineSoftmax &softmax,
+                                         float (&s)[kScores], float (&o)[kOutputs]) {
     uint32_t p[kScores / 2];
     float correction[2];
     int32_t n = piece.n_begin;
-    wait_for_q();
     issue_qk(s);
+    ptx::launch_dependents();
+    load_next_q(next);
     wgmma_wait_group<0>();
     finish_qk(piece, scores, n, has_rows, softmax, s, correction);
 #pragma unroll 1
@@ -140,18 +154,18 @@ struct SplitConsumer {
     const int32_t first_key = n * kBlockN;
     const int32_t begin[2] = {scores.key_begin[0] - first_key, scores.key_begin[1] - first_key};
     const int32_t end[2] = {scores.key_end[0] - first_key, scores.key_end[1] - first_key};
-    Poison<Traits>{smem}.take_out(smem.kv[kOfV][v_ring.index], s, o, begin, end);
+    Poison<Traits>{smem}.take_out(smem.kv[v_ring.index][kOfV], s, o, begin, end);
   }
 
   __device__ __forceinline__ void issue_pv(uint32_t (&p)[kScores / 2], float (&o)[kOutputs]) const {
     const uint32_t v =
-        ptx::uniform(Descriptor::template mn_major<kBlockN>(ptx::shared_address(smem.kv[kOfV][v_ring.index])));
+        ptx::uniform(Descriptor::template mn_major<kBlockN>(ptx::shared_address(smem.kv[v_ring.index][kOfV])));
     gemm_rs<Element, Traits::kHeadDim, kBlockN, Traits::kSwizzleBytes>(p, v, o);
   }
 
   __device__ __forceinline__ void issue_qk(float (&s)[kScores]) const {
-    const uint32_t q = ptx::uniform(Descriptor::k_major(ptx::shared_address(smem.q)));
-    const uint32_t k = ptx::uniform(Descriptor::k_major(ptx::shared_address(smem.kv[kOfK][k_ring.index])));
+    const uint32_t q = ptx::uniform(Descriptor::k_major(ptx::shared_address(smem.q[q_buffer])));
+    const uint32_t k = ptx::uniform(Descriptor::k_major(ptx::shared_address(smem.kv[k_ring.index][kOfK])));
     wait_full(kOfK, k_ring);
     gemm_ss<Element, kBlockN, Traits::kHeadDim, Traits::kSwizzleBytes, Traits::kBlockM, kBlockN>(q, k, s);
   }
@@ -175,25 +189,26 @@ struct SplitConsumer {
     softmax.update(s, correction);
   }
 
-  __device__ __forceinline__ void wait_full(SplitSide side, const Ring &ring) const {
+  __device__ __forceinline__ void wait_full(SplitSide side, const SplitRing &ring) const {
     ptx::mbarrier_wait(&smem.barriers.full[side][ring.index], ring.parity);
     if (args.key_loads == KeyLoads::kAsyncCopy) ptx::fence_proxy_async_shared();
   }
 
-  __device__ __forceinline__ void release(SplitSide side, Ring &ring) const {
+  __device__ __forceinline__ void release(SplitSide side, SplitRing &ring) const {
     if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&smem.barriers.empty[side][ring.index]);
     ring.advance();
   }
 
   __device__ __forceinline__ bool modifies_scores() const { return !Traits::kPlain && args.modifies_scores; }
 
-  // Starts to load the rows of the tile, in the layout of the tensor maps. What lies behind them in shared memory may
-  // be anything: a row of a product depends on nothing but its own row of Q.
-  __device__ __forceinline__ void load_q(const core::SplitPiece &piece, const core::SeqSpan &q_span) const {
+  // Starts to load the rows of the tile, if the piece has keys, in the layout of the tensor maps. What lies behind them
+  // in shared memory may be anything: a row of a product depends on nothing but its own row of Q.
+  __device__ __forceinline__ void load_q(const core::SplitPiece &piece, int buffer) const {
     constexpr int kChunks = Traits::kHeadDim / 8;
-    ptx::bar_sync(kBarrier, Traits::kConsumerThreads);  // the products of the piece before have read theirs
+    if (piece.n_begin >= piece.n_end) return;
+    const core::SeqSpan q_span = schedule.q.span(piece.batch);
     const int32_t rows = schedule.tile_rows(piece.lengths, piece.m_block);
-    const uint32_t to = ptx::shared_address(smem.q);
+    const uint32_t to = ptx::shared_address(smem.q[buffer]);
 #pragma unroll 1
     for (int32_t i = threadIdx.x; i < rows * kChunks; i += Traits::kConsumerThreads) {
       const int row = i / kChunks;
@@ -209,6 +224,11 @@ struct SplitConsumer {
     }
   }
 
+  __device__ __forceinline__ void load_next_q(const core::SplitCursor &next) const {
+    if (!next.done()) load_q(next.piece(), q_buffer ^ 1);
+  }
+
+  // All warps have then done with the piece before, whose buffer is free.
   __device__ __forceinline__ void wait_for_q() const {
     ptx::cp_async_wait_all();
     ptx::fence_proxy_async_shared();

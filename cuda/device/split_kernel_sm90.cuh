@@ -29,7 +29,7 @@ __device__ __forceinline__ void init_split(const SplitArgs &args, typename Trait
 }
 
 template <class Traits>
-__global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
+__global__ void __launch_bounds__(Traits::kThreads) __maxnreg__(Traits::kLaunchRegisters)
     split_kernel_sm90(const __grid_constant__ SplitArgs args) {
   extern __shared__ __align__(1024) unsigned char shared_memory[];
   auto &smem = *reinterpret_cast<typename Traits::SharedStorage *>(shared_memory);
@@ -45,7 +45,6 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
       ptx::prefetch_tensormap(&args.v_map);
     }
   }
-  ptx::launch_dependents();  // the merging kernel waits for this one's results
 
   const core::SplitPartId part = {static_cast<int32_t>(blockIdx.x), static_cast<int32_t>(blockIdx.y)};
   const core::SplitParts parts = finder.find(part);

@@ -15,21 +15,26 @@
 
 namespace flash3::device {
 
-// A position in a ring of any number of buffers, and the parity of the phase that is being waited for. A producer waits
+// A position in a ring of `size` buffers, and the parity of the phase that is being waited for. A producer waits
 // for the phase before the first one, which has passed.
-template <int kStages>
 struct SplitRing {
-  int index = 0;
+  int size;
   uint32_t parity;
+  int index = 0;
 
-  __device__ __forceinline__ explicit SplitRing(uint32_t first_parity) : parity(first_parity) {}
+  __device__ __forceinline__ SplitRing(int buffers, uint32_t first_parity) : size(buffers), parity(first_parity) {}
   __device__ __forceinline__ void advance() {
-    if (++index == kStages) {
+    if (++index == size) {
       index = 0;
       parity ^= 1;
     }
   }
 };
+
+template <class Traits>
+__device__ __forceinline__ int ring_size(const SplitArgs &args) {
+  return Traits::kStagesVary ? args.stages : Traits::kStages;
+}
 
 enum SplitSide : int { kOfK = 0, kOfV = 1 };
 
@@ -46,34 +51,35 @@ struct SplitProducer {
   SharedStorage &smem;
   const SplitSide side;
   const int half;  // of the rows of a block, where they are copied row by row
-  SplitRing<Traits::kStages> ring{1};
+  SplitRing ring;
   const int lane = threadIdx.x % 32;
 
   __device__ __forceinline__ SplitProducer(const SplitArgs &a, const core::SplitSchedule &s, SharedStorage &storage,
                                            SplitSide of, int which)
-      : args(a), schedule(s), smem(storage), side(of), half(which) {}
+      : args(a), schedule(s), smem(storage), side(of), half(which), ring(ring_size<Traits>(a), 1) {}
 
   __device__ __forceinline__ void run(const core::SplitCursor &cursor) {
     if (args.key_loads == KeyLoads::kAsyncCopy) {
-      for_each_piece(cursor, [this](const auto &piece, const auto &span) { copy_rows(piece, span); });
-    } else if (half == 0) {
-      for_each_piece(cursor, [this](const auto &piece, const auto &span) {
-        if (schedule.k.page_table != nullptr) {
-          load_pages(piece, span);
-        } else {
-          load_blocks(piece, span);
-        }
+      for_each_piece(cursor, [this](const auto &piece, const auto &span, const auto &) { copy_rows(piece, span); });
+    } else if (half == 0 && schedule.k.page_table != nullptr) {
+      bool asked = false;
+      for_each_piece(cursor, [this, &asked](const auto &piece, const auto &span, const auto &next) {
+        asked = load_pages(piece, span, asked, next);
       });
+    } else if (half == 0) {
+      for_each_piece(cursor, [this](const auto &piece, const auto &span, const auto &) { load_blocks(piece, span); });
     }
   }
 
  private:
+  // body(piece, where its keys are, what comes next), for those with keys.
   template <class Body>
   __device__ __forceinline__ void for_each_piece(core::SplitCursor cursor, Body body) {
 #pragma unroll 1
-    for (; !cursor.done(); cursor.advance()) {
+    while (!cursor.done()) {
       const core::SplitPiece piece = cursor.piece();
-      if (piece.n_begin < piece.n_end) body(piece, schedule.k.span(piece.batch));
+      cursor.advance();
+      if (piece.n_begin < piece.n_end) body(piece, schedule.k.span(piece.batch), cursor);
     }
   }
 
@@ -86,7 +92,7 @@ struct SplitProducer {
     const BoxLoad<Traits> box = {side == kOfK ? &args.k_map : &args.v_map,
                                  &args.kv_zero_map,
                                  head_dim(),
-                                 smem.kv[side][ring.index],
+                                 smem.kv[ring.index][side],
                                  &smem.barriers.full[side][ring.index],
                                  &smem.barriers.empty[side][ring.index],
                                  ring.parity,
@@ -116,8 +122,31 @@ struct SplitProducer {
     }
   }
 
-  // Pages hold whole blocks, and the first key is the first row of the first page.
-  __device__ __forceinline__ void load_pages(const core::SplitPiece &piece, const core::KeySpan &span) {
+  // The page of block n + lane of a piece: what the page table says, as far as it is known, else it is asked.
+  __device__ __forceinline__ int32_t page_of_lane(const core::SplitPiece &piece, const core::KeySpan &span, int32_t n,
+                                                  const int32_t *known) const {
+    const int64_t own = int64_t{n} + lane;
+    if (own >= piece.n_end) return 0;
+    const int32_t id = known != nullptr ? *known : schedule.k.page_id(span, own * kBlockN);
+    return static_cast<int32_t>(schedule.k.place(span, own * kBlockN, id).entry);
+  }
+
+  // Asks for those of the first blocks of what comes next; nobody waits for the answer here. Whether there is any.
+  __device__ __forceinline__ bool ask_ahead(const core::SplitCursor &next) const {
+    if (next.done()) return false;
+    const core::SplitPiece piece = next.piece();
+    const int64_t own = int64_t{piece.n_begin} + lane;
+    if (own < piece.n_end) {
+      ptx::cp_async_4(ptx::shared_address(&smem.pages[side][lane]),
+                      schedule.k.page_id_address(schedule.k.span(piece.batch), own * kBlockN));
+    }
+    return piece.n_begin < piece.n_end;
+  }
+
+  // Pages hold whole blocks, and the first key is the first row of the first page. Returns whether the first pages of
+  // the next piece have been asked for.
+  __device__ __forceinline__ bool load_pages(const core::SplitPiece &piece, const core::KeySpan &span, bool asked,
+                                             const core::SplitCursor &next) {
     const core::KvCache &cache = schedule.k;
     const int32_t first_new = first_new_block(span);
     int32_t pages = 0;  // of the blocks n, n + 1, .. in lanes 0, 1, ..
@@ -125,8 +154,9 @@ struct SplitProducer {
     for (int32_t i = 0; i < piece.n_end - piece.n_begin; ++i) {
       const int32_t n = piece.n_begin + i;
       if (i % 32 == 0) {
-        const int64_t own = int64_t{n} + lane;
-        pages = own >= piece.n_end ? 0 : static_cast<int32_t>(cache.place(span, own * kBlockN).entry);
+        const bool known = i == 0 && asked;
+        if (known) ptx::cp_async_wait_all();
+        pages = page_of_lane(piece, span, n, known ? &smem.pages[side][lane] : nullptr);
       }
       if (n >= first_new) ptx::wait_for_previous_kernel();
       const int64_t row = int64_t{n} * kBlockN;
@@ -136,7 +166,9 @@ struct SplitProducer {
       const int32_t filled = static_cast<int32_t>(rest < cache.page_size ? rest : cache.page_size);
       const int32_t page = __shfl_sync(0xffffffffu, pages, i % 32);
       load(piece, {0, cache.page_size - filled + in_page, filled, piece.kv_head, page});
+      if (i == 0) asked = ask_ahead(next);
     }
+    return asked;
   }
 
   // What the page table says of a lane's rows of block n.
@@ -199,7 +231,7 @@ struct SplitProducer {
       if (rest > 1) next = pages(span, n + 1, now);
       if (n >= first_new) ptx::wait_for_previous_kernel();
       ptx::mbarrier_wait(&smem.barriers.empty[side][ring.index], ring.parity);
-      const uint32_t to = ptx::shared_address(smem.kv[side][ring.index]);
+      const uint32_t to = ptx::shared_address(smem.kv[ring.index][side]);
 #pragma unroll
       for (int group = 0; group < kCopyRows / 4; ++group) {
         const int row = 4 * group + lane / 8;  // among this warp's

@@ -2,6 +2,7 @@
 // shared memory it needs.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "core/split_config.h"
@@ -35,17 +36,18 @@ struct SplitTraits {
   static constexpr int kHeadDim = kConfig.head_dim;
   static constexpr int kBlockM = core::SplitSchedule::kBlockM;
   static constexpr int kBlockN = kConfig.block_n;
-  static constexpr int kStages = kConfig.stages;
-  static constexpr int kBlocksPerSm = kConfig.blocks_per_sm;
+  static constexpr int kStages = std::max(kConfig.boxes.stages, kConfig.rows.stages);
+  static constexpr bool kStagesVary = kConfig.boxes.stages != kConfig.rows.stages;  // args.stages says which
   static_assert(kBlockM == 64, "the tile is that of one warpgroup");
   static_assert(kBlockN % 64 == 0 && kBlockN <= 128, "a lane finds the places of whole rows");
 
   // A consumer warpgroup, and one of which two warps each copy K and V, or one of them sets the copy engine to it. That
-  // one leaves its registers to the first.
+  // one leaves registers to the first. Both leave some to the merging kernel, whose blocks wait beside this one's.
   static constexpr int kConsumerThreads = 128;
   static constexpr int kThreads = kConsumerThreads + 128;
-  static constexpr int kProducerRegisters = kBlocksPerSm == 2 ? 80 : 168;
-  static constexpr int kConsumerRegisters = kBlocksPerSm == 2 ? 176 : 256 - 8;
+  static constexpr int kLaunchRegisters = kHeadDim <= 128 ? 128 : 176;
+  static constexpr int kProducerRegisters = kHeadDim <= 128 ? 80 : 104;
+  static constexpr int kConsumerRegisters = 2 * kLaunchRegisters - kProducerRegisters;
 
   static constexpr int kSwizzleBytes = kHeadDim % 64 == 0 ? 128 : 64;
   static constexpr int kBoxCols = kSwizzleBytes / 2;
@@ -57,17 +59,23 @@ struct SplitTraits {
   };
 
   struct SharedStorage {
-    alignas(1024) Element q[kBlockM * kHeadDim];
-    alignas(1024) Element kv[2][kStages][kBlockN * kHeadDim];  // K, V
+    alignas(1024) Element q[2][kBlockM * kHeadDim];  // of this piece and of the next one
     Barriers barriers;
     // See PartFinder and PlainPartFinder.
     int32_t warp_costs[kThreads / 32], warp_largest[kThreads / 32];
     int32_t costs[kThreads];
     SplitPart part;
-    uint32_t poison[kBlockN / 32];  // see Poison; a bit a key
+    int32_t pages[2][32];                                      // of K, of V: see SplitProducer::ask_ahead()
+    uint32_t poison[kBlockN / 32];                             // see Poison; a bit a key
+    alignas(1024) Element kv[kStages][2][kBlockN * kHeadDim];  // K, V; at the end, since not all stages may be there
   };
-  static_assert(kBlocksPerSm * (sizeof(SharedStorage) + 1024) <= 233472,
-                "a multiprocessor has 228 KB of shared memory");
+  static constexpr uint32_t shared_bytes(int stages) {
+    return sizeof(SharedStorage) - (kStages - stages) * 2 * kBlockN * kHeadDim * sizeof(Element);
+  }
+  static constexpr bool fits(const core::SplitFlight &f) {
+    return f.blocks_per_sm * (shared_bytes(f.stages) + 1024) <= 233472;
+  }
+  static_assert(fits(kConfig.boxes) && fits(kConfig.rows), "a multiprocessor has 228 KB of shared memory");
 
   // Byte offset of 16 bytes in a tile of kRows rows, as the tensor maps lay it out; col: a multiple of 8.
   template <int kRows>

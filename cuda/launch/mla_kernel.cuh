@@ -23,10 +23,9 @@ SplitKernel mla_kernel() {
   kernel.plain = reinterpret_cast<const void *>(&device::mla_kernel_sm90<Plain>);
   kernel.merge_parts = reinterpret_cast<const void *>(&device::merge_parts_kernel<Element, Traits::kHeadDimV / 32>);
   kernel.merge_splits = reinterpret_cast<const void *>(&device::merge_splits_kernel<Element, Traits::kHeadDimV / 32>);
-  kernel.shared_bytes = sizeof(typename Traits::SharedStorage);
+  kernel.boxes = kernel.rows = {0, 1, sizeof(typename Traits::SharedStorage)};
   kernel.threads = Traits::kThreads;
   kernel.merge_threads = device::kMergeThreads;
-  kernel.blocks_per_sm = 1;
   kernel.head_dim = Traits::kHeadDim;
   kernel.block_n = Traits::kBlockN;
   kernel.box_cols = Traits::kChunkCols;

@@ -23,12 +23,19 @@ using device::KeyLoads;
 
 // Whether a key block is one box of the copy engine.
 KeyLoads key_loads(const flash3_params &p, const SplitKernel &kernel) {
+  const int64_t rows = p.page_table != nullptr ? p.page_size : core::KvCache::of(p).filled.rows;
+  if (rows == 0) return KeyLoads::kAsyncCopy;  // nothing is loaded, and no map made of nothing
   if (p.page_table == nullptr || core::is_latent(p)) return KeyLoads::kTma;
   const bool whole_blocks = p.page_size % kernel.block_n == 0 && p.cache_leftpad == nullptr;
   return whole_blocks ? KeyLoads::kTma : KeyLoads::kAsyncCopy;
 }
 
+const SplitLaunch &launch_of(const SplitKernel &kernel, KeyLoads loads) {
+  return loads == KeyLoads::kTma ? kernel.boxes : kernel.rows;
+}
+
 core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &kernel, int32_t multiprocessors) {
+  const int32_t blocks_per_sm = launch_of(kernel, key_loads(p, kernel)).blocks_per_sm;
   core::SplitSchedule s;
   s.q = {p.cu_seqlens_q, p.seqused_q, p.cu_seqlens_q != nullptr ? p.total_q : p.seqlen_q};
   s.k = core::KvCache::of(p);
@@ -41,7 +48,7 @@ core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &ker
   s.num_splits = p.num_splits;
   s.block_m = core::SplitSchedule::kBlockM * core::blocks_of_tile(p);
   const int32_t blocks =
-      std::min(std::max(multiprocessors * kernel.blocks_per_sm / core::blocks_of_tile(p), 1), core::most_parts(p));
+      std::min(std::max(multiprocessors * blocks_per_sm / core::blocks_of_tile(p), 1), core::most_parts(p));
   s.num_lines = core::SplitSchedule::lines(p.nheads_k, blocks);
   s.heads_of_line = p.nheads_k / s.num_lines;
   s.parts_of_line = blocks / s.num_lines;
@@ -51,7 +58,7 @@ core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &ker
   if (s.balanced() && bounds.most_tiles > core::SplitSchedule::kMostPlaces / most_blocks) s.num_splits = 1;
   if (s.balanced() && core::is_plain_decoding(p) && !core::is_latent(p)) {
     s.allow_even_cuts();
-    s.allow_lone_blocks(kernel.blocks_per_sm, bounds.tile_rows);
+    s.allow_lone_blocks(blocks_per_sm, bounds.tile_rows);
   }
   return s;
 }
@@ -103,10 +110,7 @@ core::Status encode_maps(const flash3_params &p, const SplitKernel &kernel, devi
   const bool latent = core::is_latent(p);
   args->box_rows = latent ? latent_box_rows(p) : kernel.block_n;
   const BoxShape box{kernel.box_cols, args->box_rows, kernel.swizzle_bytes, true};
-  if (args->key_loads != KeyLoads::kTma || rows == 0) {
-    args->key_loads = KeyLoads::kAsyncCopy;  // no map is looked at, and nothing loaded where there are no rows
-    return {};
-  }
+  if (args->key_loads != KeyLoads::kTma) return {};
   core::Status status =
       encode_tensor_map({"k", args->k, p.head_dim, rows, p.nheads_k, entries}, bf16, box, &args->k_map);
   if (status.ok() && latent) return encode_zero_map(p.q, bf16, box, &args->kv_zero_map);
@@ -124,6 +128,7 @@ core::Status make_args(const flash3_params &p, const SplitKernel &kernel, int32_
   const bool packed_k = p.cu_seqlens_k != nullptr;
   args->schedule = make_schedule(p, kernel, multiprocessors);
   args->key_loads = key_loads(p, kernel);
+  args->stages = launch_of(kernel, args->key_loads).stages;
   args->follows_append = has_append(p);
   args->modifies_scores = core::modifies_scores(p);
   args->q = queries(p);
@@ -173,21 +178,22 @@ cudaError_t launch_merge(const flash3_params &p, const SplitKernel &kernel, cons
   merge.head_dim_v = args.head_dim_v;
   merge.sinks = args.sinks;
   const core::SplitSchedule &schedule = args.schedule;
-  constexpr int64_t kManyPieces = 8;  // that a warp adds up at once
   const int64_t tiles = core::SplitBounds::of(p).tiles;
   const int32_t rows = args.partials.tile_rows;
   if (!schedule.balanced()) {
+    constexpr int64_t kManyPieces = 8;       // that a warp adds up at once
     constexpr int64_t kMostBlocks = 4096;    // each takes several pairs, or tiles, if there are more
     constexpr int32_t kMostRows = 8;         // that get a block
     constexpr int64_t kRowsOfBlocks = 1024;  // so many that there is a warp for each do without whole blocks
     const int64_t pairs = std::min(int64_t{p.batch} * p.nheads_k, kMostBlocks);
     const int64_t tiles_of_pair = std::clamp(tiles / pairs, int64_t{1}, kMostBlocks / pairs);
-    merge.many_pieces = schedule.num_splits > kManyPieces && args.partials.rows_of_split < kRowsOfBlocks;
+    const bool share_rows = schedule.num_splits > kManyPieces && args.partials.rows_of_split < kRowsOfBlocks;
+    merge.warps_of_row = share_rows ? kernel.merge_threads / 32 : 1;
     const dim3 blocks(static_cast<unsigned>(pairs), static_cast<unsigned>(tiles_of_pair),
                       static_cast<unsigned>(std::min(rows, kMostRows)));
     return launch(kernel.merge_splits, blocks, kernel.merge_threads, 0, true, &merge, stream);
   }
-  // As many blocks as find a place while the last parts are computed.
+  // As many blocks as find a place while the parts are computed.
   constexpr int32_t kFewBlocks = 128;
   const int32_t parts = schedule.parts_of_line * schedule.num_lines;
   const bool one_tile_a_line = tiles <= schedule.num_lines;  // the second part has its entry
@@ -195,14 +201,19 @@ cudaError_t launch_merge(const flash3_params &p, const SplitKernel &kernel, cons
   merge.first_entry = one_tile_a_line && !by_tile ? schedule.num_lines : 0;
   merge.rows_of_entry = core::Divisor::make(rows);
   merge.num_items = (by_tile || one_tile_a_line ? static_cast<int32_t>(tiles) : parts) * rows;
-  // A block takes about as long for a row as a warp does, so it has to be one.
-  const bool few_rows = tiles * rows <= kFewBlocks || core::is_latent(p);
-  merge.many_pieces = parts > kManyPieces * tiles && few_rows;
+  // Rows that have many pieces are shared as long as that takes few blocks: more of them start later, and each fetches
+  // its code.
+  constexpr int64_t kPiecesOfWarp = 4, kSharingBlocks = 32;
+  const int32_t warps = kernel.merge_threads / 32;
+  merge.warps_of_row = 1;
+  for (int32_t w = 2; w <= warps && parts > kPiecesOfWarp * w / 2 * tiles; w *= 2) {
+    if (w * tiles * rows <= kSharingBlocks * warps || core::is_latent(p)) merge.warps_of_row = w;
+  }
   // Where every tile is in pieces, a warp has several rows: it pays to wait for more blocks to find a place.
   const bool all_cut = by_tile && schedule.cuts.divisor > 1;
-  const int32_t most_blocks = merge.many_pieces || !all_cut ? kFewBlocks : 2 * kFewBlocks;
-  const int32_t warps = kernel.merge_threads / 32;
-  const int32_t blocks = merge.many_pieces ? merge.num_items : (merge.num_items + warps - 1) / warps;
+  const int32_t most_blocks = merge.warps_of_row > 1 || !all_cut ? kFewBlocks : 2 * kFewBlocks;
+  const int32_t units = warps / merge.warps_of_row;
+  const int32_t blocks = (merge.num_items + units - 1) / units;
   return launch(kernel.merge_parts, dim3(static_cast<unsigned>(std::min(blocks, most_blocks))), kernel.merge_threads, 0,
                 true, &merge, stream);
 }
@@ -251,14 +262,16 @@ core::Status split_forward(const flash3_params &params, const DeviceInfo &device
   if (!status.ok()) return status;
   const bool plain = core::is_plain_decoding(params) && args.schedule.balanced();
   const void *const function = plain ? kernel->plain : kernel->function;
-  cudaError_t error = allow_shared_memory(function, kernel->shared_bytes, device.ordinal);
+  const uint32_t shared_bytes = launch_of(*kernel, args.key_loads).shared_bytes;
+  const uint32_t most_bytes = std::max(kernel->boxes.shared_bytes, kernel->rows.shared_bytes);
+  cudaError_t error = allow_shared_memory(function, most_bytes, device.ordinal, true);
   if (error != cudaSuccess) return cuda_error("setting the size of shared memory", error);
   error = launch_append(params, stream);
   if (error != cudaSuccess) return cuda_error("launching the append", error);
   if (core::query_rows(params) == 0) return {};
   const dim3 blocks(static_cast<unsigned>(args.schedule.num_lines * core::blocks_of_tile(params)),
                     static_cast<unsigned>(args.schedule.parts_of_line));
-  error = launch(function, blocks, kernel->threads, kernel->shared_bytes, args.follows_append, &args, stream);
+  error = launch(function, blocks, kernel->threads, shared_bytes, args.follows_append, &args, stream);
   if (error != cudaSuccess) return cuda_error("launching the split-KV kernel", error);
   const bool whole = args.schedule.num_splits == 1 || (args.schedule.balanced() && args.schedule.parts_of_line == 1);
   if (whole) return {};

@@ -24,10 +24,13 @@ SplitKernel split_kernel() {
   kernel.plain = reinterpret_cast<const void *>(&device::split_kernel_sm90<Plain>);
   kernel.merge_parts = reinterpret_cast<const void *>(&device::merge_parts_kernel<Element, kMergeCols>);
   kernel.merge_splits = reinterpret_cast<const void *>(&device::merge_splits_kernel<Element, kMergeCols>);
-  kernel.shared_bytes = sizeof(typename Traits::SharedStorage);
+  const auto launch = [](const core::SplitFlight &f) {
+    return SplitLaunch{f.stages, f.blocks_per_sm, Traits::shared_bytes(f.stages)};
+  };
+  kernel.boxes = launch(Traits::kConfig.boxes);
+  kernel.rows = launch(Traits::kConfig.rows);
   kernel.threads = Traits::kThreads;
   kernel.merge_threads = device::kMergeThreads;
-  kernel.blocks_per_sm = Traits::kBlocksPerSm;
   kernel.head_dim = Traits::kHeadDim;
   kernel.block_n = Traits::kBlockN;
   kernel.box_cols = Traits::kBoxCols;

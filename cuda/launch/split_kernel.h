@@ -7,13 +7,18 @@
 
 namespace flash3::launch {
 
+// How a kernel is launched, which depends on how keys are loaded.
+struct SplitLaunch {
+  int32_t stages, blocks_per_sm;  // as in core::SplitFlight
+  uint32_t shared_bytes;
+};
+
 struct SplitKernel {
   const void *function;                    // __global__ void(device::SplitArgs)
   const void *plain;                       // the same for calls that core::is_plain_decoding
   const void *merge_parts, *merge_splits;  // __global__ void(device::MergeArgs), of a balanced schedule and of others
-  uint32_t shared_bytes;
+  SplitLaunch boxes, rows;
   int32_t threads, merge_threads;
-  int32_t blocks_per_sm;
   int32_t head_dim, block_n;
   int32_t box_cols, swizzle_bytes;
 };

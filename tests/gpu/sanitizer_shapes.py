@@ -93,6 +93,12 @@ CACHES: list[tuple[CacheCase, int]] = [
     (CacheCase(2, 400, 12, "bfloat16", nheads=8, new="equal", causal=True, sinks=True, full=True), 0),
     (CacheCase(4, 260, None, "float16", nheads=16, nheads_k=1, head_dim=128, causal=True, full=True), 3),
     (CacheCase(3, 200, 64, "bfloat16", nheads=4, head_dim=256, window=(90, 0), new="equal"), 2),
+    # Plain decoding: several tiles in a row for a thread block, and rows in many pieces.
+    (CacheCase(1, 130, 64, "bfloat16", batch=40, nheads=8, nheads_k=8, head_dim=128), 0),
+    (CacheCase(1, 130, 1, "float16", batch=40, nheads=16, nheads_k=8, head_dim=128), 0),
+    (CacheCase(1, 150, None, "float16", batch=40, nheads=8, nheads_k=8, head_dim=256), 0),
+    (CacheCase(1, 1100, None, "bfloat16", batch=1, nheads=32, nheads_k=1, head_dim=128, full=True), 0),
+    (CacheCase(1, 1100, None, "float16", batch=3, nheads=32, nheads_k=1, head_dim=64, full=True), 0),
     (_latent(1, 150, None, 16, dtype="float16", full=True), 1),
     (_latent(2, 150, 64, 128, new="equal", causal=True, full=True), 0),
     (_latent(3, 200, 16, 32, window=(90, 0), full=True), 3),

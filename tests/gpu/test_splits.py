@@ -82,6 +82,14 @@ def test_decoding_by_one_thread_block_a_multiprocessor(
     check(Problem(dtype, ((1, keys),) * batch, nheads=nheads, nheads_k=nheads_k, head_dim=head_dim, seed=batch))
 
 
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("batch", [1, 2, 4, 8])
+def test_rows_whose_pieces_are_merged_by_one_warp_or_several(batch: int, head_dim: int) -> None:
+    """32 rows a sequence, each in many pieces: the fewer sequences, the more warps share a row."""
+    keys = 1003 if HOST else 12_003
+    check(Problem(lengths=((1, keys),) * batch, nheads=32, nheads_k=1, head_dim=head_dim, sinks=True, seed=batch))
+
+
 def test_large_scores_of_one_split_outweigh_all_others() -> None:
     """Each row is the value of the one key that is parallel to it, wherever that lies."""
     dim, seqlen_k, rows = 128, 1000 if HOST else 20_000, 4
