@@ -90,10 +90,9 @@ struct KvCache {
   // The same in two steps, the first of which reads memory: what the page table says of a row, and what that means.
   // place() is not made of them, since the compiler then schedules a kernel for caches to save registers
   // (docs/performance.md, "What the compiler makes of it").
-  FLASH3_HD const int32_t *page_id_address(const KeySpan &span, int64_t row) const {
-    return page_table + span.entry * page_table_batch_stride + page_divisor.quotient(static_cast<uint32_t>(row));
+  FLASH3_HD int32_t page_id(const KeySpan &span, int64_t row) const {
+    return page_table[span.entry * page_table_batch_stride + page_divisor.quotient(static_cast<uint32_t>(row))];
   }
-  FLASH3_HD int32_t page_id(const KeySpan &span, int64_t row) const { return *page_id_address(span, row); }
   FLASH3_HD RowPlace place(const KeySpan &span, int64_t row, int32_t id) const {
     if (page_table == nullptr) return {span.entry, row, span.named};
     const int64_t number = page_divisor.quotient(static_cast<uint32_t>(row));

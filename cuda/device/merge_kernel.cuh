@@ -212,7 +212,8 @@ struct Merge {
 // Of a balanced schedule. A unit, which is the warps that share a row, takes item number `unit`, and every
 // num_units-th behind it; an item is a row of an entry.
 //
-// It has the registers that the split-KV kernel leaves to a block beside it.
+// Up to 128 columns it has the registers that the split-KV kernel leaves to a block beside it: left to the compiler,
+// fewer loads would be on their way at once.
 template <class Element, int kCols>
 __global__ void __launch_bounds__(kMergeThreads, kCols <= 4 ? 1 : 0)
     merge_parts_kernel(const __grid_constant__ MergeArgs args) {

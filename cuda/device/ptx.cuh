@@ -106,10 +106,6 @@ __device__ __forceinline__ void cp_async_16(uint32_t shared, const void *from, u
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(bytes) : "memory");
 }
 
-__device__ __forceinline__ void cp_async_4(uint32_t shared, const void *from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(from) : "memory");
-}
-
 // Returns once all copies of this thread so far have completed.
 __device__ __forceinline__ void cp_async_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 

@@ -60,26 +60,25 @@ struct SplitProducer {
 
   __device__ __forceinline__ void run(const core::SplitCursor &cursor) {
     if (args.key_loads == KeyLoads::kAsyncCopy) {
-      for_each_piece(cursor, [this](const auto &piece, const auto &span, const auto &) { copy_rows(piece, span); });
-    } else if (half == 0 && schedule.k.page_table != nullptr) {
-      bool asked = false;
-      for_each_piece(cursor, [this, &asked](const auto &piece, const auto &span, const auto &next) {
-        asked = load_pages(piece, span, asked, next);
-      });
+      for_each_piece(cursor, [this](const auto &piece, const auto &span) { copy_rows(piece, span); });
     } else if (half == 0) {
-      for_each_piece(cursor, [this](const auto &piece, const auto &span, const auto &) { load_blocks(piece, span); });
+      for_each_piece(cursor, [this](const auto &piece, const auto &span) {
+        if (schedule.k.page_table != nullptr) {
+          load_pages(piece, span);
+        } else {
+          load_blocks(piece, span);
+        }
+      });
     }
   }
 
  private:
-  // body(piece, where its keys are, what comes next), for those with keys.
   template <class Body>
   __device__ __forceinline__ void for_each_piece(core::SplitCursor cursor, Body body) {
 #pragma unroll 1
-    while (!cursor.done()) {
+    for (; !cursor.done(); cursor.advance()) {
       const core::SplitPiece piece = cursor.piece();
-      cursor.advance();
-      if (piece.n_begin < piece.n_end) body(piece, schedule.k.span(piece.batch), cursor);
+      if (piece.n_begin < piece.n_end) body(piece, schedule.k.span(piece.batch));
     }
   }
 
@@ -122,31 +121,8 @@ struct SplitProducer {
     }
   }
 
-  // The page of block n + lane of a piece: what the page table says, as far as it is known, else it is asked.
-  __device__ __forceinline__ int32_t page_of_lane(const core::SplitPiece &piece, const core::KeySpan &span, int32_t n,
-                                                  const int32_t *known) const {
-    const int64_t own = int64_t{n} + lane;
-    if (own >= piece.n_end) return 0;
-    const int32_t id = known != nullptr ? *known : schedule.k.page_id(span, own * kBlockN);
-    return static_cast<int32_t>(schedule.k.place(span, own * kBlockN, id).entry);
-  }
-
-  // Asks for those of the first blocks of what comes next; nobody waits for the answer here. Whether there is any.
-  __device__ __forceinline__ bool ask_ahead(const core::SplitCursor &next) const {
-    if (next.done()) return false;
-    const core::SplitPiece piece = next.piece();
-    const int64_t own = int64_t{piece.n_begin} + lane;
-    if (own < piece.n_end) {
-      ptx::cp_async_4(ptx::shared_address(&smem.pages[side][lane]),
-                      schedule.k.page_id_address(schedule.k.span(piece.batch), own * kBlockN));
-    }
-    return piece.n_begin < piece.n_end;
-  }
-
-  // Pages hold whole blocks, and the first key is the first row of the first page. Returns whether the first pages of
-  // the next piece have been asked for.
-  __device__ __forceinline__ bool load_pages(const core::SplitPiece &piece, const core::KeySpan &span, bool asked,
-                                             const core::SplitCursor &next) {
+  // Pages hold whole blocks, and the first key is the first row of the first page.
+  __device__ __forceinline__ void load_pages(const core::SplitPiece &piece, const core::KeySpan &span) {
     const core::KvCache &cache = schedule.k;
     const int32_t first_new = first_new_block(span);
     int32_t pages = 0;  // of the blocks n, n + 1, .. in lanes 0, 1, ..
@@ -154,9 +130,8 @@ struct SplitProducer {
     for (int32_t i = 0; i < piece.n_end - piece.n_begin; ++i) {
       const int32_t n = piece.n_begin + i;
       if (i % 32 == 0) {
-        const bool known = i == 0 && asked;
-        if (known) ptx::cp_async_wait_all();
-        pages = page_of_lane(piece, span, n, known ? &smem.pages[side][lane] : nullptr);
+        const int64_t own = int64_t{n} + lane;
+        pages = own >= piece.n_end ? 0 : static_cast<int32_t>(cache.place(span, own * kBlockN).entry);
       }
       if (n >= first_new) ptx::wait_for_previous_kernel();
       const int64_t row = int64_t{n} * kBlockN;
@@ -166,9 +141,7 @@ struct SplitProducer {
       const int32_t filled = static_cast<int32_t>(rest < cache.page_size ? rest : cache.page_size);
       const int32_t page = __shfl_sync(0xffffffffu, pages, i % 32);
       load(piece, {0, cache.page_size - filled + in_page, filled, piece.kv_head, page});
-      if (i == 0) asked = ask_ahead(next);
     }
-    return asked;
   }
 
   // What the page table says of a lane's rows of block n.

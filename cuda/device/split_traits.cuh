@@ -65,7 +65,6 @@ struct SplitTraits {
     int32_t warp_costs[kThreads / 32], warp_largest[kThreads / 32];
     int32_t costs[kThreads];
     SplitPart part;
-    int32_t pages[2][32];                                      // of K, of V: see SplitProducer::ask_ahead()
     uint32_t poison[kBlockN / 32];                             // see Poison; a bit a key
     alignas(1024) Element kv[kStages][2][kBlockN * kHeadDim];  // K, V; at the end, since not all stages may be there
   };
