@@ -4,6 +4,7 @@
 #include "device/append_kernel.cuh"
 #include "launch/append.h"
 #include "launch/cache.h"
+#include "launch/shared_memory.h"
 
 namespace flash3::launch {
 namespace {
@@ -96,7 +97,7 @@ const void *kernel_of(bool by_halves) {
 
 }  // namespace
 
-cudaError_t launch_append(const flash3_params &p, cudaStream_t stream) {
+cudaError_t launch_append(const flash3_params &p, int32_t device, cudaStream_t stream) {
   if (!has_append(p)) return cudaSuccess;
   const bool rotary = p.rotary_cos != nullptr;
   const Rotation rotation{rotary ? p.rotary_dim : 0, rotary && p.rotary_interleaved == 0};
@@ -116,6 +117,9 @@ cudaError_t launch_append(const flash3_params &p, cudaStream_t stream) {
   if (!fits(args, blocks)) return cudaErrorInvalidValue;
   const void *kernel = p.dtype == FLASH3_BFLOAT16 ? kernel_of<cutlass::bfloat16_t>(rotation.by_halves)
                                                   : kernel_of<cutlass::half_t>(rotation.by_halves);
+  // The split-KV kernel behind prefers the same, and otherwise seems not to start while this one runs.
+  const cudaError_t error = allow_shared_memory(kernel, 0, device, true);
+  if (error != cudaSuccess) return error;
   void *arguments[] = {&args};
   return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(device::kAppendThreads), arguments, 0,
                           stream);

@@ -266,7 +266,7 @@ core::Status split_forward(const flash3_params &params, const DeviceInfo &device
   const uint32_t most_bytes = std::max(kernel->boxes.shared_bytes, kernel->rows.shared_bytes);
   cudaError_t error = allow_shared_memory(function, most_bytes, device.ordinal, true);
   if (error != cudaSuccess) return cuda_error("setting the size of shared memory", error);
-  error = launch_append(params, stream);
+  error = launch_append(params, device.ordinal, stream);
   if (error != cudaSuccess) return cuda_error("launching the append", error);
   if (core::query_rows(params) == 0) return {};
   const dim3 blocks(static_cast<unsigned>(args.schedule.num_lines * core::blocks_of_tile(params)),
