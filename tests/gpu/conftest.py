@@ -50,7 +50,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """One row per test: the call itself, or the phase that skipped or broke it."""
     if report.when != "call" and report.passed:
         return
-    row: dict[str, Any] = {"test": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 4)}
+    row: dict[str, Any] = {"test": report.nodeid, "seconds": round(report.duration, 1)}
+    if not report.passed:
+        row["outcome"] = report.outcome
     row |= {name: _short(value) for name, value in report.user_properties if not name.startswith("_")}
     if report.skipped and isinstance(report.longrepr, tuple):
         row["reason"] = report.longrepr[2]
@@ -64,7 +66,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     path = session.config.getoption("--record", default=None)
     if path is None:
         return
-    outcomes = [row["outcome"] for row in _rows]
+    outcomes = [row.get("outcome", "passed") for row in _rows]
     record = {
         "kind": "gpu-tests",
         "backend": "host" if HOST else "cuda",
