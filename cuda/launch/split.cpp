@@ -21,10 +21,15 @@ namespace {
 
 using device::KeyLoads;
 
+// Rows of an entry of k and v: of a page, of a sequence's cache, or of all packed keys.
+int64_t rows_of_entry(const flash3_params &p) {
+  if (p.page_table != nullptr) return p.page_size;
+  return p.cu_seqlens_k != nullptr ? p.total_k : p.seqlen_k;
+}
+
 // Whether a key block is one box of the copy engine.
 KeyLoads key_loads(const flash3_params &p, const SplitKernel &kernel) {
-  const int64_t rows = p.page_table != nullptr ? p.page_size : core::KvCache::of(p).filled.rows;
-  if (rows == 0) return KeyLoads::kAsyncCopy;  // nothing is loaded, and no map made of nothing
+  if (rows_of_entry(p) == 0) return KeyLoads::kAsyncCopy;  // nothing is loaded, and no map made of nothing
   if (p.page_table == nullptr || core::is_latent(p)) return KeyLoads::kTma;
   const bool whole_blocks = p.page_size % kernel.block_n == 0 && p.cache_leftpad == nullptr;
   return whole_blocks ? KeyLoads::kTma : KeyLoads::kAsyncCopy;
@@ -34,8 +39,8 @@ const SplitLaunch &launch_of(const SplitKernel &kernel, KeyLoads loads) {
   return loads == KeyLoads::kTma ? kernel.boxes : kernel.rows;
 }
 
-core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &kernel, int32_t multiprocessors) {
-  const int32_t blocks_per_sm = launch_of(kernel, key_loads(p, kernel)).blocks_per_sm;
+core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &kernel, int32_t blocks_per_sm,
+                                  int32_t multiprocessors) {
   core::SplitSchedule s;
   s.q = {p.cu_seqlens_q, p.seqused_q, p.cu_seqlens_q != nullptr ? p.total_q : p.seqlen_q};
   s.k = core::KvCache::of(p);
@@ -102,7 +107,7 @@ core::Status check_latent(const flash3_params &p) {
 core::Status encode_maps(const flash3_params &p, const SplitKernel &kernel, device::SplitArgs *args) {
   const bool bf16 = p.dtype == FLASH3_BFLOAT16;
   const bool paged = p.page_table != nullptr;
-  const int64_t rows = paged ? p.page_size : args->schedule.k.filled.rows;
+  const int64_t rows = rows_of_entry(p);
   const int64_t entries = p.cu_seqlens_k != nullptr      ? 1
                           : paged                        ? p.num_pages
                           : p.cache_batch_idx != nullptr ? p.batch_cache
@@ -126,9 +131,10 @@ core::Status encode_maps(const flash3_params &p, const SplitKernel &kernel, devi
 core::Status make_args(const flash3_params &p, const SplitKernel &kernel, int32_t multiprocessors,
                        device::SplitArgs *args) {
   const bool packed_k = p.cu_seqlens_k != nullptr;
-  args->schedule = make_schedule(p, kernel, multiprocessors);
   args->key_loads = key_loads(p, kernel);
-  args->stages = launch_of(kernel, args->key_loads).stages;
+  const SplitLaunch &how = launch_of(kernel, args->key_loads);
+  args->schedule = make_schedule(p, kernel, how.blocks_per_sm, multiprocessors);
+  args->stages = how.stages;
   args->follows_append = has_append(p);
   args->modifies_scores = core::modifies_scores(p);
   args->q = queries(p);
@@ -206,8 +212,9 @@ cudaError_t launch_merge(const flash3_params &p, const SplitKernel &kernel, cons
   constexpr int64_t kPiecesOfWarp = 4, kSharingBlocks = 32;
   const int32_t warps = kernel.merge_threads / 32;
   merge.warps_of_row = 1;
-  for (int32_t w = 2; w <= warps && parts > kPiecesOfWarp * w / 2 * tiles; w *= 2) {
-    if (w * tiles * rows <= kSharingBlocks * warps || core::is_latent(p)) merge.warps_of_row = w;
+  while (merge.warps_of_row < warps && parts > kPiecesOfWarp * merge.warps_of_row * tiles &&
+         (2 * merge.warps_of_row * tiles * rows <= kSharingBlocks * warps || core::is_latent(p))) {
+    merge.warps_of_row *= 2;
   }
   // Where every tile is in pieces, a warp has several rows: it pays to wait for more blocks to find a place.
   const bool all_cut = by_tile && schedule.cuts.divisor > 1;
@@ -238,7 +245,8 @@ core::Status merge_pieces(const flash3_params &params, const SplitKernel &kernel
   flash3_params split = params;
   split.num_splits = pieces;
   device::SplitArgs args = {};
-  args.schedule = make_schedule(split, kernel, device.multiprocessors);
+  const SplitLaunch &how = launch_of(kernel, key_loads(split, kernel));
+  args.schedule = make_schedule(split, kernel, how.blocks_per_sm, device.multiprocessors);
   set_results(params, &args);
   args.partials = partials_of(params);
   const cudaError_t error = launch_merge(split, kernel, args, stream);

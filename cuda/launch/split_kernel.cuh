@@ -24,9 +24,7 @@ SplitKernel split_kernel() {
   kernel.plain = reinterpret_cast<const void *>(&device::split_kernel_sm90<Plain>);
   kernel.merge_parts = reinterpret_cast<const void *>(&device::merge_parts_kernel<Element, kMergeCols>);
   kernel.merge_splits = reinterpret_cast<const void *>(&device::merge_splits_kernel<Element, kMergeCols>);
-  const auto launch = [](const core::SplitFlight &f) {
-    return SplitLaunch{f.stages, f.blocks_per_sm, Traits::shared_bytes(f.stages)};
-  };
+  const auto launch = [](const core::SplitFlight &f) { return SplitLaunch{f, Traits::shared_bytes(f.stages)}; };
   kernel.boxes = launch(Traits::kConfig.boxes);
   kernel.rows = launch(Traits::kConfig.rows);
   kernel.threads = Traits::kThreads;

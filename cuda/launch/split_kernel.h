@@ -3,13 +3,13 @@
 
 #include <cstdint>
 
+#include "core/split_config.h"
 #include "flash3.h"
 
 namespace flash3::launch {
 
 // How a kernel is launched, which depends on how keys are loaded.
-struct SplitLaunch {
-  int32_t stages, blocks_per_sm;  // as in core::SplitFlight
+struct SplitLaunch : core::SplitFlight {
   uint32_t shared_bytes;
 };
 

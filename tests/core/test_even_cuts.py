@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import defaultdict
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from pyflash3._abi import Params
 from tests.core.problems import params
 from tests.core.split_surface import Piece, is_plain_decoding, plain_pieces, split_pieces
 from tests.core.surface import int32_array
-from tests.core.test_split_schedule import BLOCK_N, check, layouts, tiles_of
+from tests.core.test_split_schedule import BLOCK_N, Tiles, check, layouts, tiles_of
 
 
 def decoding(lengths_k: list[int], heads: tuple[int, int]) -> Params:
@@ -27,45 +28,60 @@ def decoding(lengths_k: list[int], heads: tuple[int, int]) -> Params:
     return p
 
 
-# More than the least length, and that: about equal.
-mores, leasts = st.lists(st.integers(0, 20), min_size=1, max_size=40), st.sampled_from([0, 1, 64, 500, 2000, 9900])
+class Call(NamedTuple):
+    """One of plain decoding, and what its lines are shared out to."""
+
+    p: Params
+    of: list[tuple[int, int]]  # lengths
+    heads: tuple[int, int]
+    lines: int
+    parts_of_line: int
+
+    @property
+    def num_parts(self) -> int:
+        return self.parts_of_line * self.lines
+
+    @property
+    def tiles(self) -> Tiles:
+        return tiles_of(self.of, self.heads, (-1, -1))
 
 
-def checked_pieces(
-    p: Params, lengths_k: list[int], layout: tuple[int, int, int], num_parts: int, blocks_per_sm: int
-) -> tuple[int, list[Piece]]:
+@st.composite
+def calls(draw: st.DrawFn, parts_of_line: st.SearchStrategy[int]) -> Call:
+    """Those of lengths that are about equal."""
+    more = draw(st.lists(st.integers(0, 20), min_size=1, max_size=40))
+    least = draw(st.sampled_from([0, 1, 64, 500, 2000, 9900]))
+    nheads, nheads_k, lines = draw(layouts)
+    lengths_k = [least + n for n in more]
+    heads = nheads, nheads_k
+    return Call(decoding(lengths_k, heads), [(1, n) for n in lengths_k], heads, lines, draw(parts_of_line))
+
+
+def checked_pieces(call: Call, blocks_per_sm: int) -> tuple[int, list[Piece]]:
     """plain_pieces(), in which every key block is there once and partial results have places of their own."""
-    of, heads = [(1, n) for n in lengths_k], layout[:2]
-    cuts, pieces = plain_pieces(p, BLOCK_N, layout[2], num_parts, blocks_per_sm)
-    check(pieces, of, heads[0] // heads[1], tiles_of(of, heads, (-1, -1)))
+    cuts, pieces = plain_pieces(call.p, BLOCK_N, call.lines, call.num_parts, blocks_per_sm)
+    check(pieces, call.of, call.heads[0] // call.heads[1], call.tiles)
     numbers = [x.number for x in pieces if not x.whole]
     assert len(set(numbers)) == len(numbers), "partial results have places of their own"
-    assert all(0 <= n < 2 * num_parts for n in numbers)
+    assert all(0 <= n < 2 * call.num_parts for n in numbers)
     assert len({x.part for x in pieces if x.entry.rows}) == sum(x.entry.rows > 0 for x in pieces), "one entry a part"
     return cuts, pieces
 
 
-@given(mores, leasts, layouts, st.integers(1, 40))
-def test_tiles_that_are_cut_alike(
-    more: list[int], least: int, layout: tuple[int, int, int], parts_of_line: int
-) -> None:
+@given(calls(st.integers(1, 40)))
+def test_tiles_that_are_cut_alike(call: Call) -> None:
     """Where the lengths are about equal; every key block once, as elsewhere, and no part much longer than the mean."""
-    heads, lines = layout[:2], layout[2]
-    num_parts = parts_of_line * lines
-    lengths_k = [least + n for n in more]
-    p = decoding(lengths_k, heads)
-    assert is_plain_decoding(p)
-    tiles = tiles_of([(1, n) for n in lengths_k], heads, (-1, -1))
-    cuts, pieces = checked_pieces(p, lengths_k, layout, num_parts, 1)
-    total, balanced = split_pieces(p, BLOCK_N, lines, num_parts)
+    assert is_plain_decoding(call.p)
+    cuts, pieces = checked_pieces(call, 1)
+    total, balanced = split_pieces(call.p, BLOCK_N, call.lines, call.num_parts)
     if cuts == 0:
         assert pieces == balanced
         return
-    assert len(pieces) == cuts * len(tiles)
+    assert len(pieces) == cuts * len(call.tiles)
     costs: dict[int, int] = defaultdict(int)
     for x in pieces:
         costs[x.part] += 1 + x.n_end - x.n_begin
-    mean = total / parts_of_line
+    mean = total / call.parts_of_line
     assert max(costs.values()) <= mean + min(2.5, mean / 16)
 
 
@@ -87,19 +103,13 @@ def test_cuts_of_equal_lengths(batch: int, keys: int, nheads_k: int, cuts: int) 
     assert plain_pieces(p, BLOCK_N, nheads_k, 264)[0] == cuts
 
 
-@given(mores, leasts, layouts, st.integers(2, 60))
-def test_one_thread_block_a_multiprocessor(
-    more: list[int], least: int, layout: tuple[int, int, int], parts_of_line: int
-) -> None:
+@given(calls(st.integers(2, 60)))
+def test_one_thread_block_a_multiprocessor(call: Call) -> None:
     """Whatever is chosen, every key block is computed once, and partial results have places of their own."""
-    heads, lines = layout[:2], layout[2]
-    num_parts = parts_of_line * lines
-    lengths_k = [least + n for n in more]
-    p = decoding(lengths_k, heads)
-    cuts, pieces = checked_pieces(p, lengths_k, layout, num_parts, 2)
-    if (cuts, pieces) == plain_pieces(p, BLOCK_N, lines, num_parts):
+    cuts, pieces = checked_pieces(call, 2)
+    if (cuts, pieces) == plain_pieces(call.p, BLOCK_N, call.lines, call.num_parts):
         return
-    assert len({x.part for x in pieces}) <= num_parts // 2
+    assert len({x.part for x in pieces}) <= call.num_parts // 2
     assert cuts in (0, 1)
     if cuts == 1:
         assert all(x.whole for x in pieces)
