@@ -5,11 +5,13 @@
 #
 # The library is build/libflash3.so, or PYFLASH3_LIBRARY; PYFLASH3_COMMIT names the revision where there is no git.
 # PYTHON chooses the interpreter, SANITIZERS the tools ("" for none), TEST_SECONDS and SANITIZER_SECONDS the limits.
+# With PROCESSES=9 so many share the tests (which takes pytest-xdist), and the tools run at the same time.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 record=${1:-benchmarks/records/gpu-tests.json}
 python=${PYTHON:-python3}
+processes=${PROCESSES:-1}
 sanitizers=${SANITIZERS-memcheck racecheck synccheck}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 export PYFLASH3_LIBRARY=${PYFLASH3_LIBRARY:-$PWD/build/libflash3.so}
@@ -18,18 +20,17 @@ status=0
 # Without this, a machine on which every test is skipped would pass.
 "$python" -c 'import sys; from pyflash3.tools.backend import cuda_obstacle; sys.exit(cuda_obstacle())' || exit 1
 
+side_by_side=()
+if [[ $processes -gt 1 ]]; then side_by_side=(-n "$processes" --dist worksteal); fi
 begin=$SECONDS
 timeout --kill-after=10 "${TEST_SECONDS:-300}" \
-  "$python" -m pytest tests/gpu tests/build/test_readme.py -m gpu -q --tb=short --maxfail=30 --durations=15 --record "$record" || status=1
+  "$python" -m pytest tests/gpu tests/build/test_readme.py -m gpu -q --tb=short --maxfail=30 --durations=15 \
+  "${side_by_side[@]}" --record "$record" || status=1
 echo "tests: $((SECONDS - begin)) s"
 
-tool=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || true)
-if [[ -z $tool && -n $sanitizers ]]; then
-  echo "compute-sanitizer is not installed: memcheck, racecheck and synccheck did not run"
-  sanitizers=""
-fi
-for name in $sanitizers; do
-  begin=$SECONDS
+# One tool over all of sanitizer_shapes.
+sanitize() {
+  local name=$1 begin=$SECONDS log calls verdict result=0
   log=$(mktemp)
   if timeout --kill-after=10 "${SANITIZER_SECONDS:-120}" \
     "$tool" --tool "$name" --error-exitcode 9 "$python" -m tests.gpu.sanitizer_shapes >"$log" 2>&1; then
@@ -37,12 +38,29 @@ for name in $sanitizers; do
     calls=$(grep -c ': right$' "$log")
     verdict=$(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$log" | tail -n 1)
     echo "$name: $calls calls, ${verdict:-no verdict from the tool}, $((SECONDS - begin)) s"
-    [[ $calls -gt 0 && -n $verdict ]] || status=1
+    [[ $calls -gt 0 && -n $verdict ]] || result=1
   else
     echo "$name: FAILED with exit code $?, $((SECONDS - begin)) s"
     tail -n 40 "$log"
-    status=1
+    result=1
   fi
   rm -f "$log"
+  return $result
+}
+
+tool=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || true)
+if [[ -z $tool && -n $sanitizers ]]; then
+  echo "compute-sanitizer is not installed: memcheck, racecheck and synccheck did not run"
+  sanitizers=""
+fi
+running=()
+for name in $sanitizers; do
+  if [[ $processes -gt 1 ]]; then
+    sanitize "$name" &
+    running+=($!)
+  else
+    sanitize "$name" || status=1
+  fi
 done
+for job in "${running[@]}"; do wait "$job" || status=1; done
 exit $status

@@ -62,9 +62,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Writes the record, also after a failure or a hang."""
+    """Writes the record, also after a failure or a hang. pytest-xdist's workers report to the process that does."""
     path = session.config.getoption("--record", default=None)
-    if path is None:
+    if path is None or hasattr(session.config, "workerinput"):
         return
     outcomes = [row.get("outcome", "passed") for row in _rows]
     record = {
@@ -72,6 +72,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         "backend": "host" if HOST else "cuda",
         "exit_status": int(exitstatus),
         "seconds": round(time.time() - _begin, 1),
+        "processes": session.config.getoption("numprocesses", default=None) or 1,
         "counts": {name: outcomes.count(name) for name in ("passed", "failed", "skipped")},
         "environment": describe_environment(None if HOST else xp),
         "rows": _rows,
@@ -79,5 +80,6 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     # One line per row, so that records of two runs can be compared with diff.
     head = json.dumps({name: value for name, value in record.items() if name != "rows"}, indent=1)
-    rows = ",\n".join(json.dumps(row, separators=(",", ":")) for row in _rows)  # compact: there are thousands
+    in_order = sorted(_rows, key=lambda row: str(row["test"]))
+    rows = ",\n".join(json.dumps(row, separators=(",", ":")) for row in in_order)  # compact: there are thousands
     Path(path).write_text(f'{head[:-2]},\n "rows": [\n{rows}\n ]\n}}\n')
