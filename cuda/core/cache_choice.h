@@ -4,6 +4,7 @@
 // be shorter, which changes both alike.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "core/block_range.h"
@@ -36,9 +37,9 @@ inline constexpr int64_t kMergeBytesPerClock = 16;
 // The choice is the same on every GPU, so that the result is, and the workspace.
 inline constexpr int64_t kUsualMultiprocessors = 132;
 
-// Pieces of all tiles together: they fill all multiprocessors a few times.
-inline constexpr int64_t kMostPiecesOfCall = 4 * kUsualMultiprocessors;
-inline constexpr int32_t kMostPieces = 32;
+// Pieces of all tiles together fill all multiprocessors so many times at most.
+inline constexpr int64_t kMostRounds = 4;
+inline constexpr int64_t kMostPieces = 128;
 
 // How the forward kernel for caches cuts a call up, and what it costs then.
 struct Pieces {
@@ -69,10 +70,14 @@ struct TileWork {
     return pieces > 1 ? own + kMergeStartClocks + merging : own;
   }
 
+  // Whole tiles, and as many pieces as fill the multiprocessors once, twice, ..
   void improve(int32_t pack, Pieces *best) const {
-    for (int32_t count = pack > 1 ? 1 : 2; count <= kMostPieces; ++count) {
-      if (count > 1 && (count * kLeastPieceBlocks > blocks || count * tiles > kMostPiecesOfCall)) break;
-      const Pieces pieces = {count, pack, clocks(count)};
+    for (int64_t rounds = 0; rounds <= kMostRounds; ++rounds) {
+      const int64_t worth = std::min(kMostPieces, blocks / kLeastPieceBlocks);
+      const int64_t count = std::min(worth, rounds * kUsualMultiprocessors / std::max(tiles, int64_t{1}));
+      if (count < 2 && rounds > 0) continue;
+      const auto number = static_cast<int32_t>(std::max(count, int64_t{1}));
+      const Pieces pieces = {number, pack, clocks(number)};
       const bool fewer = pack > best->pack;  // tiles for the same time
       if (pieces.clocks < best->clocks || (fewer && pieces.clocks == best->clocks)) *best = pieces;
     }

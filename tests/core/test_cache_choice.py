@@ -72,6 +72,11 @@ def test_pieces_fill_the_last_round(tiles: int, pieces: int) -> None:
     assert pieces_of(p).pieces == pieces
 
 
+def test_one_tile_over_long_keys_is_cut_for_all_multiprocessors() -> None:
+    """Four queries under 32 heads that share their keys are 128 rows."""
+    assert pieces_of(paged(1, 4, 131_072, nheads_k=1)) == (True, 128, 32)
+
+
 @pytest.mark.parametrize("changes", [{"num_splits": 1}, {"softcap": 3.0}, {"alibi_slopes": ADDRESS}])
 def test_what_is_not_cut(changes: dict[str, float | None]) -> None:
     assert pieces_of(paged(1, 512, 100_000, nheads=8, **changes)) == (False, 1, 1)
@@ -112,6 +117,15 @@ def test_dense_calls_are_cut_where_that_saves_half() -> None:
         dense(4, 0, 100_000, cu_seqlens_q=ADDRESS, cu_seqlens_k=ADDRESS, total_q=600, total_k=400_000, nheads=8),
     ):  # fmt: skip
         assert not takes_split_kernel(whole)
+        assert pieces_of(whole) == (False, 1, 1)
+
+
+@pytest.mark.parametrize("keys", [256, 512, 2047])
+def test_dense_calls_of_few_queries_share_tiles(keys: int) -> None:
+    """Otherwise a tile of 128 rows has 4 of each head."""
+    assert pieces_of(dense(256, 4, keys, nheads_k=1)) == (True, 1, 32)
+    assert pieces_of(dense(64, 20, keys)) == (True, 1, 4)
+    for whole in (dense(64, 20, 255), dense(64, 128, keys), dense(64, 20, keys, nheads=8)):
         assert pieces_of(whole) == (False, 1, 1)
 
 
