@@ -86,9 +86,10 @@ inline Route route_of(const flash3_params &p) {
   const int64_t longest_q = !packed_q ? mean_q : p.max_seqlen_q > 0 ? p.max_seqlen_q : 2 * mean_q;
   const int64_t keys = p.cu_seqlens_k != nullptr ? p.total_k / p.batch : p.seqlen_k;
   if (longest_q * group <= SplitSchedule::kBlockM && keys >= kFewKeys) return kSplit;
-  if (p.cu_seqlens_k != nullptr || keys < kManyKeys || one_tile) return kWhole;
-  // Nothing to gain where the rows of each head fill tiles, and those of all heads one for every multiprocessor.
+  if (p.cu_seqlens_k != nullptr || keys < kFewKeys || one_tile) return kWhole;
+  // Nothing to gain where the rows of each head fill tiles, and keys are few or tiles one for every multiprocessor.
   const bool fills_tiles = group == 1 || mean_q >= config->block_m;
+  if (fills_tiles && keys < kManyKeys) return kWhole;
   if (fills_tiles && p.batch * mean_q * p.nheads >= kUsualMultiprocessors * config->block_m) return kWhole;
   const CacheCosts costs = cache_costs(p, *config);
   return 2 * std::min(costs.best.clocks, costs.split) > costs.whole ? kWhole : quicker(costs);
@@ -109,12 +110,12 @@ inline bool has_one_tile(const flash3_params &p) {
 }
 
 // Whether a call is one of plain decoding, which has a kernel of its own: every sequence has the same few queries, one
-// tile for each KV head, which see all of its keys, and nothing happens to the scores. What the other kernels have to
-// ask for is known there, and not only saves time: with a cold cache most of the way to the first load is waiting for
-// code.
+// tile for each KV head, which see all of its keys, or those up to a diagonal, and nothing happens to the scores. What
+// the other kernels have to ask for is known there, and not only saves time: with a cold cache most of the way to the
+// first load is waiting for code.
 inline bool is_plain_decoding(const flash3_params &p) {
   const bool keys_by_length = p.cu_seqlens_k == nullptr && p.cu_seqlens_k_new == nullptr && p.cache_leftpad == nullptr;
-  return p.num_splits == 0 && has_one_tile(p) && keys_by_length && !modifies_scores(p) && sees_all_keys(p);
+  return p.num_splits == 0 && has_one_tile(p) && keys_by_length && !modifies_scores(p) && p.window_left < 0;
 }
 
 // Rows of out and q in all.

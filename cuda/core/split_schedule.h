@@ -184,7 +184,7 @@ struct SplitSchedule {
   }
 
   // Of one sequence.
-  FLASH3_HD bool tiles_cost_the_same() const { return !balanced() || !window.limited(); }
+  FLASH3_HD bool tiles_cost_the_same() const { return one_tile || !balanced() || !window.limited(); }
 
   // Of all tiles of one KV head of a sequence.
   FLASH3_HD int32_t head_cost(const SplitLengths &s) const {

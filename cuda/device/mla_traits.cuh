@@ -14,11 +14,12 @@
 
 namespace flash3::device {
 
-// kPlain: for calls that core::is_plain_decoding alone; see there.
+// kPlain: for calls alone that core::is_plain_decoding and core::sees_all_keys; see there.
 template <class Element_, bool kPlain_>
 struct MlaTraits {
   using Element = Element_;
   static constexpr bool kPlain = kPlain_;
+  static constexpr bool kSeesAllKeys = kPlain;
   static constexpr bool kWholeTiles = true;  // see PartFinder: to merge partial results takes long, they are large
   static constexpr int kHeadDim = core::kLatentHeadDim;
   static constexpr int kHeadDimV = core::kLatentHeadDimV;

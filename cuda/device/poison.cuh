@@ -1,8 +1,8 @@
 // Keeps NaN and Inf of V rows away from the queries that do not see them, in the split-KV kernel.
 //
-// The tensor cores multiply the zero probabilities of masked keys, too, and 0 * NaN is NaN. In a key block that is not
-// visible as a whole, V rows that are not finite are therefore taken out of the product, and added to the queries that
-// see them one by one.
+// The tensor cores multiply the zero probabilities of masked keys, too, and 0 * NaN is NaN. V rows that are not finite,
+// and not visible to all queries, are therefore taken out of the product, and added to the queries that see them one by
+// one.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +12,20 @@
 
 namespace flash3::device {
 
+// Keys of a block in front of `left`, and from `right` to `end`, which is not before it.
+struct Suspects {
+  int32_t left, right, end;
+
+  // Those that lie outside [seen_begin, seen_end), of so many keys of the block.
+  static __device__ __forceinline__ Suspects outside(int32_t seen_begin, int32_t seen_end, int32_t keys) {
+    const int32_t left = min(max(seen_begin, 0), keys);
+    return {left, min(max(seen_end, left), keys), keys};
+  }
+
+  __device__ __forceinline__ int32_t count() const { return left + end - right; }
+  __device__ __forceinline__ int32_t key(int32_t i) const { return i < left ? i : right + i - left; }
+};
+
 template <class Traits>
 struct Poison {
   using Element = typename Traits::Element;
@@ -20,13 +34,15 @@ struct Poison {
 
   typename Traits::SharedStorage &smem;  // poison is 0 between calls
 
-  // By all consumers, before the product: v is the block in shared memory, which has arrived. p: probabilities, not yet
-  // rounded; o: what the product will be added to. key_begin, key_end: of the thread's rows, from the block's first
-  // key.
-  __device__ __forceinline__ void take_out(Element *v, const float (&p)[kBlockN / 2], float (&o)[Traits::kHeadDim / 2],
-                                           const int32_t (&key_begin)[2], const int32_t (&key_end)[2]) const {
+  // By all consumers, before the product: v is the block in shared memory, which has arrived. suspects: its keys that
+  // some query of the tile does not see. p: probabilities, not yet rounded; o: what the product will be added to.
+  // key_begin, key_end: of the thread's rows, from the block's first key.
+  __device__ __forceinline__ void take_out(Element *v, const Suspects &suspects, const float (&p)[kBlockN / 2],
+                                           float (&o)[Traits::kHeadDim / 2], const int32_t (&key_begin)[2],
+                                           const int32_t (&key_end)[2]) const {
+    if (suspects.count() == 0) return;
     ptx::bar_sync(kBarrier, Traits::kConsumerThreads);  // all have read what was found in the block before
-    find(v);
+    find(v, suspects);
     ptx::bar_sync(kBarrier, Traits::kConsumerThreads);
     uint32_t any = 0;
 #pragma unroll
@@ -53,11 +69,11 @@ struct Poison {
     return reinterpret_cast<uint4 *>(reinterpret_cast<char *>(v) + Traits::template offset<kBlockN>(key, col));
   }
 
-  __device__ __forceinline__ void find(Element *v) const {
+  __device__ __forceinline__ void find(Element *v, const Suspects &suspects) const {
     constexpr uint32_t kExponent = sizeof(Element) == 2 && std::is_same_v<Element, cutlass::half_t> ? 0x7c00 : 0x7f80;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < kBlockN * (Traits::kHeadDim / 8); i += Traits::kConsumerThreads) {
-      const int key = i / (Traits::kHeadDim / 8);
+    for (int i = threadIdx.x; i < suspects.count() * (Traits::kHeadDim / 8); i += Traits::kConsumerThreads) {
+      const int key = suspects.key(i / (Traits::kHeadDim / 8));
       const uint4 x = *chunk(v, key, i % (Traits::kHeadDim / 8) * 8);
       bool finite = true;
       for (const uint32_t two : {x.x, x.y, x.z, x.w}) {

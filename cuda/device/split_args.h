@@ -24,6 +24,7 @@ struct SplitArgs {
   core::SplitSchedule schedule;
   KeyLoads key_loads;
   int32_t stages;        // of a ring of key blocks, where kernels have several sizes
+  int32_t passing_cost;  // lines of up to this cost pass through L2 and leave in it what is there
   int32_t box_rows;      // latent attention: of a box of k_map
   bool follows_append;   // the kernel before writes new keys and rotated queries
   bool modifies_scores;  // softcap, ALiBi or a scale that is not positive

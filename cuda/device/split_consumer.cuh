@@ -154,7 +154,13 @@ struct SplitConsumer {
     const int32_t first_key = n * kBlockN;
     const int32_t begin[2] = {scores.key_begin[0] - first_key, scores.key_begin[1] - first_key};
     const int32_t end[2] = {scores.key_end[0] - first_key, scores.key_end[1] - first_key};
-    Poison<Traits>{smem}.take_out(smem.kv[v_ring.index][kOfV], s, o, begin, end);
+    const core::Mask mask{schedule.window, piece.lengths.seqlen_q, piece.lengths.seqlen_k};
+    const int64_t first_row = int64_t{piece.m_block} * schedule.block_m;
+    const int32_t rows = schedule.tile_rows(piece.lengths, piece.m_block);
+    const auto suspects =
+        Suspects::outside(mask.key_begin(schedule.query(first_row + rows - 1)) - first_key,
+                          mask.key_end(schedule.query(first_row)) - first_key, min(mask.seqlen_k - first_key, kBlockN));
+    Poison<Traits>{smem}.take_out(smem.kv[v_ring.index][kOfV], suspects, s, o, begin, end);
   }
 
   __device__ __forceinline__ void issue_pv(uint32_t (&p)[kScores / 2], float (&o)[kOutputs]) const {

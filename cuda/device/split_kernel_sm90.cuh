@@ -55,7 +55,9 @@ __global__ void __launch_bounds__(Traits::kThreads) __maxnreg__(Traits::kLaunchR
   } else {
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
     const int producer = warp - kConsumerWarps;
-    SplitProducer<Traits>(args, schedule, smem, producer % 2 == 0 ? kOfK : kOfV, producer / 2).run(cursor);
+    const bool pass = schedule.balanced() && finder.line_cost(parts) <= args.passing_cost;
+    const ptx::L2Hint hint = pass ? ptx::L2Hint::kEvictFirst : ptx::L2Hint::kNormal;
+    SplitProducer<Traits>(args, schedule, smem, producer % 2 == 0 ? kOfK : kOfV, producer / 2, hint).run(cursor);
     if (threadIdx.x == Traits::kThreads - 1) finder.note(part, parts);
   }
 }

@@ -110,6 +110,9 @@ struct PartFinder {
     return {schedule, smem.part.begin, smem.part.end, smem.part.tile};
   }
 
+  // What the line of find()'s parts costs; of a balanced schedule.
+  __device__ __forceinline__ int32_t line_cost(const core::SplitParts &parts) const { return parts.total; }
+
   // What the merging kernel has to know; by one thread, once it has nothing else to do.
   __device__ __forceinline__ void note(const core::SplitPartId &part, const core::SplitParts &parts) const {
     if (schedule.balanced()) note_part(schedule, partials, cursor(), part, parts);
@@ -187,13 +190,14 @@ struct PlainPartFinder {
   const Partials &partials;
   typename Traits::SharedStorage &smem;
   core::SplitCursor found = {schedule, 0, 0, {}};
+  int32_t total = 0;
 
   __device__ __forceinline__ void prefetch() const { prefetch_lengths(schedule); }
 
   __device__ __forceinline__ core::SplitParts find(const core::SplitPartId &part) {
     add_up();
     __syncthreads();
-    int32_t total = 0, largest = 0;
+    int32_t largest = 0;
     int32_t of_warp[kWarps];
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
@@ -219,6 +223,9 @@ struct PlainPartFinder {
   }
 
   __device__ __forceinline__ core::SplitCursor cursor() const { return found; }
+
+  // Parts of tiles that are cut alike have another measure.
+  __device__ __forceinline__ int32_t line_cost(const core::SplitParts &) const { return total; }
 
   __device__ __forceinline__ void note(const core::SplitPartId &part, const core::SplitParts &parts) const {
     if (schedule.entries_by_tile) {

@@ -50,13 +50,22 @@ struct SplitProducer {
   const core::SplitSchedule &schedule;
   SharedStorage &smem;
   const SplitSide side;
-  const int half;  // of the rows of a block, where they are copied row by row
+  const int half;          // of the rows of a block, where they are copied row by row
+  const ptx::L2Hint hint;  // of keys that are loaded once
   SplitRing ring;
+  bool awaits_new_rows;
   const int lane = threadIdx.x % 32;
 
   __device__ __forceinline__ SplitProducer(const SplitArgs &a, const core::SplitSchedule &s, SharedStorage &storage,
-                                           SplitSide of, int which)
-      : args(a), schedule(s), smem(storage), side(of), half(which), ring(ring_size<Traits>(a), 1) {}
+                                           SplitSide of, int which, ptx::L2Hint once)
+      : args(a),
+        schedule(s),
+        smem(storage),
+        side(of),
+        half(which),
+        hint(once),
+        ring(ring_size<Traits>(a), 1),
+        awaits_new_rows(a.follows_append) {}
 
   __device__ __forceinline__ void run(const core::SplitCursor &cursor) {
     if (args.key_loads == KeyLoads::kAsyncCopy) {
@@ -86,7 +95,6 @@ struct SplitProducer {
   __device__ __forceinline__ int32_t head_dim() const { return side == kOfK ? args.head_dim : args.head_dim_v; }
 
   __device__ __forceinline__ void load(const core::SplitPiece &piece, const ptx::TmaCoord &at) {
-    // Keys that one tile alone reads are not worth a place in L2; but to say so makes them come slower.
     const bool once = schedule.num_m_blocks(piece.lengths) == 1;
     const BoxLoad<Traits> box = {side == kOfK ? &args.k_map : &args.v_map,
                                  &args.kv_zero_map,
@@ -96,7 +104,7 @@ struct SplitProducer {
                                  &smem.barriers.empty[side][ring.index],
                                  ring.parity,
                                  kBlockN,
-                                 once ? ptx::L2Hint::kNormal : ptx::L2Hint::kEvictLast,
+                                 once ? hint : ptx::L2Hint::kEvictLast,
                                  at};
     load_boxes(box);
     __syncwarp();
@@ -106,17 +114,25 @@ struct SplitProducer {
   // The blocks from this one on hold new rows. The kernel that appends them may still run: everything else is loaded
   // without waiting for it.
   __device__ __forceinline__ int32_t first_new_block(const core::KeySpan &span) const {
-    return args.follows_append && span.appended > 0 ? max(span.len - span.appended, 0) / kBlockN : INT32_MAX;
+    return awaits_new_rows && span.appended > 0 ? max(span.len - span.appended, 0) / kBlockN : INT32_MAX;
+  }
+
+  // Before block n. Once for all pieces, as every wait takes most of a microsecond, also behind the first one.
+  __device__ __forceinline__ void wait_for_new_rows(int32_t n, int32_t *first_new) {
+    if (n < *first_new) return;
+    ptx::wait_for_previous_kernel();
+    *first_new = INT32_MAX;
+    awaits_new_rows = false;
   }
 
   // Rows as in TileLoads: what lies behind the last key reads as zero.
   __device__ __forceinline__ void load_blocks(const core::SplitPiece &piece, const core::KeySpan &span) {
     const auto first = static_cast<int32_t>(schedule.k.filled.rows - span.len);
     const auto end = static_cast<int32_t>(span.first_row + span.len);
-    const int32_t first_new = first_new_block(span);
+    int32_t first_new = first_new_block(span);
 #pragma unroll 1
     for (int32_t n = piece.n_begin; n < piece.n_end; ++n) {
-      if (n >= first_new) ptx::wait_for_previous_kernel();
+      wait_for_new_rows(n, &first_new);
       load(piece, {0, first + n * kBlockN, end, piece.kv_head, static_cast<int32_t>(span.entry)});
     }
   }
@@ -124,7 +140,7 @@ struct SplitProducer {
   // Pages hold whole blocks, and the first key is the first row of the first page.
   __device__ __forceinline__ void load_pages(const core::SplitPiece &piece, const core::KeySpan &span) {
     const core::KvCache &cache = schedule.k;
-    const int32_t first_new = first_new_block(span);
+    int32_t first_new = first_new_block(span);
     int32_t pages = 0;  // of the blocks n, n + 1, .. in lanes 0, 1, ..
 #pragma unroll 1
     for (int32_t i = 0; i < piece.n_end - piece.n_begin; ++i) {
@@ -133,7 +149,7 @@ struct SplitProducer {
         const int64_t own = int64_t{n} + lane;
         pages = own >= piece.n_end ? 0 : static_cast<int32_t>(cache.place(span, own * kBlockN).entry);
       }
-      if (n >= first_new) ptx::wait_for_previous_kernel();
+      wait_for_new_rows(n, &first_new);
       const int64_t row = int64_t{n} * kBlockN;
       const auto in_page = static_cast<int32_t>(row - int64_t{cache.page_divisor.quotient(static_cast<uint32_t>(row))} *
                                                           cache.page_size);
@@ -195,14 +211,14 @@ struct SplitProducer {
   __device__ __forceinline__ void copy_rows(const core::SplitPiece &piece, const core::KeySpan &span) {
     const auto *const data = static_cast<const Element *>(tensor().data);
     const int32_t cols = head_dim();
-    const int32_t first_new = first_new_block(span);
+    int32_t first_new = first_new_block(span);
     int32_t n = piece.n_begin;
     Pages next = pages(span, n, {});
 #pragma unroll 1
     for (int32_t rest = piece.n_end - n; rest > 0; --rest, ++n) {
       const Places now = places(piece, span, n, next);
       if (rest > 1) next = pages(span, n + 1, now);
-      if (n >= first_new) ptx::wait_for_previous_kernel();
+      wait_for_new_rows(n, &first_new);
       ptx::mbarrier_wait(&smem.barriers.empty[side][ring.index], ring.parity);
       const uint32_t to = ptx::shared_address(smem.kv[ring.index][side]);
 #pragma unroll

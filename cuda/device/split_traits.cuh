@@ -19,18 +19,22 @@ __device__ __forceinline__ core::SplitSchedule known_schedule(core::SplitSchedul
   if constexpr (Traits::kPlain) {
     s.q.cu_seqlens = s.q.seqused = nullptr;
     s.k.filled.cu_seqlens = s.k.appended.cu_seqlens = s.k.appended.seqused = s.k.leftpad = nullptr;
-    s.window = {-1, -1};
+    s.window.left = -1;
+    if constexpr (Traits::kSeesAllKeys) s.window.right = -1;
     s.num_splits = 0;
     s.one_tile = true;
   }
   return s;
 }
 
-// kPlain: for calls that core::is_plain_decoding alone; see there.
-template <class Element_, int kConfigIndex, bool kPlain_>
+// Which calls a kernel is for: all, those that core::is_plain_decoding, or those of them that core::sees_all_keys.
+enum class SplitCalls { kAll, kPlain, kSeeAllKeys };
+
+template <class Element_, int kConfigIndex, SplitCalls kCalls>
 struct SplitTraits {
   using Element = Element_;
-  static constexpr bool kPlain = kPlain_;
+  static constexpr bool kPlain = kCalls != SplitCalls::kAll;
+  static constexpr bool kSeesAllKeys = kCalls == SplitCalls::kSeeAllKeys;
   static constexpr bool kWholeTiles = false;  // see PartFinder
   static constexpr core::SplitConfig kConfig = core::kSplitConfigs[kConfigIndex];
   static constexpr int kHeadDim = kConfig.head_dim;

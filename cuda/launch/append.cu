@@ -4,14 +4,15 @@
 #include "device/append_kernel.cuh"
 #include "launch/append.h"
 #include "launch/cache.h"
-#include "launch/shared_memory.h"
+#include "launch/start.h"
 
 namespace flash3::launch {
 namespace {
 
 constexpr int32_t kVector = 8;  // columns
-// Up to so many blocks, each thread has one row: with hardly more blocks than run at once, small ones end sooner.
-constexpr int64_t kMostSmallBlocks = 1024;
+// Up to so many blocks, each thread has one row. So many find room beside the blocks of the split-KV kernel, which then
+// start all at once, and not where and when blocks of this one end.
+constexpr int64_t kMostSmallBlocks = 264;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -97,7 +98,7 @@ const void *kernel_of(bool by_halves) {
 
 }  // namespace
 
-cudaError_t launch_append(const flash3_params &p, int32_t device, cudaStream_t stream) {
+cudaError_t launch_append(const flash3_params &p, cudaStream_t stream) {
   if (!has_append(p)) return cudaSuccess;
   const bool rotary = p.rotary_cos != nullptr;
   const Rotation rotation{rotary ? p.rotary_dim : 0, rotary && p.rotary_interleaved == 0};
@@ -117,12 +118,8 @@ cudaError_t launch_append(const flash3_params &p, int32_t device, cudaStream_t s
   if (!fits(args, blocks)) return cudaErrorInvalidValue;
   const void *kernel = p.dtype == FLASH3_BFLOAT16 ? kernel_of<cutlass::bfloat16_t>(rotation.by_halves)
                                                   : kernel_of<cutlass::half_t>(rotation.by_halves);
-  // The split-KV kernel behind prefers the same, and otherwise seems not to start while this one runs.
-  const cudaError_t error = allow_shared_memory(kernel, 0, device, true);
-  if (error != cudaSuccess) return error;
-  void *arguments[] = {&args};
-  return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(device::kAppendThreads), arguments, 0,
-                          stream);
+  // The kernel behind needs nearly all shared memory.
+  return start(kernel, {dim3(static_cast<unsigned>(blocks)), device::kAppendThreads, 0, false, true}, &args, stream);
 }
 
 }  // namespace flash3::launch

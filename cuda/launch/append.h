@@ -3,8 +3,6 @@
 
 #include <cuda_runtime_api.h>
 
-#include <cstdint>
-
 #include "flash3.h"
 
 namespace flash3::launch {
@@ -15,7 +13,7 @@ inline bool has_append(const flash3_params &params) { return params.k_new != nul
 // Enqueues device::append_kernel: new rows of k and v go into the cache where params have k_new, and q goes to where
 // queries() says where params have rotary_cos; rows that are in no sequence are not written. Nothing where there is
 // neither. A kernel launched behind it may start early, and finds all of this done after griddepcontrol.wait. params
-// have passed core::validate, and the device is current, as this ordinal.
-cudaError_t launch_append(const flash3_params &params, int32_t device, cudaStream_t stream);
+// have passed core::validate, and the device is current.
+cudaError_t launch_append(const flash3_params &params, cudaStream_t stream);
 
 }  // namespace flash3::launch

@@ -282,7 +282,7 @@ core::Status forward(const flash3_params &params, void *stream) {
   device::FwdArgs args;
   status = make_args(params, *kernel, state, route.pieces, blocks, &args);
   if (!status.ok()) return status;
-  error = launch_append(params, device.ordinal, static_cast<cudaStream_t>(stream));
+  error = launch_append(params, static_cast<cudaStream_t>(stream));
   if (error != cudaSuccess) return cuda_error("launching the append", error);
   error = enqueue_scheduler(params, *kernel, state, route.pieces, static_cast<cudaStream_t>(stream));
   if (error != cudaSuccess) return cuda_error("preparing the tile scheduler", error);

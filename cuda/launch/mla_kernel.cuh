@@ -20,7 +20,8 @@ SplitKernel mla_kernel() {
   static_assert(sizeof(typename Traits::SharedStorage) == sizeof(typename Plain::SharedStorage));
   SplitKernel kernel;
   kernel.function = reinterpret_cast<const void *>(&device::mla_kernel_sm90<Traits>);
-  kernel.plain = reinterpret_cast<const void *>(&device::mla_kernel_sm90<Plain>);
+  kernel.plain = kernel.function;
+  kernel.sees_all_keys = reinterpret_cast<const void *>(&device::mla_kernel_sm90<Plain>);
   kernel.merge_parts = reinterpret_cast<const void *>(&device::merge_parts_kernel<Element, Traits::kHeadDimV / 32>);
   kernel.merge_splits = reinterpret_cast<const void *>(&device::merge_splits_kernel<Element, Traits::kHeadDimV / 32>);
   kernel.boxes = kernel.rows = {{0, 1}, sizeof(typename Traits::SharedStorage)};

@@ -7,8 +7,7 @@
 
 namespace flash3::launch {
 
-// Once a kernel and device; does nothing later. leave_room: all that a multiprocessor has becomes shared memory, so
-// that blocks of another kernel may find room beside this one's; otherwise it is not more than this kernel asks for.
-cudaError_t allow_shared_memory(const void *function, uint32_t bytes, int32_t device, bool leave_room = false);
+// Once a kernel and device; does nothing later.
+cudaError_t allow_shared_memory(const void *function, uint32_t bytes, int32_t device);
 
 }  // namespace flash3::launch

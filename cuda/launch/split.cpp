@@ -8,12 +8,13 @@
 #include "core/constants.h"
 #include "core/split_config.h"
 #include "core/workspace.h"
-#include "device/merge_args.h"
 #include "device/split_args.h"
 #include "launch/append.h"
 #include "launch/cache.h"
 #include "launch/kernel_table.h"
+#include "launch/merge.h"
 #include "launch/shared_memory.h"
+#include "launch/start.h"
 #include "launch/tensor_map.h"
 
 namespace flash3::launch {
@@ -66,6 +67,14 @@ core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &ker
     s.allow_lone_blocks(blocks_per_sm, bounds.tile_rows);
   }
   return s;
+}
+
+// The cost of a line up to which K and V are marked as the first to leave L2. What others have left there, much of it
+// yet to be written to memory, then stays. More keys than these come quicker without the mark.
+int32_t passing_cost(const flash3_params &p, const core::SplitSchedule &schedule) {
+  constexpr int64_t kPassingBytes = int64_t{224} << 20;
+  const int64_t block_bytes = int64_t{schedule.block_n} * (p.head_dim + p.head_dim_v) * 2;
+  return static_cast<int32_t>(kPassingBytes / (block_bytes * schedule.num_lines));
 }
 
 // Where results go, which is all that the merging needs of the arguments beside the schedule.
@@ -135,6 +144,7 @@ core::Status make_args(const flash3_params &p, const SplitKernel &kernel, int32_
   const SplitLaunch &how = launch_of(kernel, args->key_loads);
   args->schedule = make_schedule(p, kernel, how.blocks_per_sm, multiprocessors);
   args->stages = how.stages;
+  args->passing_cost = passing_cost(p, args->schedule);
   args->follows_append = has_append(p);
   args->modifies_scores = core::modifies_scores(p);
   args->q = queries(p);
@@ -151,78 +161,6 @@ core::Status make_args(const flash3_params &p, const SplitKernel &kernel, int32_
   args->zero = 0;
   args->partials = partials_of(p);
   return encode_maps(p, kernel, args);
-}
-
-cudaError_t launch(const void *function, dim3 blocks, int32_t threads, uint32_t shared_bytes, bool early, void *args,
-                   cudaStream_t stream) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = blocks;
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  // It may start while the kernel before runs, which waits for everything before as usual.
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = early ? 1 : 0;
-  void *arguments[] = {args};
-  return cudaLaunchKernelExC(&config, function, arguments);
-}
-
-cudaError_t launch_merge(const flash3_params &p, const SplitKernel &kernel, const device::SplitArgs &args,
-                         cudaStream_t stream) {
-  device::MergeArgs merge = {};
-  merge.schedule = args.schedule;
-  merge.partials = args.partials;
-  merge.out = args.out;
-  merge.lse = args.lse;
-  merge.lse_batch_stride = args.lse_batch_stride;
-  merge.lse_head_stride = args.lse_head_stride;
-  merge.packed_q = args.packed_q;
-  merge.seqlen_q = args.seqlen_q;
-  merge.head_dim_v = args.head_dim_v;
-  merge.sinks = args.sinks;
-  const core::SplitSchedule &schedule = args.schedule;
-  const int64_t tiles = core::SplitBounds::of(p).tiles;
-  const int32_t rows = args.partials.tile_rows;
-  if (!schedule.balanced()) {
-    constexpr int64_t kManyPieces = 8;       // that a warp adds up at once
-    constexpr int64_t kMostBlocks = 4096;    // each takes several pairs, or tiles, if there are more
-    constexpr int32_t kMostRows = 8;         // that get a block
-    constexpr int64_t kRowsOfBlocks = 1024;  // so many that there is a warp for each do without whole blocks
-    const int64_t pairs = std::min(int64_t{p.batch} * p.nheads_k, kMostBlocks);
-    const int64_t tiles_of_pair = std::clamp(tiles / pairs, int64_t{1}, kMostBlocks / pairs);
-    const bool share_rows = schedule.num_splits > kManyPieces && args.partials.rows_of_split < kRowsOfBlocks;
-    merge.warps_of_row = share_rows ? kernel.merge_threads / 32 : 1;
-    const dim3 blocks(static_cast<unsigned>(pairs), static_cast<unsigned>(tiles_of_pair),
-                      static_cast<unsigned>(std::min(rows, kMostRows)));
-    return launch(kernel.merge_splits, blocks, kernel.merge_threads, 0, true, &merge, stream);
-  }
-  // As many blocks as find a place while the parts are computed.
-  constexpr int32_t kFewBlocks = 128;
-  const int32_t parts = schedule.parts_of_line * schedule.num_lines;
-  const bool one_tile_a_line = tiles <= schedule.num_lines;  // the second part has its entry
-  const bool by_tile = schedule.entries_by_tile;
-  merge.first_entry = one_tile_a_line && !by_tile ? schedule.num_lines : 0;
-  merge.rows_of_entry = core::Divisor::make(rows);
-  merge.num_items = (by_tile || one_tile_a_line ? static_cast<int32_t>(tiles) : parts) * rows;
-  // Rows that have many pieces are shared as long as that takes few blocks: more of them start later, and each fetches
-  // its code.
-  constexpr int64_t kPiecesOfWarp = 4, kSharingBlocks = 32;
-  const int32_t warps = kernel.merge_threads / 32;
-  merge.warps_of_row = 1;
-  while (merge.warps_of_row < warps && parts > kPiecesOfWarp * merge.warps_of_row * tiles &&
-         (2 * merge.warps_of_row * tiles * rows <= kSharingBlocks * warps || core::is_latent(p))) {
-    merge.warps_of_row *= 2;
-  }
-  // Where every tile is in pieces, a warp has several rows: it pays to wait for more blocks to find a place.
-  const bool all_cut = by_tile && schedule.cuts.divisor > 1;
-  const int32_t most_blocks = merge.warps_of_row > 1 || !all_cut ? kFewBlocks : 2 * kFewBlocks;
-  const int32_t units = warps / merge.warps_of_row;
-  const int32_t blocks = (merge.num_items + units - 1) / units;
-  return launch(kernel.merge_parts, dim3(static_cast<unsigned>(std::min(blocks, most_blocks))), kernel.merge_threads, 0,
-                true, &merge, stream);
 }
 
 }  // namespace
@@ -269,17 +207,19 @@ core::Status split_forward(const flash3_params &params, const DeviceInfo &device
   status = make_args(params, *kernel, std::max(device.multiprocessors - params.sm_margin, 1), &args);
   if (!status.ok()) return status;
   const bool plain = core::is_plain_decoding(params) && args.schedule.balanced();
-  const void *const function = plain ? kernel->plain : kernel->function;
+  const void *const function = !plain                        ? kernel->function
+                               : core::sees_all_keys(params) ? kernel->sees_all_keys
+                                                             : kernel->plain;
   const uint32_t shared_bytes = launch_of(*kernel, args.key_loads).shared_bytes;
   const uint32_t most_bytes = std::max(kernel->boxes.shared_bytes, kernel->rows.shared_bytes);
-  cudaError_t error = allow_shared_memory(function, most_bytes, device.ordinal, true);
+  cudaError_t error = allow_shared_memory(function, most_bytes, device.ordinal);
   if (error != cudaSuccess) return cuda_error("setting the size of shared memory", error);
-  error = launch_append(params, device.ordinal, stream);
+  error = launch_append(params, stream);
   if (error != cudaSuccess) return cuda_error("launching the append", error);
   if (core::query_rows(params) == 0) return {};
   const dim3 blocks(static_cast<unsigned>(args.schedule.num_lines * core::blocks_of_tile(params)),
                     static_cast<unsigned>(args.schedule.parts_of_line));
-  error = launch(function, blocks, kernel->threads, shared_bytes, args.follows_append, &args, stream);
+  error = start(function, {blocks, kernel->threads, shared_bytes, args.follows_append, true}, &args, stream);
   if (error != cudaSuccess) return cuda_error("launching the split-KV kernel", error);
   const bool whole = args.schedule.num_splits == 1 || (args.schedule.balanced() && args.schedule.parts_of_line == 1);
   if (whole) return {};

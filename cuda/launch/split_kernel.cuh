@@ -15,13 +15,16 @@ namespace flash3::launch {
 template <flash3_dtype kDtype, int kConfigIndex>
 SplitKernel split_kernel() {
   using Element = std::conditional_t<kDtype == FLASH3_FLOAT16, cutlass::half_t, cutlass::bfloat16_t>;
-  using Traits = device::SplitTraits<Element, kConfigIndex, false>;
-  using Plain = device::SplitTraits<Element, kConfigIndex, true>;
+  using Traits = device::SplitTraits<Element, kConfigIndex, device::SplitCalls::kAll>;
+  using Plain = device::SplitTraits<Element, kConfigIndex, device::SplitCalls::kPlain>;
+  using SeesAllKeys = device::SplitTraits<Element, kConfigIndex, device::SplitCalls::kSeeAllKeys>;
   static_assert(sizeof(typename Traits::SharedStorage) == sizeof(typename Plain::SharedStorage));
+  static_assert(sizeof(typename Traits::SharedStorage) == sizeof(typename SeesAllKeys::SharedStorage));
   constexpr int kMergeCols = Traits::kHeadDim <= 64 ? 2 : Traits::kHeadDim <= 128 ? 4 : 8;
   SplitKernel kernel;
   kernel.function = reinterpret_cast<const void *>(&device::split_kernel_sm90<Traits>);
   kernel.plain = reinterpret_cast<const void *>(&device::split_kernel_sm90<Plain>);
+  kernel.sees_all_keys = reinterpret_cast<const void *>(&device::split_kernel_sm90<SeesAllKeys>);
   kernel.merge_parts = reinterpret_cast<const void *>(&device::merge_parts_kernel<Element, kMergeCols>);
   kernel.merge_splits = reinterpret_cast<const void *>(&device::merge_splits_kernel<Element, kMergeCols>);
   const auto launch = [](const core::SplitFlight &f) { return SplitLaunch{f, Traits::shared_bytes(f.stages)}; };

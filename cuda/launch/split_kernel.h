@@ -16,6 +16,7 @@ struct SplitLaunch : core::SplitFlight {
 struct SplitKernel {
   const void *function;                    // __global__ void(device::SplitArgs)
   const void *plain;                       // the same for calls that core::is_plain_decoding
+  const void *sees_all_keys;               // the same for those of them that core::sees_all_keys
   const void *merge_parts, *merge_splits;  // __global__ void(device::MergeArgs), of a balanced schedule and of others
   SplitLaunch boxes, rows;
   int32_t threads, merge_threads;

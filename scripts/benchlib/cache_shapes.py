@@ -109,6 +109,7 @@ def decode() -> list[CacheShape]:
         *plain,
         *others,
         *(CacheShape(usual, 4, page_size=size) for size in PAGES_OF_OTHERS),
+        *(CacheShape((n,) * b, 4, nheads_k=heads) for heads in (8, 1) for b, n in (CONTEXTS[0], CONTEXTS[-1])),
         *(CacheShape((16_384 + 512,) * 4, 512, page_size=size) for size in (1, 16, 64, 256)),
         *(
             CacheShape(x, seqlen_q, nheads, nheads_k, page_size=size)

@@ -118,9 +118,10 @@ def test_every_split_kernel_is_there_and_uses(sass: dict[str, str]) -> None:
     info = library().build_info()
     dtypes, head_dims = (info[key].replace(";", ",").split(",") for key in ("dtypes", "head_dims"))
     expected = {
-        f"SplitTraitsIN7cutlass{ {'fp16': '6half_t', 'bf16': '10bfloat16_t'}[dtype] }ELi{index}ELb{plain}E"
+        f"SplitTraitsIN7cutlass{ {'fp16': '6half_t', 'bf16': '10bfloat16_t'}[dtype] }"
+        f"ELi{index}ELNS0_10SplitCallsE{calls}E"
         for dtype in dtypes
-        for plain in (0, 1)
+        for calls in range(3)
         for index, head_dim in enumerate(CLASSES)
         if head_dim in head_dims
     }

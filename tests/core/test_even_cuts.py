@@ -14,15 +14,15 @@ from pyflash3._abi import Params
 from tests.core.problems import params
 from tests.core.split_surface import Piece, is_plain_decoding, plain_pieces, split_pieces
 from tests.core.surface import int32_array
-from tests.core.test_split_schedule import BLOCK_N, Tiles, check, layouts, tiles_of
+from tests.core.test_split_schedule import BLOCK_M, BLOCK_N, Tiles, check, layouts, tiles_of
 
 
-def decoding(lengths_k: list[int], heads: tuple[int, int]) -> Params:
+def decoding(lengths_k: list[int], heads: tuple[int, int], seqlen_q: int = 1, window_right: int = -1) -> Params:
     """A call of plain decoding, whose lengths live as long as it."""
     used = int32_array(lengths_k)
     p = params(
-        batch=len(lengths_k), nheads=heads[0], nheads_k=heads[1], seqlen_q=1, seqlen_k=10_000, num_splits=0,
-        seqused_k=ctypes.addressof(used),
+        batch=len(lengths_k), nheads=heads[0], nheads_k=heads[1], seqlen_q=seqlen_q, seqlen_k=10_000, num_splits=0,
+        window_right=window_right, seqused_k=ctypes.addressof(used),
     )  # fmt: skip
     p.arrays = used
     return p
@@ -43,18 +43,20 @@ class Call(NamedTuple):
 
     @property
     def tiles(self) -> Tiles:
-        return tiles_of(self.of, self.heads, (-1, -1))
+        return tiles_of(self.of, self.heads, (-1, self.p.window_right))
 
 
 @st.composite
 def calls(draw: st.DrawFn, parts_of_line: st.SearchStrategy[int]) -> Call:
-    """Those of lengths that are about equal."""
+    """Those of lengths that are about equal, with a few queries each."""
     more = draw(st.lists(st.integers(0, 20), min_size=1, max_size=40))
     least = draw(st.sampled_from([0, 1, 64, 500, 2000, 9900]))
     nheads, nheads_k, lines = draw(layouts)
     lengths_k = [least + n for n in more]
     heads = nheads, nheads_k
-    return Call(decoding(lengths_k, heads), [(1, n) for n in lengths_k], heads, lines, draw(parts_of_line))
+    seqlen_q = draw(st.integers(1, BLOCK_M // (nheads // nheads_k)))
+    p = decoding(lengths_k, heads, seqlen_q, draw(st.sampled_from([-1, 0, 5, 200])))
+    return Call(p, [(seqlen_q, n) for n in lengths_k], heads, lines, draw(parts_of_line))
 
 
 def checked_pieces(call: Call, blocks_per_sm: int) -> tuple[int, list[Piece]]:

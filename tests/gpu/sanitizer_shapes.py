@@ -97,6 +97,8 @@ CACHES: list[tuple[CacheCase, int]] = [
     (CacheCase(1, 130, 64, "bfloat16", batch=40, nheads=8, nheads_k=8, head_dim=128), 0),
     (CacheCase(1, 130, 1, "float16", batch=40, nheads=16, nheads_k=8, head_dim=128), 0),
     (CacheCase(1, 150, None, "float16", batch=40, nheads=8, nheads_k=8, head_dim=256), 0),
+    (CacheCase(4, 130, 64, "bfloat16", batch=40, nheads=8, nheads_k=8, head_dim=128, causal=True), 0),
+    (CacheCase(3, 100, 16, "float16", batch=20, nheads=8, head_dim=64, window=(-1, 1), new="equal", full=True), 0),
     (CacheCase(1, 1100, None, "bfloat16", batch=1, nheads=32, nheads_k=1, head_dim=128, full=True), 0),
     (CacheCase(1, 1100, None, "float16", batch=3, nheads=32, nheads_k=1, head_dim=64, full=True), 0),
     (_latent(1, 150, None, 16, dtype="float16", full=True), 1),

@@ -35,19 +35,34 @@ def test_speculative_decoding(nheads: int, nheads_k: int, dim: int, page_size: i
     check(case)
 
 
+@pytest.mark.parametrize("right", [0, 1, 6])
+@pytest.mark.parametrize("page_size", [None, 1, 64])
+@pytest.mark.parametrize("dim", [64, 128, 256])
+def test_a_few_queries_and_a_diagonal(dim: int, page_size: int | None, right: int) -> None:
+    """Some sequences have fewer keys than queries."""
+    filled = (700, 1, 3, 0, 64, 65, 5, 129)
+    check(
+        CacheCase(
+            5, 700, page_size, "float16", batch=len(filled), nheads=8, nheads_k=2, head_dim=dim, window=(-1, right),
+            filled=filled,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seqlen_q", [1, 4])
 @pytest.mark.parametrize("page_size", [None, 1, 64, 256])
 @pytest.mark.parametrize(
     ("nheads", "nheads_k", "dim"), [(32, 8, 128), (8, 1, 128), (8, 4, 64), (8, 2, 96), (4, 2, 192), (8, 2, 256)]
 )
-def test_many_tiles_in_a_row(nheads: int, nheads_k: int, dim: int, page_size: int | None) -> None:
+def test_many_tiles_in_a_row(nheads: int, nheads_k: int, dim: int, page_size: int | None, seqlen_q: int) -> None:
     """Sequences of few keys, of none in between: what is fetched for the next tile while one is computed."""
     rng = np.random.default_rng(dim + nheads_k)
     batch = 20 if HOST else 300
     filled = rng.integers(1, 512, batch) * (rng.random(batch) > 0.3)
     check(
         CacheCase(
-            1, 512, page_size, ("bfloat16", "float16")[nheads_k % 2], batch=batch, nheads=nheads, nheads_k=nheads_k,
-            head_dim=dim, filled=tuple(map(int, filled)),
+            seqlen_q, 512, page_size, ("bfloat16", "float16")[nheads_k % 2], batch=batch, nheads=nheads,
+            nheads_k=nheads_k, head_dim=dim, causal=seqlen_q > 1, filled=tuple(map(int, filled)),
         )
     )  # fmt: skip
 

@@ -1,0 +1,24 @@
+// Starting a kernel that overlaps with its neighbours in the stream.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+namespace flash3::launch {
+
+struct Start {
+  dim3 blocks;
+  int32_t threads;
+  uint32_t shared_bytes;
+  // It may start while the kernel before runs, which waits for everything before as usual.
+  bool early;
+  // All that a multiprocessor has becomes shared memory, so that blocks of the kernel behind find room beside this
+  // one's; by default it is not more than this one asks for, and more only once nothing runs there.
+  bool leaves_room;
+};
+
+// args: what the kernel, a __global__ function, receives.
+cudaError_t start(const void *kernel, const Start &how, void *args, cudaStream_t stream);
+
+}  // namespace flash3::launch
