@@ -5,7 +5,8 @@
 #
 # The library is build/libflash3.so, or PYFLASH3_LIBRARY; PYFLASH3_COMMIT names the revision where there is no git.
 # PYTHON chooses the interpreter, SANITIZERS the tools ("" for none), TEST_SECONDS and SANITIZER_SECONDS the limits.
-# With PROCESSES=9 so many share the tests (which takes pytest-xdist), and the tools run at the same time.
+# With PROCESSES=9 so many share the tests, which takes pytest-xdist. The tools run one after the other in any case: two
+# at a time on one GPU take many times as long.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
@@ -28,9 +29,13 @@ timeout --kill-after=10 "${TEST_SECONDS:-300}" \
   "${side_by_side[@]}" --record "$record" || status=1
 echo "tests: $((SECONDS - begin)) s"
 
-# One tool over all of sanitizer_shapes.
-sanitize() {
-  local name=$1 begin=$SECONDS log calls verdict result=0
+tool=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || true)
+if [[ -z $tool && -n $sanitizers ]]; then
+  echo "compute-sanitizer is not installed: memcheck, racecheck and synccheck did not run"
+  sanitizers=""
+fi
+for name in $sanitizers; do
+  begin=$SECONDS
   log=$(mktemp)
   if timeout --kill-after=10 "${SANITIZER_SECONDS:-120}" \
     "$tool" --tool "$name" --error-exitcode 9 "$python" -m tests.gpu.sanitizer_shapes >"$log" 2>&1; then
@@ -38,29 +43,12 @@ sanitize() {
     calls=$(grep -c ': right$' "$log")
     verdict=$(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$log" | tail -n 1)
     echo "$name: $calls calls, ${verdict:-no verdict from the tool}, $((SECONDS - begin)) s"
-    [[ $calls -gt 0 && -n $verdict ]] || result=1
+    [[ $calls -gt 0 && -n $verdict ]] || status=1
   else
     echo "$name: FAILED with exit code $?, $((SECONDS - begin)) s"
     tail -n 40 "$log"
-    result=1
+    status=1
   fi
   rm -f "$log"
-  return $result
-}
-
-tool=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || true)
-if [[ -z $tool && -n $sanitizers ]]; then
-  echo "compute-sanitizer is not installed: memcheck, racecheck and synccheck did not run"
-  sanitizers=""
-fi
-running=()
-for name in $sanitizers; do
-  if [[ $processes -gt 1 ]]; then
-    sanitize "$name" &
-    running+=($!)
-  else
-    sanitize "$name" || status=1
-  fi
 done
-for job in "${running[@]}"; do wait "$job" || status=1; done
 exit $status

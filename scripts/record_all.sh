@@ -16,19 +16,19 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 export PYFLASH3_LIBRARY=${PYFLASH3_LIBRARY:-$PWD/build/libflash3.so}
 status=0
 
-# Record, then options. Host cost first, while the machine is as quiet as it gets.
+# Record, then options.
 measure() {
   local record=$1 begin=$SECONDS
   shift
   "$python" scripts/bench.py --out "$out/$record.json" "$@" || status=1
   echo "$record: $((SECONDS - begin)) s"
 }
-measure host-cost --host-cost "$@"
 measure accuracy-bf16 --accuracy "$@"
 measure paper-bf16 --grid paper "$@"
 measure paper-fp16 --grid paper --dtype float16 "$@"
 for grid in extra serving varlen options small decode mla wide; do
   measure "$grid-bf16" --grid "$grid" "$@"
 done
+measure host-cost --host-cost "$@"
 scripts/gpu_check.sh "$out/gpu-tests.json" || status=1
 exit $status

@@ -36,6 +36,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.own_markers[:] = [mark for mark in item.own_markers if mark.name != "gpu"]
 
 
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """What CuPy keeps of a large test's memory is missing to tests that run at the same time (pytest-xdist)."""
+    kept = 1 << 30
+    if not HOST and hasattr(item.config, "workerinput") and xp.get_default_memory_pool().total_bytes() > kept:
+        xp.get_default_memory_pool().free_all_blocks()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """--record PATH"""
     parser.addoption("--record", metavar="PATH", help="write every test's outcome and figures to this JSON file")
