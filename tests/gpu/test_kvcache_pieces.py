@@ -129,6 +129,15 @@ def test_sequences_without_keys_or_queries(page_size: int | None, sinks: bool) -
 
 
 @every_page_size
+def test_one_tile_in_many_pieces(page_size: int | None) -> None:
+    """Four queries under 32 heads that share their keys."""
+    case = CacheCase(4, 600 if HOST else 20_000, page_size, "bfloat16", batch=1, nheads=32, nheads_k=1, head_dim=128,
+                     causal=True, full=True)  # fmt: skip
+    assert HOST or pieces(case.arguments()).pieces > 32
+    check(case)
+
+
+@every_page_size
 def test_many_tiles_of_several_heads(page_size: int | None) -> None:
     """More tiles than multiprocessors, with all of their keys: nothing is merged."""
     case = CacheCase(40, 300 if HOST else 700, page_size, "bfloat16", batch=8 if HOST else 40, nheads=64, nheads_k=8,
