@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pyflash3.tools.backend import cuda_obstacle
 from scripts.benchlib.environment import describe_environment
 from tests.gpu.machine import HOST, xp
 
@@ -38,9 +39,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     """What CuPy keeps of a large test's memory is missing to tests that run at the same time (pytest-xdist)."""
-    kept = 1 << 30
-    if not HOST and hasattr(item.config, "workerinput") and xp.get_default_memory_pool().total_bytes() > kept:
-        xp.get_default_memory_pool().free_all_blocks()
+    if HOST or not hasattr(item.config, "workerinput") or cuda_obstacle() is not None:
+        return
+    pool = xp.get_default_memory_pool()
+    if pool.total_bytes() > 1 << 30:
+        pool.free_all_blocks()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
