@@ -20,11 +20,15 @@ def test_v_that_is_nan_all_over_is_not_slow(head_dim: int) -> None:
     inputs = make(Problem(lengths=((4096, 4096),), nheads=8, nheads_k=8, head_dim=head_dim, causal=True))
     inputs.call()
     wait()
+    begin = time.perf_counter()
+    inputs.call()
+    wait()
+    finite = time.perf_counter() - begin
     fill(inputs.v, np.nan)
     begin = time.perf_counter()
     out, lse = inputs.call()
     wait()
-    assert time.perf_counter() - begin < 1.0
+    assert time.perf_counter() - begin < max(1.0, 3 * finite)  # the host engine takes that long anyway
     assert np.isnan(get(out[:, ::501]).astype(np.float32)).all()
     assert np.isfinite(get(lse)).all()
 
