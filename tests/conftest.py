@@ -5,13 +5,13 @@ The library is FLASH3_BUILD_DIR/libflash3.so, by default build/ of the repositor
 
 from __future__ import annotations
 
-import functools
 import os
 from pathlib import Path
 
 import pytest
 
 from tests.build_dir import BUILD_DIR
+from tests.obstacle import gpu_obstacle
 
 TESTS = Path(__file__).resolve().parent
 
@@ -19,16 +19,9 @@ TESTS = Path(__file__).resolve().parent
 os.environ.setdefault("PYFLASH3_LIBRARY", str(BUILD_DIR / "libflash3.so"))
 
 
-@functools.cache
-def _gpu_obstacle() -> str | None:
-    from pyflash3.tools.backend import cuda_obstacle
-
-    return cuda_obstacle()
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips gpu tests where none can run, saying why."""
-    if item.get_closest_marker("gpu") is not None and (obstacle := _gpu_obstacle()) is not None:
+    if item.get_closest_marker("gpu") is not None and (obstacle := gpu_obstacle()) is not None:
         pytest.skip(f"no usable GPU: {obstacle}")
 
 

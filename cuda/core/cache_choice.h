@@ -70,17 +70,21 @@ struct TileWork {
     return pieces > 1 ? own + kMergeStartClocks + merging : own;
   }
 
-  // Whole tiles, and as many pieces as fill the multiprocessors once, twice, ..
+  // By whole tiles, or by as many pieces as fill the multiprocessors once, twice, ..
   void improve(int32_t pack, Pieces *best) const {
-    for (int64_t rounds = 0; rounds <= kMostRounds; ++rounds) {
-      const int64_t worth = std::min(kMostPieces, blocks / kLeastPieceBlocks);
-      const int64_t count = std::min(worth, rounds * kUsualMultiprocessors / std::max(tiles, int64_t{1}));
-      if (count < 2 && rounds > 0) continue;
-      const auto number = static_cast<int32_t>(std::max(count, int64_t{1}));
-      const Pieces pieces = {number, pack, clocks(number)};
-      const bool fewer = pack > best->pack;  // tiles for the same time
-      if (pieces.clocks < best->clocks || (fewer && pieces.clocks == best->clocks)) *best = pieces;
+    consider(1, pack, best);
+    const int64_t most = std::min(kMostPieces, blocks / kLeastPieceBlocks);
+    for (int64_t rounds = 1; rounds <= kMostRounds; ++rounds) {
+      const int64_t count = std::min(most, rounds * kUsualMultiprocessors / std::max(tiles, int64_t{1}));
+      if (count > 1) consider(static_cast<int32_t>(count), pack, best);
     }
+  }
+
+ private:
+  void consider(int32_t count, int32_t pack, Pieces *best) const {
+    const Pieces pieces = {count, pack, clocks(count)};
+    const bool fewer = pack > best->pack;  // tiles for the same time
+    if (pieces.clocks < best->clocks || (fewer && pieces.clocks == best->clocks)) *best = pieces;
   }
 };
 

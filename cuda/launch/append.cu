@@ -119,7 +119,9 @@ cudaError_t launch_append(const flash3_params &p, cudaStream_t stream) {
   const void *kernel = p.dtype == FLASH3_BFLOAT16 ? kernel_of<cutlass::bfloat16_t>(rotation.by_halves)
                                                   : kernel_of<cutlass::half_t>(rotation.by_halves);
   // The kernel behind needs nearly all shared memory.
-  return start(kernel, {dim3(static_cast<unsigned>(blocks)), device::kAppendThreads, 0, false, true}, &args, stream);
+  Start how{dim3(static_cast<unsigned>(blocks)), device::kAppendThreads};
+  how.leaves_room = true;
+  return start(kernel, how, &args, stream);
 }
 
 }  // namespace flash3::launch

@@ -18,6 +18,7 @@
 #include "launch/prepare.h"
 #include "launch/shared_memory.h"
 #include "launch/split.h"
+#include "launch/start.h"
 #include "launch/tensor_map.h"
 
 namespace flash3::launch {
@@ -215,23 +216,10 @@ cudaError_t enqueue_forward(const FwdKernel &kernel, device::FwdArgs *args, unsi
                             cudaStream_t stream) {
   const cudaError_t error = allow_shared_memory(kernel.function, kernel.shared_bytes, device);
   if (error != cudaSuccess) return error;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(blocks);
-  config.blockDim = dim3(kernel.threads);
-  config.dynamicSmemBytes = kernel.shared_bytes;
-  config.stream = stream;
-  cudaLaunchAttribute attribute = {};
-  if (kernel.paired) {
-    attribute = pair_attribute();
-  } else {
-    // It may start while the preparing kernel runs, if there is one; that one waits for everything before, as usual.
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-  }
-  config.attrs = &attribute;
-  config.numAttrs = kernel.paired || args->tile_counter != nullptr ? 1 : 0;
-  void *arguments[] = {args};
-  return cudaLaunchKernelExC(&config, kernel.function, arguments);
+  Start how{dim3(blocks), kernel.threads, kernel.shared_bytes};
+  how.early = !kernel.paired && args->tile_counter != nullptr;  // there is a preparing kernel
+  how.pairs = kernel.paired;
+  return start(kernel.function, how, args, stream);
 }
 
 }  // namespace

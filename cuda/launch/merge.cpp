@@ -10,9 +10,14 @@
 namespace flash3::launch {
 namespace {
 
-// Of a fixed number of splits.
-cudaError_t start_splits(const flash3_params &p, const SplitKernel &kernel, const device::SplitArgs &args,
-                         device::MergeArgs *merge, cudaStream_t stream) {
+struct MergeLaunch {
+  const void *function;
+  dim3 blocks;
+};
+
+// These fill in the rest of `merge`. Of a fixed number of splits.
+MergeLaunch splits_launch(const flash3_params &p, const SplitKernel &kernel, const device::SplitArgs &args,
+                          device::MergeArgs *merge) {
   const int64_t tiles = core::SplitBounds::of(p).tiles;
   constexpr int64_t kManyPieces = 8;       // that a warp adds up at once
   constexpr int64_t kMostBlocks = 4096;    // each takes several pairs, or tiles, if there are more
@@ -26,12 +31,12 @@ cudaError_t start_splits(const flash3_params &p, const SplitKernel &kernel, cons
   const int64_t most_rows = share_rows ? std::max(kMostRows, kRowsAtOnce / (pairs * tiles_of_pair)) : kMostRows;
   const dim3 blocks(static_cast<unsigned>(pairs), static_cast<unsigned>(tiles_of_pair),
                     static_cast<unsigned>(std::min(int64_t{args.partials.tile_rows}, most_rows)));
-  return start(kernel.merge_splits, {blocks, kernel.merge_threads, 0, true, false}, merge, stream);
+  return {kernel.merge_splits, blocks};
 }
 
 // Of a balanced schedule.
-cudaError_t start_parts(const flash3_params &p, const SplitKernel &kernel, const device::SplitArgs &args,
-                        device::MergeArgs *merge, cudaStream_t stream) {
+MergeLaunch parts_launch(const flash3_params &p, const SplitKernel &kernel, const device::SplitArgs &args,
+                         device::MergeArgs *merge) {
   const core::SplitSchedule &schedule = args.schedule;
   const int64_t tiles = core::SplitBounds::of(p).tiles;
   const int32_t rows = args.partials.tile_rows;
@@ -57,8 +62,7 @@ cudaError_t start_parts(const flash3_params &p, const SplitKernel &kernel, const
   const int32_t most_blocks = merge->warps_of_row > 1 || !all_cut ? kFewBlocks : 2 * kFewBlocks;
   const int32_t units = warps / merge->warps_of_row;
   const int32_t blocks = (merge->num_items + units - 1) / units;
-  const dim3 used(static_cast<unsigned>(std::min(blocks, most_blocks)));
-  return start(kernel.merge_parts, {used, kernel.merge_threads, 0, true, false}, merge, stream);
+  return {kernel.merge_parts, dim3(static_cast<unsigned>(std::min(blocks, most_blocks)))};
 }
 
 }  // namespace
@@ -76,8 +80,11 @@ cudaError_t launch_merge(const flash3_params &p, const SplitKernel &kernel, cons
   merge.seqlen_q = args.seqlen_q;
   merge.head_dim_v = args.head_dim_v;
   merge.sinks = args.sinks;
-  const auto start_merging = args.schedule.balanced() ? start_parts : start_splits;
-  return start_merging(p, kernel, args, &merge, stream);
+  const auto launch_of = args.schedule.balanced() ? parts_launch : splits_launch;
+  const MergeLaunch launch = launch_of(p, kernel, args, &merge);
+  Start how{launch.blocks, kernel.merge_threads};
+  how.early = true;
+  return start(launch.function, how, &merge, stream);
 }
 
 }  // namespace flash3::launch

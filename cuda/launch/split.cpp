@@ -219,7 +219,10 @@ core::Status split_forward(const flash3_params &params, const DeviceInfo &device
   if (core::query_rows(params) == 0) return {};
   const dim3 blocks(static_cast<unsigned>(args.schedule.num_lines * core::blocks_of_tile(params)),
                     static_cast<unsigned>(args.schedule.parts_of_line));
-  error = start(function, {blocks, kernel->threads, shared_bytes, args.follows_append, true}, &args, stream);
+  Start how{blocks, kernel->threads, shared_bytes};
+  how.early = args.follows_append;
+  how.leaves_room = true;
+  error = start(function, how, &args, stream);
   if (error != cudaSuccess) return cuda_error("launching the split-KV kernel", error);
   const bool whole = args.schedule.num_splits == 1 || (args.schedule.balanced() && args.schedule.parts_of_line == 1);
   if (whole) return {};

@@ -1,9 +1,11 @@
 #include "launch/start.h"
 
+#include "launch/clusters.h"
+
 namespace flash3::launch {
 
 cudaError_t start(const void *kernel, const Start &how, void *args, cudaStream_t stream) {
-  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchAttribute attributes[3] = {};
   unsigned count = 0;
   if (how.early) {
     attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -13,6 +15,7 @@ cudaError_t start(const void *kernel, const Start &how, void *args, cudaStream_t
     attributes[count].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
     attributes[count++].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
   }
+  if (how.pairs) attributes[count++] = pair_attribute();
   cudaLaunchConfig_t config = {};
   config.gridDim = how.blocks;
   config.blockDim = dim3(static_cast<unsigned>(how.threads));

@@ -1,4 +1,4 @@
-// Starting a kernel that overlaps with its neighbours in the stream.
+// Starting a kernel with launch attributes.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -10,12 +10,13 @@ namespace flash3::launch {
 struct Start {
   dim3 blocks;
   int32_t threads;
-  uint32_t shared_bytes;
+  uint32_t shared_bytes = 0;
   // It may start while the kernel before runs, which waits for everything before as usual.
-  bool early;
+  bool early = false;
   // All that a multiprocessor has becomes shared memory, so that blocks of the kernel behind find room beside this
   // one's; by default it is not more than this one asks for, and more only once nothing runs there.
-  bool leaves_room;
+  bool leaves_room = false;
+  bool pairs = false;  // clusters of two thread blocks
 };
 
 // args: what the kernel, a __global__ function, receives.

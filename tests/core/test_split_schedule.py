@@ -206,6 +206,7 @@ def test_one_tile_is_a_case_of_several(
         ({}, True),
         ({"seqlen_q": 16}, True),
         ({"seqlen_q": 17}, False),  # 68 rows a KV head
+        ({"window_right": 0}, True),
         ({"window_right": 0, "seqlen_q": 2}, True),
         ({"window_left": 50}, False),
         ({"num_splits": 2}, False),

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from pyflash3.tools.backend import cuda_obstacle
 from scripts.benchlib.environment import describe_environment
 from tests.gpu.machine import HOST, xp
+from tests.obstacle import gpu_obstacle
 
 _rows: list[dict[str, Any]] = []
 _begin = time.time()
@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     """What CuPy keeps of a large test's memory is missing to tests that run at the same time (pytest-xdist)."""
-    if HOST or not hasattr(item.config, "workerinput") or cuda_obstacle() is not None:
+    if HOST or not hasattr(item.config, "workerinput") or gpu_obstacle() is not None:
         return
     pool = xp.get_default_memory_pool()
     if pool.total_bytes() > 1 << 30:
