@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Measures all that benchmarks/records holds in one run on this machine: every grid beside its peers, what a call costs
-# the host, accuracy, and then, with scripts/gpu_check.sh, every GPU test.
+# Makes all that benchmarks/records holds in one run on this machine: with scripts/gpu_check.sh every GPU test, and where
+# these pass every grid beside its peers, what a call costs the host, and accuracy.
 #
 #   scripts/record_all.sh DIR [OPTION...]      options of scripts/bench.py, such as --peers PATH
 #
@@ -16,6 +16,8 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 export PYFLASH3_LIBRARY=${PYFLASH3_LIBRARY:-$PWD/build/libflash3.so}
 status=0
 
+scripts/gpu_check.sh "$out/gpu-tests.json" || exit 1
+
 # Record, then options.
 measure() {
   local record=$1 begin=$SECONDS
@@ -30,5 +32,4 @@ for grid in extra serving varlen options small decode mla wide; do
   measure "$grid-bf16" --grid "$grid" "$@"
 done
 measure host-cost --host-cost "$@"
-scripts/gpu_check.sh "$out/gpu-tests.json" || status=1
 exit $status

@@ -79,13 +79,12 @@ struct SplitCursor {
     p.whole = p.first && piece_end() == p.tile_end;
     const int32_t from = at - tile.begin;
     const int32_t to = piece_end() - tile.begin;
+    p.n_step = 1;
     if (schedule.even) {
-      const int32_t count = tile.range.count();
-      const auto cuts = static_cast<int32_t>(schedule.cuts.divisor);
-      const auto length = static_cast<int32_t>(schedule.cuts.quotient(static_cast<uint32_t>(count)));
-      const SplitParts pieces = {count, cuts, length, count - length * cuts};
-      p.n_begin = tile.range.begin + pieces.begin(from);
-      p.n_end = tile.range.begin + pieces.begin(to);
+      // Pieces that run side by side read blocks that are neighbours.
+      p.n_begin = tile.range.begin + from;
+      p.n_end = tile.range.end;
+      p.n_step = static_cast<int32_t>(schedule.cuts.divisor);
     } else if (schedule.balanced()) {
       // The cost that a tile has beside its key blocks lies in front of them.
       constexpr int32_t kFront = SplitSchedule::kTileCost;

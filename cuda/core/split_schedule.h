@@ -52,7 +52,8 @@ struct SplitPiece {
   int32_t batch, kv_head, m_block;
   SplitLengths lengths;
   BlockRange range;        // of the tile
-  int32_t n_begin, n_end;  // key blocks of the piece
+  int32_t n_begin, n_end;  // key blocks of the piece: n_begin, n_begin + n_step, .., before n_end
+  int32_t n_step;          // 1 except where tiles are cut alike
   bool whole;              // it is all of the tile
   bool first;              // it is the first piece of its tile
   // Places on the line.
@@ -134,6 +135,8 @@ struct SplitSchedule {
     even_parts = SplitParts::make(pieces, pieces < parts_of_line ? pieces : parts_of_line);
     entries_by_tile = tiles <= parts_of_line;
   }
+
+  FLASH3_HD bool allows_even_cuts() const { return even_parts.parts > 0; }
 
   // Finds `lone_tiles` and what follows them. tile_rows: of each tile.
   void allow_lone_blocks(int32_t blocks_per_sm, int64_t tile_rows) {
@@ -241,6 +244,25 @@ struct SplitSchedule {
 
   // The place of a tile's entry, where tiles have one.
   FLASH3_HD int32_t entry_of(const SplitPiece &x) const { return x.batch * nheads_k + x.kv_head; }
+
+  // Whether tiles are cut alike, and not at all.
+  FLASH3_HD bool all_whole() const { return even && cuts.divisor == 1; }
+
+  // The entry of a tile that is cut like all others, by what entry_of() says. A part is a piece then, so that nothing
+  // need be noted.
+  FLASH3_HD SplitEntry entry_of_even_tile(int32_t place) const {
+    const int32_t b = place / nheads_k;
+    const int32_t kv_head = place - b * nheads_k;
+    const int32_t head = kv_head / num_lines;  // on its line
+    const int32_t line = kv_head - head * num_lines;
+    const int32_t part = (b * heads_of_line + head) * static_cast<int32_t>(cuts.divisor);
+    SplitEntry e = entry(b, kv_head, 0, lengths(b));
+    e.first_piece = (parts_of_line + part) * num_lines + line;
+    e.next_piece = (part + 1) * num_lines + line;
+    e.step = num_lines;
+    e.count = static_cast<int32_t>(cuts.divisor);
+    return e;
+  }
 
   // The entry of a part of a balanced schedule, by its first piece: what is to be merged if it is the second of its
   // tile. So every tile that is in pieces has one entry.

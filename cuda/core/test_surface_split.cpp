@@ -48,11 +48,15 @@ int64_t put_pieces(const SplitSchedule &schedule, const SplitParts &parts, int64
       const SplitPiece x = cursor.piece();
       SplitEntry e = {};
       if (schedule.balanced() && x.begin == first) e = schedule.entry_of_part(x, parts, id);
+      // What the merging kernel finds for itself.
+      if (schedule.even) {
+        e = x.first && !schedule.all_whole() ? schedule.entry_of_even_tile(schedule.entry_of(x)) : SplitEntry{};
+      }
       if (schedule.num_splits > 1 && x.first) e = schedule.entry_of_tile(x.batch, x.kv_head, x.m_block);
       const int64_t values[] = {
-          part,   x.batch, x.kv_head,     x.m_block,    x.n_begin, x.n_end, x.whole, schedule.number(x, id),
+          part,   x.batch, x.kv_head,     x.m_block,    x.n_begin, x.n_end, x.n_step, x.whole, schedule.number(x, id),
           e.rows, e.count, e.first_piece, e.next_piece, e.step};
-      std::memcpy(pieces + 13 * count, values, sizeof(values));
+      std::memcpy(pieces + 14 * count, values, sizeof(values));
     }
   }
   return count;
@@ -85,9 +89,9 @@ FLASH3_API int32_t flash3_test_split_places(const flash3_params *params, int32_t
   return sum;
 }
 
-// Returns the number of pieces of all parts, of which up to `capacity` are written, thirteen numbers each: part, batch,
-// kv_head, m_block, n_begin, n_end, whole, its number among the partial results, and of the entry of its tile that
-// begins with it or, of a balanced schedule, that it is to write, rows (0: nothing to merge), count, first_piece,
+// Returns the number of pieces of all parts, of which up to `capacity` are written, fourteen numbers each: part, batch,
+// kv_head, m_block, n_begin, n_end, n_step, whole, its number among the partial results, and of the entry of its tile
+// that begins with it or, of a balanced schedule, that it is to write, rows (0: nothing to merge), count, first_piece,
 // next_piece, step.
 FLASH3_API int64_t flash3_test_split_pieces(const flash3_params *params, int32_t block_n, int32_t num_lines,
                                             int32_t num_parts, int64_t capacity, int64_t *pieces) {

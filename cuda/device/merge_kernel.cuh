@@ -209,6 +209,33 @@ struct Merge {
   }
 };
 
+// Whether tiles are cut alike: what the blocks of the kernel before have found, too (PlainPartFinder). Where they are,
+// there are no entries to wait for, each of which would take two ways to L2. Collective over the block.
+__device__ __forceinline__ void find_cuts(core::SplitSchedule &schedule) {
+  __shared__ int32_t totals[kMergeWarps], most[kMergeWarps];
+  int32_t total = 0, largest = core::SplitSchedule::kTileCost;
+#pragma unroll 1
+  for (auto b = static_cast<int32_t>(threadIdx.x); b < schedule.batch; b += kMergeThreads) {
+    const int32_t cost = schedule.head_cost(schedule.lengths(b));
+    total += cost;
+    largest = max(largest, cost);
+  }
+  total = static_cast<int32_t>(__reduce_add_sync(0xffffffffu, static_cast<uint32_t>(total)));
+  largest = __reduce_max_sync(0xffffffffu, largest);
+  if (threadIdx.x % 32 == 0) {
+    totals[threadIdx.x / 32] = total;
+    most[threadIdx.x / 32] = largest;
+  }
+  __syncthreads();
+  total = 0;
+#pragma unroll
+  for (int w = 0; w < kMergeWarps; ++w) {
+    total += totals[w];
+    largest = max(largest, most[w]);
+  }
+  schedule.plain_parts(total * schedule.heads_of_line, largest);
+}
+
 // Of a balanced schedule. A unit, which is the warps that share a row, takes item number `unit`, and every
 // num_units-th behind it; an item is a row of an entry.
 //
@@ -220,6 +247,8 @@ __global__ void __launch_bounds__(kMergeThreads, kCols <= 4 ? 1 : 0)
   __shared__ MergeShared<kCols> shared;
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
+  core::SplitSchedule schedule = args.schedule;
+  if (schedule.allows_even_cuts()) find_cuts(schedule);
   const auto block = static_cast<int32_t>(blockIdx.x);
   const auto blocks = static_cast<int32_t>(gridDim.x);
   const int32_t units = kMergeWarps / args.warps_of_row;  // of a block
@@ -236,18 +265,20 @@ __global__ void __launch_bounds__(kMergeThreads, kCols <= 4 ? 1 : 0)
   for (int round = 0; round < 2; ++round) {
     const bool real = round == 1;
     if (real) ptx::wait_for_previous_kernel();
+    if (real && schedule.all_whole()) return;
     const Merge<Element, kCols> merger{args, shared, real};
 #pragma unroll 1
     for (int32_t base = unit; base < args.num_items; base += 32 * num_units) {
       // Most have nothing to merge: each lane looks at one.
       const int32_t own = base + lane * num_units;
-      const bool there = row_of_entry(own) < __ldcg(&entry_of(own)->rows) && own < args.num_items;
+      const bool there = own < args.num_items && (schedule.even || row_of_entry(own) < __ldcg(&entry_of(own)->rows));
       uint32_t todo = __ballot_sync(0xffffffffu, there);
       if (!real) todo = 1;
 #pragma unroll 1
       for (; todo != 0; todo &= todo - 1) {
         const int32_t item = base + (__ffs(static_cast<int>(todo)) - 1) * num_units;
-        core::SplitEntry entry = load_past_l1(entry_of(item));
+        const auto place = static_cast<int32_t>(args.rows_of_entry.quotient(item));
+        core::SplitEntry entry = schedule.even ? schedule.entry_of_even_tile(place) : load_past_l1(entry_of(item));
         if (!real) entry = {0, 0, 0, 1, args.warps_of_row, 0, 0, 0, 0};
         merger.merge(merger.row(entry, real ? row_of_entry(item) : 0));
       }

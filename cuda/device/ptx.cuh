@@ -195,6 +195,11 @@ __device__ __forceinline__ void store_if(bool condition, void *global, uint32_t 
       : "memory");
 }
 
+__device__ __forceinline__ void store(void *global, uint32_t value, L2Hint hint) {
+  asm volatile("st.global.L2::cache_hint.b32 [%0], %1, %2;" ::"l"(global), "r"(value), "l"(static_cast<uint64_t>(hint))
+               : "memory");
+}
+
 __device__ __forceinline__ void prefetch(const void *global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
 
 __device__ __forceinline__ void prefetch_tensormap(const void *map) {

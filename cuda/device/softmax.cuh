@@ -79,6 +79,23 @@ struct OnlineSoftmax {
     count(s, correction);
   }
 
+  // Of the first of a thread's two rows, where the other one does not exist.
+  template <int kS>
+  __device__ __forceinline__ void update_first_row(float (&s)[kS], float (&correction)[2]) {
+    float top[4];
+#pragma unroll
+    for (int j = 0; j < kS / 4; ++j) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        float &t = top[j % 2 * 2 + c];
+        t = j < 2 ? s[4 * j + c] : fmaxf(t, s[4 * j + c]);
+      }
+    }
+    raise(fmaxf(fmaxf(top[0], top[1]), fmaxf(top[2], top[3])), 0, correction);
+    exponentials(s, 0);
+    row_sum[0] = row_sum[0] * correction[0] + sum_of_row(s, 0);
+  }
+
   // The same, but where no score of a warp exceeds its row's reference by more than some headroom all references stay
   // as they are: nothing has to be corrected then, and the lanes of a row need not agree on its maximum. (So how a row
   // is rounded may depend on the other rows of its warp, which are of the same sequence, or zeros.) There is no
@@ -206,13 +223,15 @@ struct OnlineSoftmax {
   // Raises the references to the maxima of a block where these are larger; top: of the thread's new scores.
   __device__ __forceinline__ void raise(const Pair &top, float (&correction)[2]) {
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const float now = quad_max(top.of_row[r]) * scale_log2;
-      const bool grows = now > reference[r];
-      // Exactly 1 where nothing changed: callers skip the rescaling then.
-      correction[r] = grows ? ptx::ex2(reference[r] - now) : 1.f;
-      reference[r] = grows ? now : reference[r];
-    }
+    for (int r = 0; r < 2; ++r) raise(top.of_row[r], r, correction);
+  }
+  // Of one row.
+  __device__ __forceinline__ void raise(float top, int r, float (&correction)[2]) {
+    const float now = quad_max(top) * scale_log2;
+    const bool grows = now > reference[r];
+    // Exactly 1 where nothing changed: callers skip the rescaling then.
+    correction[r] = grows ? ptx::ex2(reference[r] - now) : 1.f;
+    reference[r] = grows ? now : reference[r];
   }
 
   // Exponentials of the scores and their sums.

@@ -19,6 +19,9 @@ enum class KeyLoads : int32_t {
   kAsyncCopy  // row by row: every other cache
 };
 
+// Rows of a tile of which a warp computes half as many as it could.
+inline constexpr int32_t kFewRows = 32;
+
 struct SplitArgs {
   CUtensorMap k_map, v_map, kv_zero_map;  // as in FwdArgs; paged: the batch entries are pages
   core::SplitSchedule schedule;
@@ -27,6 +30,7 @@ struct SplitArgs {
   int32_t passing_cost;  // lines of up to this cost pass through L2 and leave in it what is there
   int32_t box_rows;      // latent attention: of a box of k_map
   bool follows_append;   // the kernel before writes new keys and rotated queries
+  bool few_rows;         // tiles have at most kFewRows
   bool modifies_scores;  // softcap, ALiBi or a scale that is not positive
 
   TensorRows q, k, v, out;

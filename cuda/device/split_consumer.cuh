@@ -20,22 +20,29 @@
 
 namespace flash3::device {
 
-// The two rows of a thread in a tile of packed rows.
+// The two rows of a thread in a tile of packed rows. A warp has 16 rows of the products. Of a tile with few rows it may
+// compute eight, and the thread the first of its two: arithmetic on one row takes half as long.
 struct PackedRows {
   int32_t first_row;  // of the thread's warp, in the tile; the rows are lane / 4 and lane / 4 + 8 behind it
   int32_t query[2];   // in the sequence
   int32_t head[2];
   bool exists[2];
 
-  __device__ __forceinline__ PackedRows(const core::SplitSchedule &s, const core::SplitPiece &piece, int32_t first)
+  // Where row r of a tile lies among those of the products.
+  static __device__ __forceinline__ int32_t place(int32_t r, bool few) { return few ? r / 8 * 16 + r % 8 : r; }
+
+  __device__ __forceinline__ PackedRows(const core::SplitSchedule &s, const core::SplitPiece &piece, int32_t first,
+                                        bool few = false)
       : first_row(first) {
-    const int32_t rows = s.tile_rows(piece.lengths, piece.m_block);
+    // With few rows the second one is one that the next warp computes.
+    const int32_t tile_rows = s.tile_rows(piece.lengths, piece.m_block);
+    const int32_t rows = few ? min(tile_rows, first_row + 8) : tile_rows;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int32_t in_tile = index(r);
       exists[r] = in_tile < rows;
       // Rows behind the last one repeat it, so that what is read for them exists.
-      const int64_t row = int64_t{piece.m_block} * s.block_m + min(in_tile, rows - 1);
+      const int64_t row = int64_t{piece.m_block} * s.block_m + min(in_tile, tile_rows - 1);
       query[r] = s.query(row);
       head[r] = static_cast<int32_t>(row - int64_t{query[r]} * s.group.divisor) + piece.kv_head * s.group.divisor;
     }
@@ -57,11 +64,18 @@ struct SplitConsumer {
   const SplitArgs &args;
   const core::SplitSchedule &schedule;
   SharedStorage &smem;
+  const ptx::L2Hint hint;  // of results of whole tiles
   SplitRing k_ring, v_ring;
   int q_buffer = 0;
 
-  __device__ __forceinline__ SplitConsumer(const SplitArgs &a, const core::SplitSchedule &s, SharedStorage &storage)
-      : args(a), schedule(s), smem(storage), k_ring(ring_size<Traits>(a), 0), v_ring(ring_size<Traits>(a), 0) {}
+  __device__ __forceinline__ SplitConsumer(const SplitArgs &a, const core::SplitSchedule &s, SharedStorage &storage,
+                                           ptx::L2Hint of_results)
+      : args(a),
+        schedule(s),
+        smem(storage),
+        hint(Traits::kPlain ? of_results : ptx::L2Hint::kNormal),
+        k_ring(ring_size<Traits>(a), 0),
+        v_ring(ring_size<Traits>(a), 0) {}
 
   __device__ __forceinline__ void run(core::SplitCursor cursor, const core::SplitPartId &part) {
     // Also where there is nothing to do, so that this kernel ends behind the one before.
@@ -69,6 +83,7 @@ struct SplitConsumer {
     if (cursor.done()) return;
     core::SplitPiece piece = cursor.piece();
     load_q(piece, q_buffer);
+    await_q();
 #pragma unroll 1
     while (true) {
       cursor.advance();
@@ -83,7 +98,7 @@ struct SplitConsumer {
   __device__ __forceinline__ void compute(const core::SplitPiece &piece, const core::SplitCursor &next,
                                           const core::SplitPartId &part) {
     const core::SeqSpan q_span = schedule.q.span(piece.batch);
-    const PackedRows rows(schedule, piece, threadIdx.x / 32 * 16);
+    const PackedRows rows(schedule, piece, threadIdx.x / 32 * (few_rows() ? 8 : 16), few_rows());
     const core::Mask mask{schedule.window, piece.lengths.seqlen_q, piece.lengths.seqlen_k};
     RowScores scores;
 #pragma unroll
@@ -102,12 +117,14 @@ struct SplitConsumer {
     for (int j = 0; j < kOutputs; ++j) o[j] = 0.f;
     // Warps whose rows do not exist take part in the products alone.
     const bool has_rows = ptx::uniform(rows.first_row < schedule.tile_rows(piece.lengths, piece.m_block));
-    wait_for_q();
+    // Q is there, and all warps have done with the piece before, whose buffer is free.
+    ptx::bar_sync(kBarrier, Traits::kConsumerThreads);
     if (piece.n_begin < piece.n_end) {
       attend(piece, next, scores, has_rows, softmax, s, o);
     } else {
       load_next_q(next);
     }
+    await_q();  // in front of the stores: the fence would wait for them
     store(piece, part, q_span, rows, softmax, o);
   }
 
@@ -125,13 +142,13 @@ struct SplitConsumer {
     wgmma_wait_group<0>();
     finish_qk(piece, scores, n, has_rows, softmax, s, correction);
 #pragma unroll 1
-    for (; ptx::uniform(n + 1 < piece.n_end); ++n) {
+    for (; ptx::uniform(n + piece.n_step < piece.n_end); n += piece.n_step) {
       prepare_pv(piece, scores, n, s, o);
       pack_probabilities<Element>(s, p);
       issue_qk(s);
       issue_pv(p, o);
       wgmma_wait_group<1>();
-      finish_qk(piece, scores, n + 1, has_rows, softmax, s, correction);
+      finish_qk(piece, scores, n + piece.n_step, has_rows, softmax, s, correction);
       wgmma_wait_group<0>();
       fence_accumulators(o);
       release(kOfV, v_ring);
@@ -192,7 +209,11 @@ struct SplitConsumer {
         mask_row(s, r, scores.key_begin[r] - first_key, scores.key_end[r] - first_key, schedule.window.left >= 0);
       }
     }
-    softmax.update(s, correction);
+    if (few_rows()) {
+      softmax.update_first_row(s, correction);
+    } else {
+      softmax.update(s, correction);
+    }
   }
 
   __device__ __forceinline__ void wait_full(SplitSide side, const SplitRing &ring) const {
@@ -205,6 +226,7 @@ struct SplitConsumer {
     ring.advance();
   }
 
+  __device__ __forceinline__ bool few_rows() const { return Traits::kPlain && args.few_rows; }
   __device__ __forceinline__ bool modifies_scores() const { return !Traits::kPlain && args.modifies_scores; }
 
   // Starts to load the rows of the tile, if the piece has keys, in the layout of the tensor maps. What lies behind them
@@ -225,8 +247,8 @@ struct SplitConsumer {
       const bool inside = col < args.head_dim;
       const auto *const from = row_of<Element>(args.q, piece.batch, q_span.start + query,
                                                int64_t{piece.kv_head} * schedule.group.divisor + in_group);
-      ptx::cp_async_16(to + Traits::template offset<Traits::kBlockM>(row, col), from + (inside ? col : 0),
-                       inside ? 16 : 0);
+      ptx::cp_async_16(to + Traits::template offset<Traits::kBlockM>(PackedRows::place(row, few_rows()), col),
+                       from + (inside ? col : 0), inside ? 16 : 0);
     }
   }
 
@@ -234,11 +256,10 @@ struct SplitConsumer {
     if (!next.done()) load_q(next.piece(), q_buffer ^ 1);
   }
 
-  // All warps have then done with the piece before, whose buffer is free.
-  __device__ __forceinline__ void wait_for_q() const {
+  // This thread's copies of the q asked for last.
+  __device__ __forceinline__ void await_q() const {
     ptx::cp_async_wait_all();
     ptx::fence_proxy_async_shared();
-    ptx::bar_sync(kBarrier, Traits::kConsumerThreads);
   }
 
   __device__ __forceinline__ void store(const core::SplitPiece &piece, const core::SplitPartId &part,
@@ -257,8 +278,8 @@ struct SplitConsumer {
       if (piece.whole) {
         auto *const to = const_cast<Element *>(row_of<Element>(args.out, piece.batch, row, rows.head[r]));
         if (args.lse != nullptr && lane % 4 == 0) {
-          args.lse[piece.batch * args.lse_batch_stride + rows.head[r] * args.lse_head_stride + row] =
-              results.lse[r].value();
+          ptx::store(args.lse + piece.batch * args.lse_batch_stride + rows.head[r] * args.lse_head_stride + row,
+                     __float_as_uint(results.lse[r].value()), hint);
         }
 #pragma unroll
         for (int j = 0; j < kOutputs / 4; ++j) {
@@ -266,7 +287,7 @@ struct SplitConsumer {
           if (col >= args.head_dim_v) continue;
           const uint32_t two =
               pack2<Element>(o[4 * j + 2 * r] * results.factor[r], o[4 * j + 2 * r + 1] * results.factor[r]);
-          *reinterpret_cast<uint32_t *>(to + col) = results.empty[r] ? 0u : two;
+          ptx::store(to + col, results.empty[r] ? 0u : two, hint);
         }
       } else {
         const int64_t query = args.packed_q ? row : int64_t{piece.batch} * args.seqlen_q + row;

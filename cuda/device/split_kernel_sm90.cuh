@@ -49,13 +49,15 @@ __global__ void __launch_bounds__(Traits::kThreads) __maxnreg__(Traits::kLaunchR
   const core::SplitPartId part = {static_cast<int32_t>(blockIdx.x), static_cast<int32_t>(blockIdx.y)};
   const core::SplitParts parts = finder.find(part);
   const core::SplitCursor cursor = finder.cursor();
+  // More keys than pass through L2 drive results out of it before their lines are full, unless these are to stay.
+  const bool pass = schedule.balanced() && finder.line_cost(parts) <= args.passing_cost;
   if (warp < kConsumerWarps) {
     ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
-    SplitConsumer<Traits>(args, schedule, smem).run(cursor, part);
+    SplitConsumer<Traits>(args, schedule, smem, pass ? ptx::L2Hint::kNormal : ptx::L2Hint::kEvictLast)
+        .run(cursor, part);
   } else {
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
     const int producer = warp - kConsumerWarps;
-    const bool pass = schedule.balanced() && finder.line_cost(parts) <= args.passing_cost;
     const ptx::L2Hint hint = pass ? ptx::L2Hint::kEvictFirst : ptx::L2Hint::kNormal;
     SplitProducer<Traits>(args, schedule, smem, producer % 2 == 0 ? kOfK : kOfV, producer / 2, hint).run(cursor);
     if (threadIdx.x == Traits::kThreads - 1) finder.note(part, parts);

@@ -227,7 +227,9 @@ struct PlainPartFinder {
   // Parts of tiles that are cut alike have another measure.
   __device__ __forceinline__ int32_t line_cost(const core::SplitParts &) const { return total; }
 
+  // Nothing where tiles are cut alike: the merging kernel finds that out for itself.
   __device__ __forceinline__ void note(const core::SplitPartId &part, const core::SplitParts &parts) const {
+    if (schedule.even) return;
     if (schedule.entries_by_tile) {
       note_tiles(schedule, partials, found, part, parts);
     } else {

@@ -131,7 +131,7 @@ struct SplitProducer {
     const auto end = static_cast<int32_t>(span.first_row + span.len);
     int32_t first_new = first_new_block(span);
 #pragma unroll 1
-    for (int32_t n = piece.n_begin; n < piece.n_end; ++n) {
+    for (int32_t n = piece.n_begin; n < piece.n_end; n += piece.n_step) {
       wait_for_new_rows(n, &first_new);
       load(piece, {0, first + n * kBlockN, end, piece.kv_head, static_cast<int32_t>(span.entry)});
     }
@@ -141,12 +141,11 @@ struct SplitProducer {
   __device__ __forceinline__ void load_pages(const core::SplitPiece &piece, const core::KeySpan &span) {
     const core::KvCache &cache = schedule.k;
     int32_t first_new = first_new_block(span);
-    int32_t pages = 0;  // of the blocks n, n + 1, .. in lanes 0, 1, ..
+    int32_t pages = 0;  // of the blocks n, n + n_step, .. in lanes 0, 1, ..
 #pragma unroll 1
-    for (int32_t i = 0; i < piece.n_end - piece.n_begin; ++i) {
-      const int32_t n = piece.n_begin + i;
+    for (int32_t i = 0, n = piece.n_begin; n < piece.n_end; ++i, n += piece.n_step) {
       if (i % 32 == 0) {
-        const int64_t own = int64_t{n} + lane;
+        const int64_t own = n + int64_t{lane} * piece.n_step;
         pages = own >= piece.n_end ? 0 : static_cast<int32_t>(cache.place(span, own * kBlockN).entry);
       }
       wait_for_new_rows(n, &first_new);
@@ -212,12 +211,11 @@ struct SplitProducer {
     const auto *const data = static_cast<const Element *>(tensor().data);
     const int32_t cols = head_dim();
     int32_t first_new = first_new_block(span);
-    int32_t n = piece.n_begin;
-    Pages next = pages(span, n, {});
+    Pages next = pages(span, piece.n_begin, {});
 #pragma unroll 1
-    for (int32_t rest = piece.n_end - n; rest > 0; --rest, ++n) {
+    for (int32_t n = piece.n_begin; n < piece.n_end; n += piece.n_step) {
       const Places now = places(piece, span, n, next);
-      if (rest > 1) next = pages(span, n + 1, now);
+      if (n + piece.n_step < piece.n_end) next = pages(span, n + piece.n_step, now);
       wait_for_new_rows(n, &first_new);
       ptx::mbarrier_wait(&smem.barriers.empty[side][ring.index], ring.parity);
       const uint32_t to = ptx::shared_address(smem.kv[ring.index][side]);

@@ -146,6 +146,7 @@ core::Status make_args(const flash3_params &p, const SplitKernel &kernel, int32_
   args->stages = how.stages;
   args->passing_cost = passing_cost(p, args->schedule);
   args->follows_append = has_append(p);
+  args->few_rows = core::SplitBounds::of(p).tile_rows <= device::kFewRows;
   args->modifies_scores = core::modifies_scores(p);
   args->q = queries(p);
   args->k = {p.k, packed_k ? 0 : p.k_batch_stride, p.k_row_stride, p.k_head_stride};

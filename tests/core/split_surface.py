@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pyflash3._abi import Params
 from tests.core.surface import surface_function
 
-_VALUES = 13  # numbers of a piece
+_VALUES = 14  # numbers of a piece
 
 
 def takes_split_kernel(params: Params) -> bool:
@@ -57,8 +57,7 @@ class Piece(NamedTuple):
     batch: int
     kv_head: int
     m_block: int
-    n_begin: int
-    n_end: int
+    blocks: range  # of keys
     whole: bool
     number: int
     entry: Entry
@@ -107,6 +106,6 @@ def plain_pieces(
 def _pieces(values: Any) -> list[Piece]:
     pieces = []
     for i in range(0, len(values), _VALUES):
-        part, b, head, m, n_begin, n_end, whole, number, *entry = values[i : i + _VALUES]
-        pieces.append(Piece(part, b, head, m, n_begin, n_end, bool(whole), number, Entry(*entry)))
+        part, b, head, m, begin, end, step, whole, number, *entry = values[i : i + _VALUES]
+        pieces.append(Piece(part, b, head, m, range(begin, end, step), bool(whole), number, Entry(*entry)))
     return pieces

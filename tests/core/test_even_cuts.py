@@ -80,9 +80,10 @@ def test_tiles_that_are_cut_alike(call: Call) -> None:
         assert pieces == balanced
         return
     assert len(pieces) == cuts * len(call.tiles)
+    assert all(x.blocks.step == cuts for x in pieces), "side by side"
     costs: dict[int, int] = defaultdict(int)
     for x in pieces:
-        costs[x.part] += 1 + x.n_end - x.n_begin
+        costs[x.part] += 1 + len(x.blocks)
     mean = total / call.parts_of_line
     assert max(costs.values()) <= mean + min(2.5, mean / 16)
 
@@ -150,4 +151,4 @@ def test_one_long_sequence_is_not_cut_like_the_others() -> None:
     p = decoding([9000] + 255 * [512], (32, 1))
     cuts, pieces = plain_pieces(p, BLOCK_N, 1, 264)
     assert cuts == 0
-    assert max(x.n_end - x.n_begin for x in pieces) < 20
+    assert max(len(x.blocks) for x in pieces) < 20

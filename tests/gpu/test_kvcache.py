@@ -49,6 +49,31 @@ def test_a_few_queries_and_a_diagonal(dim: int, page_size: int | None, right: in
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("rows", [1, 7, 8, 9, 31, 32, 33, 64])
+@pytest.mark.parametrize("page_size", [None, 1, 64])
+@pytest.mark.parametrize("dim", [64, 128, 256])
+def test_rows_of_a_tile(dim: int, page_size: int | None, rows: int) -> None:
+    """Up to 32 of them a warp computes eight each, otherwise sixteen."""
+    filled = (700, 1, 0, 64, 333)
+    check(CacheCase(1, 700, page_size, "bfloat16", batch=5, nheads=rows, nheads_k=1, head_dim=dim, filled=filled))
+
+
+@pytest.mark.parametrize("page_size", [None, 16, 64])
+@pytest.mark.parametrize(
+    ("batch", "keys", "nheads_k"),
+    [(1, 130, 1), (1, 9000, 2), (3, 6000, 1), (8, 2100, 1), (40, 1500, 1)],
+)
+def test_tiles_that_are_cut_alike(batch: int, keys: int, nheads_k: int, page_size: int | None) -> None:
+    """Pieces take turns with key blocks; there may be more of them than blocks."""
+    filled = tuple(keys - n % 3 for n in range(batch))
+    check(
+        CacheCase(
+            2, keys, page_size, "bfloat16", batch=batch, nheads=16, nheads_k=nheads_k, head_dim=128, filled=filled,
+            causal=True,
+        )
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("seqlen_q", [1, 4])
 @pytest.mark.parametrize("page_size", [None, 1, 64, 256])
 @pytest.mark.parametrize(
