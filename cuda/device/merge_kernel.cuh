@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "core/constants.h"
+#include "device/find_cuts.cuh"
 #include "device/merge_args.h"
 #include "device/pack.cuh"
 #include "device/ptx.cuh"
@@ -209,33 +210,6 @@ struct Merge {
   }
 };
 
-// Whether tiles are cut alike: what the blocks of the kernel before have found, too (PlainPartFinder). Where they are,
-// there are no entries to wait for, each of which would take two ways to L2. Collective over the block.
-__device__ __forceinline__ void find_cuts(core::SplitSchedule &schedule) {
-  __shared__ int32_t totals[kMergeWarps], most[kMergeWarps];
-  int32_t total = 0, largest = core::SplitSchedule::kTileCost;
-#pragma unroll 1
-  for (auto b = static_cast<int32_t>(threadIdx.x); b < schedule.batch; b += kMergeThreads) {
-    const int32_t cost = schedule.head_cost(schedule.lengths(b));
-    total += cost;
-    largest = max(largest, cost);
-  }
-  total = static_cast<int32_t>(__reduce_add_sync(0xffffffffu, static_cast<uint32_t>(total)));
-  largest = __reduce_max_sync(0xffffffffu, largest);
-  if (threadIdx.x % 32 == 0) {
-    totals[threadIdx.x / 32] = total;
-    most[threadIdx.x / 32] = largest;
-  }
-  __syncthreads();
-  total = 0;
-#pragma unroll
-  for (int w = 0; w < kMergeWarps; ++w) {
-    total += totals[w];
-    largest = max(largest, most[w]);
-  }
-  schedule.plain_parts(total * schedule.heads_of_line, largest);
-}
-
 // Of a balanced schedule. A unit, which is the warps that share a row, takes item number `unit`, and every
 // num_units-th behind it; an item is a row of an entry.
 //
@@ -248,7 +222,7 @@ __global__ void __launch_bounds__(kMergeThreads, kCols <= 4 ? 1 : 0)
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
   core::SplitSchedule schedule = args.schedule;
-  if (schedule.allows_even_cuts()) find_cuts(schedule);
+  if (schedule.allows_even_cuts()) find_cuts<kMergeThreads>(schedule);
   const auto block = static_cast<int32_t>(blockIdx.x);
   const auto blocks = static_cast<int32_t>(gridDim.x);
   const int32_t units = kMergeWarps / args.warps_of_row;  // of a block

@@ -19,6 +19,7 @@
 #include "device/mla_store.cuh"
 #include "device/mla_traits.cuh"
 #include "device/pack.cuh"
+#include "device/packed_rows.cuh"
 #include "device/ptx.cuh"
 #include "device/scores.cuh"
 #include "device/softmax.cuh"

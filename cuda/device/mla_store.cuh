@@ -7,9 +7,9 @@
 #include "device/fwd_args.h"
 #include "device/mla_traits.cuh"
 #include "device/pack.cuh"
+#include "device/packed_rows.cuh"
 #include "device/softmax.cuh"
 #include "device/split_args.h"
-#include "device/split_consumer.cuh"
 
 namespace flash3::device {
 
