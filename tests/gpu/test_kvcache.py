@@ -49,6 +49,7 @@ def test_a_few_queries_and_a_diagonal(dim: int, page_size: int | None, right: in
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("cuda")  # the host engine has no warps
 @pytest.mark.parametrize("rows", [1, 7, 8, 9, 31, 32, 33, 64])
 @pytest.mark.parametrize("page_size", [None, 1, 64])
 @pytest.mark.parametrize("dim", [64, 128, 256])
@@ -58,6 +59,7 @@ def test_rows_of_a_tile(dim: int, page_size: int | None, rows: int) -> None:
     check(CacheCase(1, 700, page_size, "bfloat16", batch=5, nheads=rows, nheads_k=1, head_dim=dim, filled=filled))
 
 
+@pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize("page_size", [None, 16, 64])
 @pytest.mark.parametrize(
     ("batch", "keys", "nheads_k"),
