@@ -57,10 +57,17 @@ class Piece(NamedTuple):
     batch: int
     kv_head: int
     m_block: int
-    blocks: range  # of keys
+    n_begin: int
+    n_end: int
+    n_step: int
     whole: bool
     number: int
     entry: Entry
+
+    @property
+    def blocks(self) -> range:
+        """Of keys."""
+        return range(self.n_begin, self.n_end, self.n_step)
 
 
 def split_places(params: Params, block_n: int, num_lines: int) -> int:
@@ -106,6 +113,6 @@ def plain_pieces(
 def _pieces(values: Any) -> list[Piece]:
     pieces = []
     for i in range(0, len(values), _VALUES):
-        part, b, head, m, begin, end, step, whole, number, *entry = values[i : i + _VALUES]
-        pieces.append(Piece(part, b, head, m, range(begin, end, step), bool(whole), number, Entry(*entry)))
+        part, b, head, m, n_begin, n_end, n_step, whole, number, *entry = values[i : i + _VALUES]
+        pieces.append(Piece(part, b, head, m, n_begin, n_end, n_step, bool(whole), number, Entry(*entry)))
     return pieces

@@ -80,7 +80,7 @@ def test_tiles_that_are_cut_alike(call: Call) -> None:
         assert pieces == balanced
         return
     assert len(pieces) == cuts * len(call.tiles)
-    assert all(x.blocks.step == cuts for x in pieces), "side by side"
+    assert all(x.n_step == cuts for x in pieces), "side by side"
     costs: dict[int, int] = defaultdict(int)
     for x in pieces:
         costs[x.part] += 1 + len(x.blocks)
