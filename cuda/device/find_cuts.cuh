@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/split_schedule.h"
+#include "device/sequence_costs.cuh"
 
 namespace flash3::device {
 
@@ -13,21 +14,9 @@ template <int kThreads>
 __device__ __forceinline__ void find_cuts(core::SplitSchedule &schedule) {
   constexpr int kWarps = kThreads / 32;
   __shared__ int32_t totals[kWarps], most[kWarps];
-  int32_t total = 0, largest = core::SplitSchedule::kTileCost;
-#pragma unroll 1
-  for (auto b = static_cast<int32_t>(threadIdx.x); b < schedule.batch; b += kThreads) {
-    const int32_t cost = schedule.head_cost(schedule.lengths(b));
-    total += cost;
-    largest = max(largest, cost);
-  }
-  total = static_cast<int32_t>(__reduce_add_sync(0xffffffffu, static_cast<uint32_t>(total)));
-  largest = __reduce_max_sync(0xffffffffu, largest);
-  if (threadIdx.x % 32 == 0) {
-    totals[threadIdx.x / 32] = total;
-    most[threadIdx.x / 32] = largest;
-  }
+  SequenceCosts::of(schedule, static_cast<int32_t>(threadIdx.x), kThreads, schedule.batch).put_warp(totals, most);
   __syncthreads();
-  total = 0;
+  int32_t total = 0, largest = 0;
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) {
     total += totals[w];

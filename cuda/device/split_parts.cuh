@@ -6,6 +6,7 @@
 #include "core/split_cursor.h"
 #include "core/split_schedule.h"
 #include "device/ptx.cuh"
+#include "device/sequence_costs.cuh"
 #include "device/split_args.h"
 
 namespace flash3::device {
@@ -243,22 +244,10 @@ struct PlainPartFinder {
   // Of each thread its sequences' costs, of each warp those of its threads, and the largest tile.
   __device__ __forceinline__ void add_up() const {
     const int32_t first = static_cast<int32_t>(threadIdx.x) * share();
-    const int32_t behind = min(first + share(), schedule.batch);
-    int32_t sum = 0, largest = core::SplitSchedule::kTileCost;
-#pragma unroll 1
-    for (int32_t b = first; b < behind; ++b) {
-      const int32_t cost = schedule.head_cost(schedule.lengths(b));
-      sum += cost;
-      largest = max(largest, cost);
-    }
-    sum *= schedule.heads_of_line;
-    smem.costs[threadIdx.x] = sum;
-    sum = static_cast<int32_t>(__reduce_add_sync(0xffffffffu, static_cast<uint32_t>(sum)));
-    largest = __reduce_max_sync(0xffffffffu, largest);
-    if (threadIdx.x % 32 == 0) {
-      smem.warp_costs[threadIdx.x / 32] = sum;
-      smem.warp_largest[threadIdx.x / 32] = largest;
-    }
+    SequenceCosts costs = SequenceCosts::of(schedule, first, 1, min(first + share(), schedule.batch));
+    costs.total *= schedule.heads_of_line;
+    smem.costs[threadIdx.x] = costs.total;
+    costs.put_warp(smem.warp_costs, smem.warp_largest);
   }
 
   // That of place `found.at`, and where it begins.
