@@ -21,14 +21,18 @@ struct SplitConfig {
   int32_t block_n;   // keys of a block
   // Where key blocks are boxes of the copy engine, and where they are copied row by row.
   SplitFlight boxes, rows;
+  // Where they are boxes, but not of pages, and the call is computed_by_warps().
+  SplitFlight dense_for_warps;
 };
 
 // A multiprocessor that reads at the rate of the memory needs some 60 KB on their way; with more than 100 the memory
 // becomes slower. One thread block has fewer pieces to be merged than two, and leaves room to the merging kernel. Two
 // are quicker where arithmetic takes nearly as long as reading, or four warps do not copy rows quickly enough.
+// Warps that compute alone give buffers back sooner and need fewer, except where producers stop between tiles to look
+// at a page table.
 inline constexpr SplitConfig kSplitConfigs[] = {
-    {64, 128, {2, 2}, {2, 2}}, {96, 64, {3, 2}, {3, 2}},  {128, 64, {3, 1}, {2, 2}},
-    {192, 64, {2, 1}, {2, 1}}, {256, 64, {2, 1}, {2, 1}},
+    {64, 128, {2, 2}, {2, 2}, {2, 2}}, {96, 64, {3, 2}, {3, 2}, {3, 2}},  {128, 64, {3, 1}, {2, 2}, {2, 1}},
+    {192, 64, {2, 1}, {2, 1}, {2, 1}}, {256, 64, {2, 1}, {2, 1}, {2, 1}},
 };
 inline constexpr int32_t kNumSplitConfigs = sizeof(kSplitConfigs) / sizeof(kSplitConfigs[0]);
 inline constexpr int32_t kMostSplitDim = kSplitConfigs[kNumSplitConfigs - 1].head_dim;
@@ -116,6 +120,14 @@ inline bool has_one_tile(const flash3_params &p) {
 inline bool is_plain_decoding(const flash3_params &p) {
   const bool keys_by_length = p.cu_seqlens_k == nullptr && p.cu_seqlens_k_new == nullptr && p.cache_leftpad == nullptr;
   return p.num_splits == 0 && has_one_tile(p) && keys_by_length && !modifies_scores(p) && p.window_left < 0;
+}
+
+// Tiles of up to so many rows are computed by warps alone, each with keys of its own, in a kernel for plain decoding in
+// which all keys are seen.
+inline constexpr int32_t kWarpRows = 8;
+
+inline bool computed_by_warps(const flash3_params &p) {
+  return is_plain_decoding(p) && sees_all_keys(p) && !is_latent(p) && p.seqlen_q * (p.nheads / p.nheads_k) <= kWarpRows;
 }
 
 // Rows of out and q in all.

@@ -118,4 +118,13 @@ FLASH3_API int64_t flash3_test_plain_pieces(const flash3_params *params, int32_t
   return put_pieces(schedule, parts, capacity, pieces);
 }
 
+// The first key block of a part if tiles are cut alike, as it is known before the lengths are: batch, kv_head, n.
+// Returns 0 if the part would have none.
+FLASH3_API int32_t flash3_test_first_even_block(const flash3_params *params, int32_t block_n, int32_t num_lines,
+                                                int32_t num_parts, int32_t part, int32_t *block) {
+  SplitSchedule schedule = split_schedule(*params, block_n, num_lines, num_parts);
+  schedule.allow_even_cuts();
+  return schedule.first_even_block({part % num_lines, part / num_lines}, block, block + 1, block + 2);
+}
+
 }  // extern "C"

@@ -24,7 +24,6 @@
 #include "device/scores.cuh"
 #include "device/softmax.cuh"
 #include "device/split_args.h"
-#include "device/split_consumer.cuh"
 
 namespace flash3::device {
 

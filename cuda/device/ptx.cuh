@@ -206,8 +206,6 @@ __device__ __forceinline__ void prefetch_tensormap(const void *map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
-// Four 8x8 matrices of 16-bit values into registers, one of each thread's pairs to a register; each lane names the
-// shared-memory address of one row.
 // Two bfloat16 values times two.
 __device__ __forceinline__ uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
   uint32_t out;
@@ -215,11 +213,28 @@ __device__ __forceinline__ uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
   return out;
 }
 
+// Four 8x8 matrices of 16-bit values into registers, one of each thread's pairs to a register; each lane names the
+// shared-memory address of one row.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t row, uint32_t *out) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
                : "r"(row)
                : "memory");
+}
+
+// The same, each of them transposed.
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t row, uint32_t *out) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(row)
+               : "memory");
+}
+
+// Such a matrix in registers, transposed.
+__device__ __forceinline__ uint32_t movmatrix_trans(uint32_t x) {
+  uint32_t out;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(x));
+  return out;
 }
 
 // Four 8x8 matrices of 16-bit values from registers; each lane names the shared-memory address of one row.

@@ -2,30 +2,16 @@
 // OnlineSoftmax::accept, taken when a row's scores jump far above everything before.
 #pragma once
 
-#include <cutlass/bfloat16.h>
-#include <cutlass/half.h>
-
 #include <cstdint>
-#include <cute/arch/mma_sm80.hpp>
 
 #include "device/fwd_args.h"
 #include "device/key_rows.cuh"
 #include "device/ptx.cuh"
 #include "device/tile_rows.cuh"
 #include "device/tile_traits.cuh"
+#include "device/warp_mma.cuh"
 
 namespace flash3::device {
-
-template <class Element>
-struct WarpMma;
-template <>
-struct WarpMma<cutlass::half_t> {
-  using Atom = cute::SM80_16x8x16_F32F16F16F32_TN;
-};
-template <>
-struct WarpMma<cutlass::bfloat16_t> {
-  using Atom = cute::SM80_16x8x16_F32BF16BF16F32_TN;
-};
 
 // s = <q, k> in the layout of wgmma's accumulators, for the 16 rows from `first_row` on and the kS / 2 keys from
 // `first_key` on, all of which are inside the sequence. Rows behind its end repeat the last one.

@@ -16,55 +16,24 @@
 #include "device/scores.cuh"
 #include "device/softmax.cuh"
 #include "device/split_args.h"
-#include "device/split_producer.cuh"
+#include "device/split_consumer_base.cuh"
+#include "device/split_ring.cuh"
 #include "device/split_traits.cuh"
 
 namespace flash3::device {
 
 template <class Traits>
-struct SplitConsumer {
+struct SplitConsumer : SplitConsumerBase<Traits, SplitConsumer<Traits>> {
+  using Base = SplitConsumerBase<Traits, SplitConsumer<Traits>>;
   using Element = typename Traits::Element;
   using SharedStorage = typename Traits::SharedStorage;
   using Descriptor = SmemDescriptor<Traits::kSwizzleBytes>;
   static constexpr int kBlockN = Traits::kBlockN;
   static constexpr int kScores = kBlockN / 2;            // scores a thread holds
   static constexpr int kOutputs = Traits::kHeadDim / 2;  // outputs a thread holds
-  static constexpr uint32_t kBarrier = 0;                // named barrier
 
-  const SplitArgs &args;
-  const core::SplitSchedule &schedule;
-  SharedStorage &smem;
-  const ptx::L2Hint hint;  // of results of whole tiles
-  SplitRing k_ring, v_ring;
-  int q_buffer = 0;
+  using Base::Base;
 
-  __device__ __forceinline__ SplitConsumer(const SplitArgs &a, const core::SplitSchedule &s, SharedStorage &storage,
-                                           ptx::L2Hint of_results)
-      : args(a),
-        schedule(s),
-        smem(storage),
-        hint(Traits::kPlain ? of_results : ptx::L2Hint::kNormal),
-        k_ring(ring_size<Traits>(a), 0),
-        v_ring(ring_size<Traits>(a), 0) {}
-
-  __device__ __forceinline__ void run(core::SplitCursor cursor, const core::SplitPartId &part) {
-    // Also where there is nothing to do, so that this kernel ends behind the one before.
-    if (args.follows_append) ptx::wait_for_previous_kernel();
-    if (cursor.done()) return;
-    core::SplitPiece piece = cursor.piece();
-    load_q(piece, q_buffer);
-    await_q();
-#pragma unroll 1
-    while (true) {
-      cursor.advance();
-      compute(piece, cursor, part);
-      if (cursor.done()) return;
-      piece = cursor.piece();
-      q_buffer ^= 1;
-    }
-  }
-
- private:
   __device__ __forceinline__ void compute(const core::SplitPiece &piece, const core::SplitCursor &next,
                                           const core::SplitPartId &part) {
     const core::SeqSpan q_span = schedule.q.span(piece.batch);
@@ -88,7 +57,7 @@ struct SplitConsumer {
     // Warps whose rows do not exist take part in the products alone.
     const bool has_rows = ptx::uniform(rows.first_row < schedule.tile_rows(piece.lengths, piece.m_block));
     // Q is there, and all warps have done with the piece before, whose buffer is free.
-    ptx::bar_sync(kBarrier, Traits::kConsumerThreads);
+    sync();
     if (piece.n_begin < piece.n_end) {
       attend(piece, next, scores, has_rows, softmax, s, o);
     } else {
@@ -97,6 +66,20 @@ struct SplitConsumer {
     await_q();  // in front of the stores: the fence would wait for them
     store(piece, part, q_span, rows, softmax, o);
   }
+
+ private:
+  using Base::args;
+  using Base::await_q;
+  using Base::few_rows;
+  using Base::hint;
+  using Base::k_ring;
+  using Base::load_next_q;
+  using Base::q_buffer;
+  using Base::release;
+  using Base::schedule;
+  using Base::smem;
+  using Base::sync;
+  using Base::v_ring;
 
   // The products Q * K^T of a block and P * V of the block before run under the softmax of the latter.
   // The q of the next piece comes meanwhile.
@@ -191,46 +174,7 @@ struct SplitConsumer {
     if (args.key_loads == KeyLoads::kAsyncCopy) ptx::fence_proxy_async_shared();
   }
 
-  __device__ __forceinline__ void release(SplitSide side, SplitRing &ring) const {
-    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&smem.barriers.empty[side][ring.index]);
-    ring.advance();
-  }
-
-  __device__ __forceinline__ bool few_rows() const { return Traits::kPlain && args.few_rows; }
   __device__ __forceinline__ bool modifies_scores() const { return !Traits::kPlain && args.modifies_scores; }
-
-  // Starts to load the rows of the tile, if the piece has keys, in the layout of the tensor maps. What lies behind them
-  // in shared memory may be anything: a row of a product depends on nothing but its own row of Q.
-  __device__ __forceinline__ void load_q(const core::SplitPiece &piece, int buffer) const {
-    constexpr int kChunks = Traits::kHeadDim / 8;
-    if (piece.n_begin >= piece.n_end) return;
-    const core::SeqSpan q_span = schedule.q.span(piece.batch);
-    const int32_t rows = schedule.tile_rows(piece.lengths, piece.m_block);
-    const uint32_t to = ptx::shared_address(smem.q[buffer]);
-#pragma unroll 1
-    for (int32_t i = threadIdx.x; i < rows * kChunks; i += Traits::kConsumerThreads) {
-      const int row = i / kChunks;
-      const int col = i % kChunks * 8;
-      const int64_t packed = int64_t{piece.m_block} * schedule.kBlockM + row;
-      const int32_t query = schedule.query(packed);
-      const auto in_group = static_cast<int32_t>(packed - int64_t{query} * schedule.group.divisor);
-      const bool inside = col < args.head_dim;
-      const auto *const from = row_of<Element>(args.q, piece.batch, q_span.start + query,
-                                               int64_t{piece.kv_head} * schedule.group.divisor + in_group);
-      ptx::cp_async_16(to + Traits::template offset<Traits::kBlockM>(PackedRows::place(row, few_rows()), col),
-                       from + (inside ? col : 0), inside ? 16 : 0);
-    }
-  }
-
-  __device__ __forceinline__ void load_next_q(const core::SplitCursor &next) const {
-    if (!next.done()) load_q(next.piece(), q_buffer ^ 1);
-  }
-
-  // This thread's copies of the q asked for last.
-  __device__ __forceinline__ void await_q() const {
-    ptx::cp_async_wait_all();
-    ptx::fence_proxy_async_shared();
-  }
 
   __device__ __forceinline__ void store(const core::SplitPiece &piece, const core::SplitPartId &part,
                                         const core::SeqSpan &q_span, const PackedRows &rows,

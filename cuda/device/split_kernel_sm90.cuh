@@ -6,12 +6,14 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "device/first_blocks.cuh"
 #include "device/ptx.cuh"
 #include "device/split_args.h"
 #include "device/split_consumer.cuh"
 #include "device/split_parts.cuh"
 #include "device/split_producer.cuh"
 #include "device/split_traits.cuh"
+#include "device/split_warp_consumer.cuh"
 
 namespace flash3::device {
 
@@ -35,9 +37,12 @@ __global__ void __launch_bounds__(Traits::kThreads) __maxnreg__(Traits::kLaunchR
   auto &smem = *reinterpret_cast<typename Traits::SharedStorage *>(shared_memory);
   const int warp = ptx::uniform(threadIdx.x / 32);
   constexpr int kConsumerWarps = Traits::kConsumerThreads / 32;
+  const core::SplitPartId part = {static_cast<int32_t>(blockIdx.x), static_cast<int32_t>(blockIdx.y)};
   core::SplitSchedule schedule = known_schedule<Traits>(args.schedule);
   std::conditional_t<Traits::kPlain, PlainPartFinder<Traits>, PartFinder<Traits>> finder{schedule, args.partials, smem};
   finder.prefetch();
+  const int producer = warp - kConsumerWarps;
+  const SplitSide side = producer % 2 == 0 ? kOfK : kOfV;
   if (warp == kConsumerWarps + 3) {  // which has nothing to load first
     init_split<Traits>(args, smem);
     if (ptx::elect_one() && args.key_loads == KeyLoads::kTma) {
@@ -45,21 +50,26 @@ __global__ void __launch_bounds__(Traits::kThreads) __maxnreg__(Traits::kLaunchR
       ptx::prefetch_tensormap(&args.v_map);
     }
   }
+  if constexpr (Traits::kPlain) {
+    if (producer >= 0) prefetch_first_block<Traits>(args, schedule, part, side, producer / 2);
+  }
 
-  const core::SplitPartId part = {static_cast<int32_t>(blockIdx.x), static_cast<int32_t>(blockIdx.y)};
   const core::SplitParts parts = finder.find(part);
   const core::SplitCursor cursor = finder.cursor();
   // More keys than pass through L2 drive results out of it before their lines are full, unless these are to stay.
   const bool pass = schedule.balanced() && finder.line_cost(parts) <= args.passing_cost;
   if (warp < kConsumerWarps) {
-    ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
-    SplitConsumer<Traits>(args, schedule, smem, pass ? ptx::L2Hint::kNormal : ptx::L2Hint::kEvictLast)
-        .run(cursor, part);
+    const ptx::L2Hint of_results = pass ? ptx::L2Hint::kNormal : ptx::L2Hint::kEvictLast;
+    if constexpr (Traits::kByWarps) {
+      SplitWarpConsumer<Traits>(args, schedule, smem, of_results).run(cursor, part);
+    } else {
+      ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
+      SplitConsumer<Traits>(args, schedule, smem, of_results).run(cursor, part);
+    }
   } else {
-    ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
-    const int producer = warp - kConsumerWarps;
+    if constexpr (!Traits::kByWarps) ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
     const ptx::L2Hint hint = pass ? ptx::L2Hint::kEvictFirst : ptx::L2Hint::kNormal;
-    SplitProducer<Traits>(args, schedule, smem, producer % 2 == 0 ? kOfK : kOfV, producer / 2, hint).run(cursor);
+    SplitProducer<Traits>(args, schedule, smem, side, producer / 2, hint).run(cursor);
     if (threadIdx.x == Traits::kThreads - 1) finder.note(part, parts);
   }
 }

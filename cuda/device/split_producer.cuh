@@ -8,35 +8,14 @@
 #include "core/split_cursor.h"
 #include "core/split_schedule.h"
 #include "device/fwd_args.h"
+#include "device/key_boxes.cuh"
 #include "device/ptx.cuh"
 #include "device/split_args.h"
+#include "device/split_ring.cuh"
 #include "device/split_traits.cuh"
 #include "device/tile_loads.cuh"
 
 namespace flash3::device {
-
-// A position in a ring of `size` buffers, and the parity of the phase that is being waited for. A producer waits
-// for the phase before the first one, which has passed.
-struct SplitRing {
-  int size;
-  uint32_t parity;
-  int index = 0;
-
-  __device__ __forceinline__ SplitRing(int buffers, uint32_t first_parity) : size(buffers), parity(first_parity) {}
-  __device__ __forceinline__ void advance() {
-    if (++index == size) {
-      index = 0;
-      parity ^= 1;
-    }
-  }
-};
-
-template <class Traits>
-__device__ __forceinline__ int ring_size(const SplitArgs &args) {
-  return Traits::kStagesVary ? args.stages : Traits::kStages;
-}
-
-enum SplitSide : int { kOfK = 0, kOfV = 1 };
 
 template <class Traits>
 struct SplitProducer {
@@ -125,37 +104,27 @@ struct SplitProducer {
     awaits_new_rows = false;
   }
 
-  // Rows as in TileLoads: what lies behind the last key reads as zero.
   __device__ __forceinline__ void load_blocks(const core::SplitPiece &piece, const core::KeySpan &span) {
-    const auto first = static_cast<int32_t>(schedule.k.filled.rows - span.len);
-    const auto end = static_cast<int32_t>(span.first_row + span.len);
     int32_t first_new = first_new_block(span);
 #pragma unroll 1
     for (int32_t n = piece.n_begin; n < piece.n_end; n += piece.n_step) {
       wait_for_new_rows(n, &first_new);
-      load(piece, {0, first + n * kBlockN, end, piece.kv_head, static_cast<int32_t>(span.entry)});
+      load(piece, key_box(schedule.k, span, piece.kv_head, n * kBlockN));
     }
   }
 
-  // Pages hold whole blocks, and the first key is the first row of the first page.
   __device__ __forceinline__ void load_pages(const core::SplitPiece &piece, const core::KeySpan &span) {
-    const core::KvCache &cache = schedule.k;
     int32_t first_new = first_new_block(span);
     int32_t pages = 0;  // of the blocks n, n + n_step, .. in lanes 0, 1, ..
 #pragma unroll 1
     for (int32_t i = 0, n = piece.n_begin; n < piece.n_end; ++i, n += piece.n_step) {
       if (i % 32 == 0) {
         const int64_t own = n + int64_t{lane} * piece.n_step;
-        pages = own >= piece.n_end ? 0 : static_cast<int32_t>(cache.place(span, own * kBlockN).entry);
+        pages = own >= piece.n_end ? 0 : static_cast<int32_t>(schedule.k.place(span, own * kBlockN).entry);
       }
       wait_for_new_rows(n, &first_new);
-      const int64_t row = int64_t{n} * kBlockN;
-      const auto in_page = static_cast<int32_t>(row - int64_t{cache.page_divisor.quotient(static_cast<uint32_t>(row))} *
-                                                          cache.page_size);
-      const int64_t rest = span.len - row + in_page;  // keys from the page's first row on
-      const int32_t filled = static_cast<int32_t>(rest < cache.page_size ? rest : cache.page_size);
       const int32_t page = __shfl_sync(0xffffffffu, pages, i % 32);
-      load(piece, {0, cache.page_size - filled + in_page, filled, piece.kv_head, page});
+      load(piece, key_box_of_page(schedule.k, span, piece.kv_head, int64_t{n} * kBlockN, page));
     }
   }
 

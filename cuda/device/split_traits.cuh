@@ -27,26 +27,31 @@ __device__ __forceinline__ core::SplitSchedule known_schedule(core::SplitSchedul
   return s;
 }
 
-// Which calls a kernel is for: all, those that core::is_plain_decoding, or those of them that core::sees_all_keys.
-enum class SplitCalls { kAll, kPlain, kSeeAllKeys };
+// Which calls a kernel is for: all, those that core::is_plain_decoding, those of them that core::sees_all_keys, or
+// those that are core::computed_by_warps.
+enum class SplitCalls { kAll, kPlain, kSeeAllKeys, kByWarps };
 
 template <class Element_, int kConfigIndex, SplitCalls kCalls>
 struct SplitTraits {
   using Element = Element_;
   static constexpr bool kPlain = kCalls != SplitCalls::kAll;
-  static constexpr bool kSeesAllKeys = kCalls == SplitCalls::kSeeAllKeys;
+  static constexpr bool kByWarps = kCalls == SplitCalls::kByWarps;
+  static constexpr bool kSeesAllKeys = kCalls == SplitCalls::kSeeAllKeys || kByWarps;
   static constexpr bool kWholeTiles = false;  // see PartFinder
   static constexpr core::SplitConfig kConfig = core::kSplitConfigs[kConfigIndex];
   static constexpr int kHeadDim = kConfig.head_dim;
   static constexpr int kBlockM = core::SplitSchedule::kBlockM;
   static constexpr int kBlockN = kConfig.block_n;
-  static constexpr int kStages = std::max(kConfig.boxes.stages, kConfig.rows.stages);
-  static constexpr bool kStagesVary = kConfig.boxes.stages != kConfig.rows.stages;  // args.stages says which
+  static constexpr int kStages = std::max({kConfig.boxes.stages, kConfig.rows.stages, kConfig.dense_for_warps.stages});
+  // args.stages says which
+  static constexpr bool kStagesVary =
+      kConfig.boxes.stages != kConfig.rows.stages || kConfig.boxes.stages != kConfig.dense_for_warps.stages;
   static_assert(kBlockM == 64, "the tile is that of one warpgroup");
   static_assert(kBlockN % 64 == 0 && kBlockN <= 128, "a lane finds the places of whole rows");
 
   // A consumer warpgroup, and one of which two warps each copy K and V, or one of them sets the copy engine to it. That
-  // one leaves registers to the first. Both leave some to the merging kernel, whose blocks wait beside this one's.
+  // one leaves registers to the first, unless that computes by warps, which takes fewer. Both leave some to the merging
+  // kernel, whose blocks wait beside this one's.
   static constexpr int kConsumerThreads = 128;
   static constexpr int kThreads = kConsumerThreads + 128;
   static constexpr int kLaunchRegisters = kHeadDim <= 128 ? 128 : 176;
@@ -70,15 +75,22 @@ struct SplitTraits {
     int32_t costs[kThreads];
     SplitPart part;
     uint32_t poison[kBlockN / 32];                             // see Poison; a bit a key
+    float2 warp_rows[kConsumerThreads / 32][core::kWarpRows];  // see WarpSums
     alignas(1024) Element kv[kStages][2][kBlockN * kHeadDim];  // K, V; at the end, since not all stages may be there
   };
   static constexpr uint32_t shared_bytes(int stages) {
     return sizeof(SharedStorage) - (kStages - stages) * 2 * kBlockN * kHeadDim * sizeof(Element);
   }
-  static constexpr bool fits(const core::SplitFlight &f) {
-    return f.blocks_per_sm * (shared_bytes(f.stages) + 1024) <= 233472;
+  // That a thread block asks for: more than half of what a multiprocessor has where it is to be the only one there.
+  static constexpr uint32_t kSharedBytesOfSm = 233472, kSharedBytesOfSystem = 1024;
+  static constexpr uint32_t launch_bytes(const core::SplitFlight &f) {
+    return std::max(shared_bytes(f.stages), f.blocks_per_sm == 1 ? kSharedBytesOfSm / 2 : 0);
   }
-  static_assert(fits(kConfig.boxes) && fits(kConfig.rows), "a multiprocessor has 228 KB of shared memory");
+  static constexpr bool fits(const core::SplitFlight &f) {
+    return f.blocks_per_sm * (launch_bytes(f) + kSharedBytesOfSystem) <= kSharedBytesOfSm;
+  }
+  static_assert(fits(kConfig.boxes) && fits(kConfig.rows) && fits(kConfig.dense_for_warps),
+                "a multiprocessor has 228 KB of shared memory");
 
   // Byte offset of 16 bytes in a tile of kRows rows, as the tensor maps lay it out; col: a multiple of 8.
   template <int kRows>

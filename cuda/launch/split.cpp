@@ -36,8 +36,9 @@ KeyLoads key_loads(const flash3_params &p, const SplitKernel &kernel) {
   return whole_blocks ? KeyLoads::kTma : KeyLoads::kAsyncCopy;
 }
 
-const SplitLaunch &launch_of(const SplitKernel &kernel, KeyLoads loads) {
-  return loads == KeyLoads::kTma ? kernel.boxes : kernel.rows;
+const SplitLaunch &launch_of(const flash3_params &p, const SplitKernel &kernel, KeyLoads loads) {
+  if (loads != KeyLoads::kTma) return kernel.rows;
+  return core::computed_by_warps(p) && p.page_table == nullptr ? kernel.dense_for_warps : kernel.boxes;
 }
 
 core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &kernel, int32_t blocks_per_sm,
@@ -141,7 +142,7 @@ core::Status make_args(const flash3_params &p, const SplitKernel &kernel, int32_
                        device::SplitArgs *args) {
   const bool packed_k = p.cu_seqlens_k != nullptr;
   args->key_loads = key_loads(p, kernel);
-  const SplitLaunch &how = launch_of(kernel, args->key_loads);
+  const SplitLaunch &how = launch_of(p, kernel, args->key_loads);
   args->schedule = make_schedule(p, kernel, how.blocks_per_sm, multiprocessors);
   args->stages = how.stages;
   args->passing_cost = passing_cost(p, args->schedule);
@@ -184,7 +185,7 @@ core::Status merge_pieces(const flash3_params &params, const SplitKernel &kernel
   flash3_params split = params;
   split.num_splits = pieces;
   device::SplitArgs args = {};
-  const SplitLaunch &how = launch_of(kernel, key_loads(split, kernel));
+  const SplitLaunch &how = launch_of(split, kernel, key_loads(split, kernel));
   args.schedule = make_schedule(split, kernel, how.blocks_per_sm, device.multiprocessors);
   set_results(params, &args);
   args.partials = partials_of(params);
@@ -208,11 +209,13 @@ core::Status split_forward(const flash3_params &params, const DeviceInfo &device
   status = make_args(params, *kernel, std::max(device.multiprocessors - params.sm_margin, 1), &args);
   if (!status.ok()) return status;
   const bool plain = core::is_plain_decoding(params) && args.schedule.balanced();
-  const void *const function = !plain                        ? kernel->function
-                               : core::sees_all_keys(params) ? kernel->sees_all_keys
-                                                             : kernel->plain;
-  const uint32_t shared_bytes = launch_of(*kernel, args.key_loads).shared_bytes;
-  const uint32_t most_bytes = std::max(kernel->boxes.shared_bytes, kernel->rows.shared_bytes);
+  const void *const function = !plain                            ? kernel->function
+                               : core::computed_by_warps(params) ? kernel->by_warps
+                               : core::sees_all_keys(params)     ? kernel->sees_all_keys
+                                                                 : kernel->plain;
+  const uint32_t shared_bytes = launch_of(params, *kernel, args.key_loads).shared_bytes;
+  const uint32_t most_bytes =
+      std::max({kernel->boxes.shared_bytes, kernel->rows.shared_bytes, kernel->dense_for_warps.shared_bytes});
   cudaError_t error = allow_shared_memory(function, most_bytes, device.ordinal);
   if (error != cudaSuccess) return cuda_error("setting the size of shared memory", error);
   error = launch_append(params, stream);

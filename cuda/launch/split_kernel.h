@@ -17,8 +17,9 @@ struct SplitKernel {
   const void *function;                    // __global__ void(device::SplitArgs)
   const void *plain;                       // the same for calls that core::is_plain_decoding
   const void *sees_all_keys;               // the same for those of them that core::sees_all_keys
+  const void *by_warps;                    // the same for those that are core::computed_by_warps; NULL: there are none
   const void *merge_parts, *merge_splits;  // __global__ void(device::MergeArgs), of a balanced schedule and of others
-  SplitLaunch boxes, rows;
+  SplitLaunch boxes, rows, dense_for_warps;
   int32_t threads, merge_threads;
   int32_t head_dim, block_n;
   int32_t box_cols, swizzle_bytes;

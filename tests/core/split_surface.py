@@ -110,6 +110,16 @@ def plain_pieces(
     return cuts.value, _pieces(values)
 
 
+def first_even_block(
+    params: Params, block_n: int, num_lines: int, num_parts: int, part: int
+) -> tuple[int, int, int] | None:
+    """Batch, KV head and number of the first key block of a part if tiles are cut alike; None if it has none."""
+    argtypes = [POINTER(Params), *[c_int32] * 4, POINTER(c_int32)]
+    block = (c_int32 * 3)()
+    of = surface_function("first_even_block", c_int32, argtypes)
+    return (block[0], block[1], block[2]) if of(byref(params), block_n, num_lines, num_parts, part, block) else None
+
+
 def _pieces(values: Any) -> list[Piece]:
     pieces = []
     for i in range(0, len(values), _VALUES):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pyflash3._abi import Params
 from tests.core.problems import params
-from tests.core.split_surface import Piece, is_plain_decoding, plain_pieces, split_pieces
+from tests.core.split_surface import Piece, first_even_block, is_plain_decoding, plain_pieces, split_pieces
 from tests.core.surface import int32_array
 from tests.core.test_split_schedule import BLOCK_M, BLOCK_N, Tiles, check, layouts, tiles_of
 
@@ -86,6 +86,18 @@ def test_tiles_that_are_cut_alike(call: Call) -> None:
         costs[x.part] += 1 + len(x.blocks)
     mean = total / call.parts_of_line
     assert max(costs.values()) <= mean + min(2.5, mean / 16)
+
+
+@given(calls(st.integers(1, 40)))
+def test_the_first_block_of_tiles_cut_alike_takes_no_lengths(call: Call) -> None:
+    """It is what is fetched ahead: inside the call whatever the lengths are, and right where tiles are cut alike."""
+    p = decoding([0] * len(call.of), call.heads, call.of[0][0])
+    ahead = {part: first_even_block(p, BLOCK_N, call.lines, call.num_parts, part) for part in range(call.num_parts)}
+    assert all(b < len(call.of) and head < call.heads[1] for b, head, _ in filter(None, ahead.values()))
+    cuts, pieces = plain_pieces(call.p, BLOCK_N, call.lines, call.num_parts)
+    if cuts > 0:
+        first = {x.part: (x.batch, x.kv_head, x.n_begin) for x in reversed(pieces)}
+        assert {part: block for part, block in ahead.items() if block is not None} == first
 
 
 @pytest.mark.parametrize(

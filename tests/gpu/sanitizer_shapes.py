@@ -101,6 +101,7 @@ CACHES: list[tuple[CacheCase, int]] = [
     (CacheCase(3, 100, 16, "float16", batch=20, nheads=8, head_dim=64, window=(-1, 1), new="equal", full=True), 0),
     (CacheCase(1, 1100, None, "bfloat16", batch=1, nheads=32, nheads_k=1, head_dim=128, full=True), 0),
     (CacheCase(1, 1100, None, "float16", batch=3, nheads=32, nheads_k=1, head_dim=64, full=True), 0),
+    (CacheCase(2, 1100, 64, "bfloat16", batch=3, nheads=8, nheads_k=2, head_dim=96, sinks=True, full=True), 0),
     (_latent(1, 150, None, 16, dtype="float16", full=True), 1),
     (_latent(2, 150, 64, 128, new="equal", causal=True, full=True), 0),
     (_latent(3, 200, 16, 32, window=(90, 0), full=True), 3),

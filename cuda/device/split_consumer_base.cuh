@@ -1,0 +1,105 @@
+// What the consumer warps of the split-KV kernel have in common, however they compute: they walk through the pieces of
+// a part, load the queries of the next one while they compute one, and give key blocks back.
+#pragma once
+
+#include <cstdint>
+
+#include "core/split_cursor.h"
+#include "core/split_schedule.h"
+#include "device/fwd_args.h"
+#include "device/packed_rows.cuh"
+#include "device/ptx.cuh"
+#include "device/split_args.h"
+#include "device/split_ring.cuh"
+
+namespace flash3::device {
+
+// Consumer: what is derived from this, with compute(piece, next, part), which computes a piece. Its queries are there
+// for all warps behind sync(), and those of the next one to be asked for behind that; they have to be awaited in the
+// end.
+template <class Traits, class Consumer>
+struct SplitConsumerBase {
+  using Element = typename Traits::Element;
+  using SharedStorage = typename Traits::SharedStorage;
+  static constexpr uint32_t kBarrier = 0;  // named barrier
+
+  const SplitArgs &args;
+  const core::SplitSchedule &schedule;
+  SharedStorage &smem;
+  const ptx::L2Hint hint;  // of results of whole tiles
+  SplitRing k_ring, v_ring;
+  int q_buffer = 0;
+
+  __device__ __forceinline__ SplitConsumerBase(const SplitArgs &a, const core::SplitSchedule &s, SharedStorage &storage,
+                                               ptx::L2Hint of_results)
+      : args(a),
+        schedule(s),
+        smem(storage),
+        hint(Traits::kPlain ? of_results : ptx::L2Hint::kNormal),
+        k_ring(ring_size<Traits>(a), 0),
+        v_ring(ring_size<Traits>(a), 0) {}
+
+  __device__ __forceinline__ void run(core::SplitCursor cursor, const core::SplitPartId &part) {
+    // Also where there is nothing to do, so that this kernel ends behind the one before.
+    if (args.follows_append) ptx::wait_for_previous_kernel();
+    if (cursor.done()) return;
+    core::SplitPiece piece = cursor.piece();
+    load_q(piece, q_buffer);
+    await_q();
+#pragma unroll 1
+    while (true) {
+      cursor.advance();
+      static_cast<Consumer &>(*this).compute(piece, cursor, part);
+      if (cursor.done()) return;
+      piece = cursor.piece();
+      q_buffer ^= 1;
+    }
+  }
+
+ protected:
+  // All consumer warps have come here, with what they have copied to shared memory or read from it.
+  __device__ __forceinline__ void sync() const { ptx::bar_sync(kBarrier, Traits::kConsumerThreads); }
+
+  // Starts to load the rows of the tile, if the piece has keys, in the layout of the tensor maps. What lies behind them
+  // in shared memory may be anything: a row of a product depends on nothing but its own row of Q.
+  __device__ __forceinline__ void load_q(const core::SplitPiece &piece, int buffer) const {
+    constexpr int kChunks = Traits::kHeadDim / 8;
+    if (piece.n_begin >= piece.n_end) return;
+    const core::SeqSpan q_span = schedule.q.span(piece.batch);
+    const int32_t rows = schedule.tile_rows(piece.lengths, piece.m_block);
+    const uint32_t to = ptx::shared_address(smem.q[buffer]);
+#pragma unroll 1
+    for (int32_t i = threadIdx.x; i < rows * kChunks; i += Traits::kConsumerThreads) {
+      const int row = i / kChunks;
+      const int col = i % kChunks * 8;
+      const int64_t packed = int64_t{piece.m_block} * schedule.kBlockM + row;
+      const int32_t query = schedule.query(packed);
+      const auto in_group = static_cast<int32_t>(packed - int64_t{query} * schedule.group.divisor);
+      const bool inside = col < args.head_dim;
+      const auto *const from = row_of<Element>(args.q, piece.batch, q_span.start + query,
+                                               int64_t{piece.kv_head} * schedule.group.divisor + in_group);
+      ptx::cp_async_16(to + Traits::template offset<Traits::kBlockM>(PackedRows::place(row, few_rows()), col),
+                       from + (inside ? col : 0), inside ? 16 : 0);
+    }
+  }
+
+  __device__ __forceinline__ void load_next_q(const core::SplitCursor &next) const {
+    if (!next.done()) load_q(next.piece(), q_buffer ^ 1);
+  }
+
+  // This thread's copies of the q asked for last.
+  __device__ __forceinline__ void await_q() const {
+    ptx::cp_async_wait_all();
+    if constexpr (!Traits::kByWarps) ptx::fence_proxy_async_shared();
+  }
+
+  __device__ __forceinline__ bool few_rows() const { return Traits::kPlain && !Traits::kByWarps && args.few_rows; }
+
+  // By one lane, for its warp.
+  __device__ __forceinline__ void release(SplitSide side, SplitRing &ring) const {
+    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&smem.barriers.empty[side][ring.index]);
+    ring.advance();
+  }
+};
+
+}  // namespace flash3::device

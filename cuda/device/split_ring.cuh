@@ -1,0 +1,34 @@
+// The rings of key blocks that the producers of the split-KV kernel fill and the consumers empty.
+#pragma once
+
+#include <cstdint>
+
+#include "device/split_args.h"
+
+namespace flash3::device {
+
+// Of which a block is; K and V have rings of their own.
+enum SplitSide : int { kOfK = 0, kOfV = 1 };
+
+// A position in a ring of `size` buffers, and the parity of the phase that is being waited for. A producer waits
+// for the phase before the first one, which has passed.
+struct SplitRing {
+  int size;
+  uint32_t parity;
+  int index = 0;
+
+  __device__ __forceinline__ SplitRing(int buffers, uint32_t first_parity) : size(buffers), parity(first_parity) {}
+  __device__ __forceinline__ void advance() {
+    if (++index == size) {
+      index = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+template <class Traits>
+__device__ __forceinline__ int ring_size(const SplitArgs &args) {
+  return Traits::kStagesVary ? args.stages : Traits::kStages;
+}
+
+}  // namespace flash3::device
