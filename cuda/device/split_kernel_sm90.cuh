@@ -17,14 +17,17 @@
 
 namespace flash3::device {
 
-// By one warp. Asynchronous copies arrive by lane, the copy engine once.
+// By one warp. Asynchronous copies arrive by lane, the copy engine once. Consumers arrive by warp, or by lane where
+// they have read what others will copy to: racecheck does not follow what __syncwarp() orders.
 template <class Traits>
 __device__ __forceinline__ void init_split(const SplitArgs &args, typename Traits::SharedStorage &smem) {
   const int lane = threadIdx.x % 32;
   constexpr int kBarriers = 2 * Traits::kStages;
   if (lane < kBarriers) {
-    ptx::mbarrier_init(&smem.barriers.full[0][0] + lane, args.key_loads == KeyLoads::kAsyncCopy ? 64 : 1);
-    ptx::mbarrier_init(&smem.barriers.empty[0][0] + lane, Traits::kConsumerThreads / 32);
+    const bool boxes = args.key_loads == KeyLoads::kTma;
+    ptx::mbarrier_init(&smem.barriers.full[0][0] + lane, boxes ? 1 : 64);
+    ptx::mbarrier_init(&smem.barriers.empty[0][0] + lane,
+                       boxes || !Traits::kByWarps ? Traits::kConsumerThreads / 32 : Traits::kConsumerThreads);
   }
   if (lane < Traits::kBlockN / 32) smem.poison[lane] = 0;
   ptx::fence_mbarrier_init();
