@@ -28,8 +28,7 @@ struct SplitConfig {
 // A multiprocessor that reads at the rate of the memory needs some 60 KB on their way; with more than 100 the memory
 // becomes slower. One thread block has fewer pieces to be merged than two, and leaves room to the merging kernel. Two
 // are quicker where arithmetic takes nearly as long as reading, or four warps do not copy rows quickly enough.
-// Warps that compute alone give buffers back sooner and need fewer, except where producers stop between tiles to look
-// at a page table.
+// Warps that compute alone give buffers back sooner and need fewer, except, as measured, for pages.
 inline constexpr SplitConfig kSplitConfigs[] = {
     {64, 128, {2, 2}, {2, 2}, {2, 2}}, {96, 64, {3, 2}, {3, 2}, {3, 2}},  {128, 64, {3, 1}, {2, 2}, {2, 1}},
     {192, 64, {2, 1}, {2, 1}, {2, 1}}, {256, 64, {2, 1}, {2, 1}, {2, 1}},

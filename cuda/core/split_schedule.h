@@ -193,12 +193,20 @@ struct SplitSchedule {
   // The place of a tile's entry, where tiles have one.
   FLASH3_HD int32_t entry_of(const SplitPiece &x) const { return x.batch * nheads_k + x.kv_head; }
 
+  // Where tiles are cut alike: the tile of a place, counted along its line, and the sequence of a tile.
+  FLASH3_HD int32_t even_tile(int32_t at) const {
+    return static_cast<int32_t>(cuts.quotient(static_cast<uint32_t>(at)));
+  }
+  FLASH3_HD int32_t sequence_of_even_tile(int32_t tile) const {
+    return heads_of_line > 1 ? tile / heads_of_line : tile;
+  }
+
   // The first key block of a part if tiles are cut alike: that takes no lengths. False if the part would have none.
   FLASH3_HD bool first_even_block(const SplitPartId &part, int32_t *b, int32_t *kv_head, int32_t *n) const {
     const int32_t at = even_parts.begin(part.index);
     if (!allows_even_cuts() || at >= even_parts.begin(part.index + 1)) return false;
-    const auto tile = static_cast<int32_t>(cuts.quotient(static_cast<uint32_t>(at)));
-    *b = heads_of_line > 1 ? tile / heads_of_line : tile;
+    const int32_t tile = even_tile(at);
+    *b = sequence_of_even_tile(tile);
     *kv_head = (tile - *b * heads_of_line) * num_lines + part.line;
     *n = at - tile * static_cast<int32_t>(cuts.divisor);
     return true;

@@ -75,7 +75,6 @@ struct SplitConsumer : SplitConsumerBase<Traits, SplitConsumer<Traits>> {
   using Base::k_ring;
   using Base::load_next_q;
   using Base::q_buffer;
-  using Base::release;
   using Base::schedule;
   using Base::smem;
   using Base::sync;
@@ -172,6 +171,11 @@ struct SplitConsumer : SplitConsumerBase<Traits, SplitConsumer<Traits>> {
   __device__ __forceinline__ void wait_full(SplitSide side, const SplitRing &ring) const {
     ptx::mbarrier_wait(&smem.barriers.full[side][ring.index], ring.parity);
     if (args.key_loads == KeyLoads::kAsyncCopy) ptx::fence_proxy_async_shared();
+  }
+
+  __device__ __forceinline__ void release(SplitSide side, SplitRing &ring) const {
+    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&smem.barriers.empty[side][ring.index]);
+    ring.advance();
   }
 
   __device__ __forceinline__ bool modifies_scores() const { return !Traits::kPlain && args.modifies_scores; }

@@ -1,5 +1,5 @@
 // What the consumer warps of the split-KV kernel have in common, however they compute: they walk through the pieces of
-// a part, load the queries of the next one while they compute one, and give key blocks back.
+// a part, and load the queries of the next one while they compute one.
 #pragma once
 
 #include <cstdint>
@@ -94,12 +94,6 @@ struct SplitConsumerBase {
   }
 
   __device__ __forceinline__ bool few_rows() const { return Traits::kPlain && !Traits::kByWarps && args.few_rows; }
-
-  // By one lane, for its warp.
-  __device__ __forceinline__ void release(SplitSide side, SplitRing &ring) const {
-    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&smem.barriers.empty[side][ring.index]);
-    ring.advance();
-  }
 };
 
 }  // namespace flash3::device

@@ -12,22 +12,21 @@
 #include "device/split_consumer.cuh"
 #include "device/split_parts.cuh"
 #include "device/split_producer.cuh"
+#include "device/split_ring.cuh"
 #include "device/split_traits.cuh"
 #include "device/split_warp_consumer.cuh"
 
 namespace flash3::device {
 
-// By one warp. Asynchronous copies arrive by lane, the copy engine once. Consumers arrive by warp, or by lane where
-// they have read what others will copy to: racecheck does not follow what __syncwarp() orders.
+// By one warp. Asynchronous copies arrive by lane, the copy engine once.
 template <class Traits>
 __device__ __forceinline__ void init_split(const SplitArgs &args, typename Traits::SharedStorage &smem) {
   const int lane = threadIdx.x % 32;
   constexpr int kBarriers = 2 * Traits::kStages;
   if (lane < kBarriers) {
-    const bool boxes = args.key_loads == KeyLoads::kTma;
-    ptx::mbarrier_init(&smem.barriers.full[0][0] + lane, boxes ? 1 : 64);
+    ptx::mbarrier_init(&smem.barriers.full[0][0] + lane, args.key_loads == KeyLoads::kAsyncCopy ? 64 : 1);
     ptx::mbarrier_init(&smem.barriers.empty[0][0] + lane,
-                       boxes || !Traits::kByWarps ? Traits::kConsumerThreads / 32 : Traits::kConsumerThreads);
+                       Traits::kConsumerThreads / (lanes_give_back<Traits>(args) ? 1 : 32));
   }
   if (lane < Traits::kBlockN / 32) smem.poison[lane] = 0;
   ptx::fence_mbarrier_init();

@@ -213,8 +213,7 @@ struct PlainPartFinder {
     int32_t b = 0, begin = 0;
     if (schedule.even) {
       const auto cuts = static_cast<int32_t>(schedule.cuts.divisor);
-      const auto tile = static_cast<int32_t>(schedule.cuts.quotient(static_cast<uint32_t>(found.at)));
-      b = schedule.heads_of_line > 1 ? tile / schedule.heads_of_line : tile;
+      b = schedule.sequence_of_even_tile(schedule.even_tile(found.at));
       begin = b * schedule.heads_of_line * cuts;
     } else {
       find_sequence(of_warp, &b, &begin);

@@ -26,6 +26,13 @@ struct SplitRing {
   }
 };
 
+// Whether consumers give buffers back by lane, not by warp: where they have read themselves what others will copy to,
+// as racecheck does not follow what __syncwarp() orders.
+template <class Traits>
+__device__ __forceinline__ bool lanes_give_back(const SplitArgs &args) {
+  return Traits::kByWarps && args.key_loads == KeyLoads::kAsyncCopy;
+}
+
 template <class Traits>
 __device__ __forceinline__ int ring_size(const SplitArgs &args) {
   return Traits::kStagesVary ? args.stages : Traits::kStages;

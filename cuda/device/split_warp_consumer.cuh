@@ -167,8 +167,8 @@ struct SplitWarpConsumer : SplitConsumerBase<Traits, SplitWarpConsumer<Traits>> 
   // loads must have arrived, which an arrival on a barrier does not wait for: it has to ask for their values.
   __device__ __forceinline__ void give_back(SplitSide side, SplitRing &ring, uint32_t seen) const {
     __syncwarp();
-    const bool arrives = lane == 0 || args.key_loads == KeyLoads::kAsyncCopy;
-    if (arrives) ptx::mbarrier_arrive(&smem.barriers.empty[side][ring.index] + (seen & args.zero));
+    if (lane == 0 || lanes_give_back<Traits>(args))
+      ptx::mbarrier_arrive(&smem.barriers.empty[side][ring.index] + (seen & args.zero));
     ring.advance();
   }
 
