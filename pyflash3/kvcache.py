@@ -84,7 +84,7 @@ def flash_attn_with_kvcache(
         cache_leftpad: (batch,) int32: rows at the start of each sequence that are no keys; None: 0.
         page_table: (batch or batch_cache, max_pages) int32: row j of a sequence is row j % page_size of page
             page_table[b, j // page_size]. Entries behind its last row may hold anything. Sequences may share pages, but
-            no two may add rows to the same one.
+            no two may add rows to the same one, and none may have a row as a key that another one adds.
         cu_seqlens_q: (batch + 1,) int32: q is packed, as in flash_attn_varlen_func.
         cu_seqlens_k_new: (batch + 1,) int32: k and v are packed likewise.
         max_seqlen_q: longest query sequence, a hint for tuning; a wrong one changes rounding at most.

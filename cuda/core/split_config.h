@@ -129,6 +129,13 @@ inline bool computed_by_warps(const flash3_params &p) {
   return is_plain_decoding(p) && sees_all_keys(p) && !is_latent(p) && p.seqlen_q * (p.nheads / p.nheads_k) <= kWarpRows;
 }
 
+// Whether the kernel does the work of the append itself, too: in a step of plain decoding with one query and one new
+// row of every sequence.
+inline bool appends_itself(const flash3_params &p) {
+  return is_plain_decoding(p) && sees_all_keys(p) && !is_latent(p) && p.seqlen_q == 1 && p.k_new != nullptr &&
+         p.seqlen_k_new == 1;
+}
+
 // Rows of out and q in all.
 inline int64_t query_rows(const flash3_params &p) {
   return p.cu_seqlens_q != nullptr ? p.total_q : int64_t{p.batch} * p.seqlen_q;

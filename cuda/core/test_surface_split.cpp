@@ -79,6 +79,9 @@ FLASH3_API void flash3_test_pieces(const flash3_params *params, int32_t *pieces)
 
 FLASH3_API int32_t flash3_test_is_plain_decoding(const flash3_params *params) { return is_plain_decoding(*params); }
 
+// Whether a call of plain decoding writes its new rows itself.
+FLASH3_API int32_t flash3_test_appends_itself(const flash3_params *params) { return appends_itself(*params); }
+
 FLASH3_API int64_t flash3_test_most_tiles(const flash3_params *params) { return SplitBounds::of(*params).most_tiles; }
 
 // Places on a line. Lengths come from the params' own arrays, which are host memory here.

@@ -19,7 +19,7 @@ struct WorkspaceLayout {
   uint64_t entries;      // SplitEntry (entries)
   uint64_t lse_partial;  // float (partial_rows)
   uint64_t out_partial;  // float (partial_rows, head_dim_v)
-  uint64_t rotated_q;    // (rows of q, nheads, head_dim) of dtype, only with rotary_cos
+  uint64_t rotated_q;    // (rows of q, nheads, head_dim) of dtype, only with rotary_cos; may be left unused
   uint64_t bytes;        // all of it
 };
 

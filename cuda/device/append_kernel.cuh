@@ -1,7 +1,7 @@
-// Run before the forward kernel of a call with new keys or rotary embedding: writes new rows of k and v into the cache
-// and a rotated copy of q. A block takes a few rows that follow each other in their tensor, whatever sequences they
-// belong to: where a row comes from is known without the lengths on the device, so its loads are under way while one
-// thread a row finds out where it goes.
+// Run before the kernel of a call with new keys or rotary embedding, unless that does it itself (new_rows.cuh): writes
+// new rows of k and v into the cache and a rotated copy of q. A block takes a few rows that follow each other in their
+// tensor, whatever sequences they belong to: where a row comes from is known without the lengths on the device, so its
+// loads are under way while one thread a row finds out where it goes.
 #pragma once
 
 #include <cstdint>

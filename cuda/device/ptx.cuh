@@ -76,6 +76,9 @@ __device__ __forceinline__ void fence_mbarrier_init() { cutlass::arch::fence_bar
 // Orders this thread's ordinary shared-memory accesses before later ones of the copy engine and the tensor cores.
 __device__ __forceinline__ void fence_proxy_async_shared() { cute::tma_store_fence(); }
 
+// Orders this thread's accesses to memory before those of the copy engine that are asked for behind a barrier.
+__device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async;" ::: "memory"); }
+
 __device__ __forceinline__ void bar_sync(uint32_t id, uint32_t threads) {
   compiler_fence();
   cutlass::arch::NamedBarrier::sync(threads, id);

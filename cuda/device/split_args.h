@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "core/mask.h"
+#include "core/rotary.h"
 #include "core/softcap.h"
 #include "core/split_schedule.h"
 #include "device/fwd_args.h"
@@ -21,6 +22,16 @@ enum class KeyLoads : int32_t {
 
 // Rows of a tile of which a warp computes half as many as it could.
 inline constexpr int32_t kFewRows = 32;
+
+// Of calls whose new rows the kernel writes itself (core::appends_itself); otherwise all of it is 0.
+struct NewRows {
+  TensorRows k, v;  // where they come from
+  core::RotaryPositions positions;
+  const void *cos, *sin;
+  int64_t cos_row_stride, sin_row_stride;
+  int32_t rotary_dim;   // columns of K and q that are turned; 0: none
+  int32_t rotary_half;  // from one of a pair to the other where the pairs are halves; 0: they are neighbours
+};
 
 struct SplitArgs {
   CUtensorMap k_map, v_map, kv_zero_map;  // as in FwdArgs; paged: the batch entries are pages
@@ -50,6 +61,7 @@ struct SplitArgs {
   uint32_t zero;       // 0, but the compiler does not know that
 
   Partials partials;
+  NewRows new_rows;
 };
 
 }  // namespace flash3::device

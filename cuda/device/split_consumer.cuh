@@ -59,6 +59,7 @@ struct SplitConsumer : SplitConsumerBase<Traits, SplitConsumer<Traits>> {
     // Q is there, and all warps have done with the piece before, whose buffer is free.
     sync();
     if (piece.n_begin < piece.n_end) {
+      turn_q(piece);
       attend(piece, next, scores, has_rows, softmax, s, o);
     } else {
       load_next_q(next);
@@ -78,6 +79,7 @@ struct SplitConsumer : SplitConsumerBase<Traits, SplitConsumer<Traits>> {
   using Base::schedule;
   using Base::smem;
   using Base::sync;
+  using Base::turn_q;
   using Base::v_ring;
 
   // The products Q * K^T of a block and P * V of the block before run under the softmax of the latter.

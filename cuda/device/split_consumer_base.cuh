@@ -7,6 +7,7 @@
 #include "core/split_cursor.h"
 #include "core/split_schedule.h"
 #include "device/fwd_args.h"
+#include "device/new_rows.cuh"
 #include "device/packed_rows.cuh"
 #include "device/ptx.cuh"
 #include "device/split_args.h"
@@ -81,6 +82,7 @@ struct SplitConsumerBase {
       ptx::cp_async_16(to + Traits::template offset<Traits::kBlockM>(PackedRows::place(row, few_rows()), col),
                        from + (inside ? col : 0), inside ? 16 : 0);
     }
+    if constexpr (Traits::kAppends) load_angles<Traits>(args, smem, piece.batch, buffer);
   }
 
   __device__ __forceinline__ void load_next_q(const core::SplitCursor &next) const {
@@ -91,6 +93,16 @@ struct SplitConsumerBase {
   __device__ __forceinline__ void await_q() const {
     ptx::cp_async_wait_all();
     if constexpr (!Traits::kByWarps) ptx::fence_proxy_async_shared();
+  }
+
+  // Behind sync(), of a piece with keys: turns its queries, if this kernel has to.
+  __device__ __forceinline__ void turn_q(const core::SplitPiece &piece) const {
+    if constexpr (Traits::kAppends) {
+      if (args.new_rows.rotary_dim == 0) return;
+      turn_queries<Traits>(args, smem, schedule.tile_rows(piece.lengths, piece.m_block), q_buffer, few_rows());
+      if constexpr (!Traits::kByWarps) ptx::fence_proxy_async_shared();
+      sync();
+    }
   }
 
   __device__ __forceinline__ bool few_rows() const { return Traits::kPlain && !Traits::kByWarps && args.few_rows; }

@@ -9,6 +9,7 @@
 #include "core/split_schedule.h"
 #include "device/fwd_args.h"
 #include "device/key_boxes.cuh"
+#include "device/new_rows.cuh"
 #include "device/ptx.cuh"
 #include "device/split_args.h"
 #include "device/split_ring.cuh"
@@ -22,7 +23,7 @@ struct SplitProducer {
   using Element = typename Traits::Element;
   using SharedStorage = typename Traits::SharedStorage;
   static constexpr int kBlockN = Traits::kBlockN;
-  static constexpr int kCopyRows = kBlockN / 2;   // of a block, that one of its two warps copies
+  static constexpr int kCopyRows = Traits::kCopyRows;
   static constexpr int kPlaces = kCopyRows / 32;  // rows whose places a lane finds
 
   const SplitArgs &args;
@@ -90,31 +91,26 @@ struct SplitProducer {
     ring.advance();
   }
 
-  // The blocks from this one on hold new rows. The kernel that appends them may still run: everything else is loaded
-  // without waiting for it.
-  __device__ __forceinline__ int32_t first_new_block(const core::KeySpan &span) const {
-    return awaits_new_rows && span.appended > 0 ? max(span.len - span.appended, 0) / kBlockN : INT32_MAX;
-  }
-
-  // Before block n. Once for all pieces, as every wait takes most of a microsecond, also behind the first one.
-  __device__ __forceinline__ void wait_for_new_rows(int32_t n, int32_t *first_new) {
-    if (n < *first_new) return;
-    ptx::wait_for_previous_kernel();
-    *first_new = INT32_MAX;
-    awaits_new_rows = false;
+  // What has to be done for the new rows of a piece before they are loaded.
+  __device__ __forceinline__ auto new_rows_of(const core::SplitPiece &piece, const core::KeySpan &span) {
+    if constexpr (Traits::kAppends) {
+      return WrittenRow<Traits>(args, schedule.k, piece, span, side, half, ring.size);
+    } else {
+      return AwaitedRows<Traits>(span, &awaits_new_rows);
+    }
   }
 
   __device__ __forceinline__ void load_blocks(const core::SplitPiece &piece, const core::KeySpan &span) {
-    int32_t first_new = first_new_block(span);
+    auto new_rows = new_rows_of(piece, span);
 #pragma unroll 1
     for (int32_t n = piece.n_begin; n < piece.n_end; n += piece.n_step) {
-      wait_for_new_rows(n, &first_new);
+      new_rows.before(n);
       load(piece, key_box(schedule.k, span, piece.kv_head, n * kBlockN));
     }
   }
 
   __device__ __forceinline__ void load_pages(const core::SplitPiece &piece, const core::KeySpan &span) {
-    int32_t first_new = first_new_block(span);
+    auto new_rows = new_rows_of(piece, span);
     int32_t pages = 0;  // of the blocks n, n + n_step, .. in lanes 0, 1, ..
 #pragma unroll 1
     for (int32_t i = 0, n = piece.n_begin; n < piece.n_end; ++i, n += piece.n_step) {
@@ -122,7 +118,7 @@ struct SplitProducer {
         const int64_t own = n + int64_t{lane} * piece.n_step;
         pages = own >= piece.n_end ? 0 : static_cast<int32_t>(schedule.k.place(span, own * kBlockN).entry);
       }
-      wait_for_new_rows(n, &first_new);
+      new_rows.before(n);
       const int32_t page = __shfl_sync(0xffffffffu, pages, i % 32);
       load(piece, key_box_of_page(schedule.k, span, piece.kv_head, int64_t{n} * kBlockN, page));
     }
@@ -179,13 +175,13 @@ struct SplitProducer {
   __device__ __forceinline__ void copy_rows(const core::SplitPiece &piece, const core::KeySpan &span) {
     const auto *const data = static_cast<const Element *>(tensor().data);
     const int32_t cols = head_dim();
-    int32_t first_new = first_new_block(span);
     Pages next = pages(span, piece.n_begin, {});
+    auto new_rows = new_rows_of(piece, span);
 #pragma unroll 1
     for (int32_t n = piece.n_begin; n < piece.n_end; n += piece.n_step) {
       const Places now = places(piece, span, n, next);
       if (n + piece.n_step < piece.n_end) next = pages(span, n + piece.n_step, now);
-      wait_for_new_rows(n, &first_new);
+      new_rows.before(n);
       ptx::mbarrier_wait(&smem.barriers.empty[side][ring.index], ring.parity);
       const uint32_t to = ptx::shared_address(smem.kv[ring.index][side]);
 #pragma unroll

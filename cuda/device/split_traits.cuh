@@ -28,20 +28,22 @@ __device__ __forceinline__ core::SplitSchedule known_schedule(core::SplitSchedul
 }
 
 // Which calls a kernel is for: all, those that core::is_plain_decoding, those of them that core::sees_all_keys, or
-// those that are core::computed_by_warps.
-enum class SplitCalls { kAll, kPlain, kSeeAllKeys, kByWarps };
+// those of these that are core::computed_by_warps; and those of the last two kinds that are core::appends_itself.
+enum class SplitCalls { kAll, kPlain, kSeeAllKeys, kByWarps, kAppend, kAppendByWarps };
 
 template <class Element_, int kConfigIndex, SplitCalls kCalls>
 struct SplitTraits {
   using Element = Element_;
   static constexpr bool kPlain = kCalls != SplitCalls::kAll;
-  static constexpr bool kByWarps = kCalls == SplitCalls::kByWarps;
-  static constexpr bool kSeesAllKeys = kCalls == SplitCalls::kSeeAllKeys || kByWarps;
+  static constexpr bool kAppends = kCalls == SplitCalls::kAppend || kCalls == SplitCalls::kAppendByWarps;
+  static constexpr bool kByWarps = kCalls == SplitCalls::kByWarps || kCalls == SplitCalls::kAppendByWarps;
+  static constexpr bool kSeesAllKeys = kCalls == SplitCalls::kSeeAllKeys || kByWarps || kAppends;
   static constexpr bool kWholeTiles = false;  // see PartFinder
   static constexpr core::SplitConfig kConfig = core::kSplitConfigs[kConfigIndex];
   static constexpr int kHeadDim = kConfig.head_dim;
   static constexpr int kBlockM = core::SplitSchedule::kBlockM;
   static constexpr int kBlockN = kConfig.block_n;
+  static constexpr int kCopyRows = kBlockN / 2;  // of a block, that one of two warps copies
   static constexpr int kStages = std::max({kConfig.boxes.stages, kConfig.rows.stages, kConfig.dense_for_warps.stages});
   // args.stages says which
   static constexpr bool kStagesVary =
@@ -69,6 +71,7 @@ struct SplitTraits {
 
   struct SharedStorage {
     alignas(1024) Element q[2][kBlockM * kHeadDim];  // of this piece and of the next one
+    alignas(16) Element angles[2][2][kHeadDim / 2];  // see load_angles; cosines, sines
     Barriers barriers;
     // See PartFinder and PlainPartFinder.
     int32_t warp_costs[kThreads / 32], warp_largest[kThreads / 32];

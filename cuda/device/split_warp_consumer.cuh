@@ -45,6 +45,7 @@ struct SplitWarpConsumer : SplitConsumerBase<Traits, SplitWarpConsumer<Traits>> 
     float o[kSteps][4] = {};
     sync();
     if (piece.n_begin < piece.n_end) {
+      turn_q(piece);
       uint32_t q[kSteps][2];
       read_q(rows, q);
       load_next_q(next);
@@ -69,6 +70,7 @@ struct SplitWarpConsumer : SplitConsumerBase<Traits, SplitWarpConsumer<Traits>> 
   using Base::schedule;
   using Base::smem;
   using Base::sync;
+  using Base::turn_q;
   using Base::v_ring;
   using Atom = typename WarpMma<Element>::Atom;
 

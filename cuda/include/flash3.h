@@ -72,7 +72,8 @@ typedef enum flash3_dtype {
  * nheads_k, ...), and row j of sequence b is row j % page_size of page page_table[b][j / page_size]. With k_new and
  * v_new, their rows are first written behind the filled ones, and are keys like these: seqlen_k of the formula above is
  * seqused_k[b] plus the new rows, less cache_leftpad[b]. Nothing else of the cache is written; what rows hold that are
- * no keys of a sequence never matters to it.
+ * no keys of a sequence never matters to it. No two sequences may add a row at the same place, and none may have a row
+ * as a key that another one adds.
  *
  * Without v (v == NULL) the values are the first head_dim_v columns of k: a latent cache, as multi-head latent
  * attention (MLA) decodes with it, where head_dim is 576, head_dim_v is 512, and one KV head serves all query heads.

@@ -114,6 +114,21 @@ core::Status check_latent(const flash3_params &p) {
   return {};
 }
 
+device::NewRows new_rows_of(const flash3_params &p) {
+  device::NewRows rows = {};
+  rows.k = {p.k_new, p.k_new_batch_stride, p.k_new_row_stride, p.k_new_head_stride};
+  rows.v = {p.v_new, p.v_new_batch_stride, p.v_new_row_stride, p.v_new_head_stride};
+  if (p.rotary_cos == nullptr) return rows;
+  rows.positions = core::RotaryPositions::of(p);
+  rows.cos = p.rotary_cos;
+  rows.sin = p.rotary_sin;
+  rows.cos_row_stride = p.rotary_cos_row_stride;
+  rows.sin_row_stride = p.rotary_sin_row_stride;
+  rows.rotary_dim = p.rotary_dim;
+  rows.rotary_half = p.rotary_interleaved == 0 ? p.rotary_dim / 2 : 0;
+  return rows;
+}
+
 core::Status encode_maps(const flash3_params &p, const SplitKernel &kernel, device::SplitArgs *args) {
   const bool bf16 = p.dtype == FLASH3_BFLOAT16;
   const bool paged = p.page_table != nullptr;
@@ -138,6 +153,11 @@ core::Status encode_maps(const flash3_params &p, const SplitKernel &kernel, devi
   return status;
 }
 
+// The schedule of a call may not be balanced although that was asked for; another kernel has it then.
+bool appends_itself(const flash3_params &p, const core::SplitSchedule &schedule) {
+  return core::appends_itself(p) && schedule.balanced();
+}
+
 core::Status make_args(const flash3_params &p, const SplitKernel &kernel, int32_t multiprocessors,
                        device::SplitArgs *args) {
   const bool packed_k = p.cu_seqlens_k != nullptr;
@@ -146,10 +166,12 @@ core::Status make_args(const flash3_params &p, const SplitKernel &kernel, int32_
   args->schedule = make_schedule(p, kernel, how.blocks_per_sm, multiprocessors);
   args->stages = how.stages;
   args->passing_cost = passing_cost(p, args->schedule);
-  args->follows_append = has_append(p);
+  const bool appends = appends_itself(p, args->schedule);
+  args->follows_append = has_append(p) && !appends;
+  args->new_rows = appends ? new_rows_of(p) : device::NewRows{};
   args->few_rows = core::SplitBounds::of(p).tile_rows <= device::kFewRows;
   args->modifies_scores = core::modifies_scores(p);
-  args->q = queries(p);
+  args->q = appends ? device::TensorRows{p.q, p.q_batch_stride, p.q_row_stride, p.q_head_stride} : queries(p);
   args->k = {p.k, packed_k ? 0 : p.k_batch_stride, p.k_row_stride, p.k_head_stride};
   args->v = {p.v, packed_k ? 0 : p.v_batch_stride, p.v_row_stride, p.v_head_stride};
   set_results(p, args);
@@ -163,6 +185,14 @@ core::Status make_args(const flash3_params &p, const SplitKernel &kernel, int32_
   args->zero = 0;
   args->partials = partials_of(p);
   return encode_maps(p, kernel, args);
+}
+
+const void *function_of(const flash3_params &p, const SplitKernel &kernel, const core::SplitSchedule &schedule,
+                        bool appends) {
+  if (!core::is_plain_decoding(p) || !schedule.balanced()) return kernel.function;
+  if (core::computed_by_warps(p)) return appends ? kernel.appends_by_warps : kernel.by_warps;
+  if (appends) return kernel.appends;
+  return core::sees_all_keys(p) ? kernel.sees_all_keys : kernel.plain;
 }
 
 }  // namespace
@@ -208,17 +238,14 @@ core::Status split_forward(const flash3_params &params, const DeviceInfo &device
   device::SplitArgs args;
   status = make_args(params, *kernel, std::max(device.multiprocessors - params.sm_margin, 1), &args);
   if (!status.ok()) return status;
-  const bool plain = core::is_plain_decoding(params) && args.schedule.balanced();
-  const void *const function = !plain                            ? kernel->function
-                               : core::computed_by_warps(params) ? kernel->by_warps
-                               : core::sees_all_keys(params)     ? kernel->sees_all_keys
-                                                                 : kernel->plain;
+  const bool appends = appends_itself(params, args.schedule);
+  const void *const function = function_of(params, *kernel, args.schedule, appends);
   const uint32_t shared_bytes = launch_of(params, *kernel, args.key_loads).shared_bytes;
   const uint32_t most_bytes =
       std::max({kernel->boxes.shared_bytes, kernel->rows.shared_bytes, kernel->dense_for_warps.shared_bytes});
   cudaError_t error = allow_shared_memory(function, most_bytes, device.ordinal);
   if (error != cudaSuccess) return cuda_error("setting the size of shared memory", error);
-  error = launch_append(params, stream);
+  if (!appends) error = launch_append(params, stream);
   if (error != cudaSuccess) return cuda_error("launching the append", error);
   if (core::query_rows(params) == 0) return {};
   const dim3 blocks(static_cast<unsigned>(args.schedule.num_lines * core::blocks_of_tile(params)),

@@ -114,7 +114,13 @@ OF_WARPGROUPS = {"HGMMA": "wgmma", "USETMAXREG": "registers for the consumers"}
 OF_WARPS = {"HMMA.16816.F32": "products of a warp", "LDSM.16.M88.4": "K", "LDSM.16.MT88.4": "V"}
 PLAIN = {"UTMAPF": "the first block on its way to L2"}
 # Of device::SplitCalls, in order.
-SPLIT_KERNELS = (OF_WARPGROUPS, OF_WARPGROUPS | PLAIN, OF_WARPGROUPS | PLAIN, OF_WARPS | PLAIN)
+SPLIT_KERNELS = (
+    OF_WARPGROUPS,
+    *[OF_WARPGROUPS | PLAIN] * 2,
+    OF_WARPS | PLAIN,
+    OF_WARPGROUPS | PLAIN,
+    OF_WARPS | PLAIN,
+)
 
 
 def test_every_split_kernel_is_there_and_uses(sass: dict[str, str]) -> None:

@@ -34,6 +34,10 @@ def is_plain_decoding(params: Params) -> bool:
     return bool(surface_function("is_plain_decoding", c_int32, [POINTER(Params)])(byref(params)))
 
 
+def appends_itself(params: Params) -> bool:
+    return bool(surface_function("appends_itself", c_int32, [POINTER(Params)])(byref(params)))
+
+
 def most_tiles(params: Params) -> int:
     """At most, whatever cu_seqlens_q holds."""
     count: int = surface_function("most_tiles", c_int64, [POINTER(Params)])(byref(params))

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflash3._abi import Params
-from tests.core.problems import ADDRESS, packed, params
+from pyflash3._abi import BACKEND_CUDA, Params
+from tests.core.problems import ADDRESS, cached, packed, params
 from tests.core.split_surface import (
     Piece,
+    appends_itself,
     is_plain_decoding,
     most_tiles,
     split_pieces,
@@ -227,6 +228,32 @@ def test_one_tile_is_a_case_of_several(
 )
 def test_plain_decoding(changes: dict[str, float], plain: bool) -> None:
     assert is_plain_decoding(params(**({"seqlen_q": 1, "seqlen_k": 4096} | changes))) == plain
+
+
+@pytest.mark.parametrize(
+    ("changes", "itself"),
+    [
+        ({}, True),
+        ({"rotary_cos": None, "rotary_sin": None}, True),
+        ({"page_table": None, "seqlen_k": 300}, True),
+        ({"window_right": 0}, True),
+        ({"nheads_k": 1}, True),
+        ({"nheads": 18}, True),  # more rows than warps compute alone
+        ({"nheads": 160}, False),  # and than a tile has
+        ({"k_new": None, "v_new": None}, False),
+        ({"seqlen_k_new": 2}, False),
+        ({"seqlen_q": 2}, False),
+        ({"cu_seqlens_k_new": ADDRESS}, False),
+        ({"cache_leftpad": ADDRESS}, False),
+        ({"num_splits": 1}, False),
+        ({"softcap": 30.0}, False),
+        ({"head_dim": 576, "head_dim_v": 512, "nheads_k": 1}, False),
+    ],
+    ids=str,
+)
+def test_decoding_steps_that_append_themselves(changes: dict[str, float], itself: bool) -> None:
+    step: dict[str, float] = {"backend": BACKEND_CUDA, "seqlen_q": 1, "seqlen_k_new": 1}
+    assert appends_itself(cached(**(step | changes))) == itself
 
 
 def test_workspace_of_splits() -> None:

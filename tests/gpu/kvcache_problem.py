@@ -88,6 +88,16 @@ def check(case: CacheCase, **more: Any) -> dict[str, float]:
     return figures
 
 
+def check_same_bits(case: CacheCase, times: int = 20) -> None:
+    """Every run of a case gives the same out and lse."""
+    device = on_device(case.arguments())
+    first = call(device)
+    for _ in range(times):
+        again = call(device)
+        wait()
+        assert all(same_bits(x, y) for x, y in zip(again, first, strict=True))
+
+
 def right_or_refused(case: CacheCase, **more: Any) -> bool:
     """Whether a case is computed, which must be right then. Otherwise one sentence says why, and nothing is written."""
     arguments = case.arguments()

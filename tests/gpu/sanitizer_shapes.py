@@ -102,6 +102,10 @@ CACHES: list[tuple[CacheCase, int]] = [
     (CacheCase(1, 1100, None, "bfloat16", batch=1, nheads=32, nheads_k=1, head_dim=128, full=True), 0),
     (CacheCase(1, 1100, None, "float16", batch=3, nheads=32, nheads_k=1, head_dim=64, full=True), 0),
     (CacheCase(2, 1100, 64, "bfloat16", batch=3, nheads=8, nheads_k=2, head_dim=96, sinks=True, full=True), 0),
+    # New rows that the kernel writes itself.
+    (CacheCase(1, 130, 64, "bfloat16", batch=40, nheads=8, head_dim=128, new="equal", rotary_dim=64, full=True), 0),
+    (CacheCase(1, 1100, 1, "float16", nheads=8, head_dim=96, new="equal", rotary_dim=96, interleaved=False), 0),
+    (CacheCase(1, 300, 64, "bfloat16", nheads=32, nheads_k=1, head_dim=128, new="equal", rotary_dim=128), 0),
     (_latent(1, 150, None, 16, dtype="float16", full=True), 1),
     (_latent(2, 150, 64, 128, new="equal", causal=True, full=True), 0),
     (_latent(3, 200, 16, 32, window=(90, 0), full=True), 3),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.gpu.kvcache_problem import call, check, on_device, packed, want
+from tests.gpu.kvcache_problem import call, check, check_same_bits, on_device, packed, want
 from tests.gpu.machine import get, same_bits, wait
 from tests.gpu.problem import judge
 from tests.host.kvcache_cases import CacheCase
@@ -105,9 +105,4 @@ def test_a_bad_query_hits_its_row_alone(value: float) -> None:
 @pytest.mark.parametrize("page_size", [None, 1, 64])
 def test_every_run_gives_the_same_bits(page_size: int | None) -> None:
     case = CacheCase(1, 9000, page_size, "float16", batch=2, nheads=8, nheads_k=2, head_dim=128, filled=(9000, 8999))
-    device = on_device(case.arguments())
-    first = call(device)
-    for _ in range(20):
-        again = call(device)
-        wait()
-        assert all(same_bits(x, y) for x, y in zip(again, first, strict=True))
+    check_same_bits(case)
