@@ -121,19 +121,21 @@ inline bool is_plain_decoding(const flash3_params &p) {
   return p.num_splits == 0 && has_one_tile(p) && keys_by_length && !modifies_scores(p) && p.window_left < 0;
 }
 
-// Tiles of up to so many rows are computed by warps alone, each with keys of its own, in a kernel for plain decoding in
-// which all keys are seen.
+// The same without a diagonal, and not of latent attention.
+inline bool decodes_all_keys(const flash3_params &p) {
+  return is_plain_decoding(p) && sees_all_keys(p) && !is_latent(p);
+}
+
+// Of these, tiles of up to so many rows are computed by warps alone, each with keys of its own.
 inline constexpr int32_t kWarpRows = 8;
 
 inline bool computed_by_warps(const flash3_params &p) {
-  return is_plain_decoding(p) && sees_all_keys(p) && !is_latent(p) && p.seqlen_q * (p.nheads / p.nheads_k) <= kWarpRows;
+  return decodes_all_keys(p) && p.seqlen_q * (p.nheads / p.nheads_k) <= kWarpRows;
 }
 
-// Whether the kernel does the work of the append itself, too: in a step of plain decoding with one query and one new
-// row of every sequence.
+// And with one query and one new row of every sequence the kernel does the work of the append itself, too.
 inline bool appends_itself(const flash3_params &p) {
-  return is_plain_decoding(p) && sees_all_keys(p) && !is_latent(p) && p.seqlen_q == 1 && p.k_new != nullptr &&
-         p.seqlen_k_new == 1;
+  return decodes_all_keys(p) && p.seqlen_q == 1 && p.k_new != nullptr && p.seqlen_k_new == 1;
 }
 
 // Rows of out and q in all.

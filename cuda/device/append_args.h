@@ -36,10 +36,7 @@ struct RowMove {
 struct AppendArgs {
   RowMove new_keys, new_values, queries;
   core::KvCache cache;
-  core::RotaryPositions positions;
-  const void *cos, *sin;
-  int64_t cos_row_stride, sin_row_stride;
-  int32_t rotary_half;  // columns from one of a pair to the other where the pairs are halves; 0: they are neighbours
+  core::Rotary rotary;
   int32_t batch;
   int32_t rows_per_thread;  // at most kMostRowsPerThread
 };

@@ -36,10 +36,10 @@ __device__ __forceinline__ Destination destination_of(const AppendArgs &args, in
     const core::SeqSpan span = side.span(b);
     if (t >= span.len) return Destination::nowhere();
     return {side.cu_seqlens != nullptr ? 0 : b, static_cast<int32_t>(span.start + t),
-            static_cast<int32_t>(args.positions.of_query_row(b, t))};
+            static_cast<int32_t>(args.rotary.positions.of_query_row(b, t))};
   } else {
-    const bool turned = kMoved == Moved::kNewKeys && args.positions.base != nullptr;
-    const auto position = static_cast<int32_t>(turned ? args.positions.of_new_row(b, t) : 0);
+    const bool turned = kMoved == Moved::kNewKeys && args.rotary.positions.base != nullptr;
+    const auto position = static_cast<int32_t>(turned ? args.rotary.positions.of_new_row(b, t) : 0);
     const core::KeySpan span = args.cache.span(b);
     if (t >= span.appended) return Destination::nowhere();
     const core::RowPlace place = args.cache.place(span, span.first_appended_row() + t);
@@ -63,7 +63,7 @@ class Unit {
     head_ = static_cast<int32_t>(move.units_of_head.quotient(u));
     const auto i = static_cast<int32_t>(u - head_ * move.units_of_head.divisor);
     rotated_ = kTurns && i < move.rotated_units;
-    column_ = 8 * i + (kTurns && kHalves && !rotated_ ? args.rotary_half : 0);
+    column_ = 8 * i + (kTurns && kHalves && !rotated_ ? args.rotary.half : 0);
   }
 
   // Row `row` of entry `entry` of the tensor it comes from.
@@ -71,7 +71,7 @@ class Unit {
     const Element *const data = row_of<Element>(move_of<kMoved>(args_).from, entry, row, head_) + column_;
     Values values;
     values.x = *reinterpret_cast<const RowVector *>(data);
-    if (in_halves()) values.y = *reinterpret_cast<const RowVector *>(data + args_.rotary_half);
+    if (in_halves()) values.y = *reinterpret_cast<const RowVector *>(data + args_.rotary.half);
     return values;
   }
 
@@ -81,15 +81,15 @@ class Unit {
     auto *const data =
         const_cast<Element *>(row_of<Element>(move_of<kMoved>(args_).to, to.entry, to.row, head_)) + column_;
     *reinterpret_cast<RowVector *>(data) = values.x;
-    if (in_halves()) *reinterpret_cast<RowVector *>(data + args_.rotary_half) = values.y;
+    if (in_halves()) *reinterpret_cast<RowVector *>(data + args_.rotary.half) = values.y;
   }
 
  private:
   __device__ __forceinline__ bool in_halves() const { return kTurns && kHalves && rotated_; }
 
   __device__ __forceinline__ void turn(int64_t position, Values *values) const {
-    const auto *const cos = static_cast<const Element *>(args_.cos) + position * args_.cos_row_stride;
-    const auto *const sin = static_cast<const Element *>(args_.sin) + position * args_.sin_row_stride;
+    const auto *const cos = static_cast<const Element *>(args_.rotary.cos) + position * args_.rotary.cos_row_stride;
+    const auto *const sin = static_cast<const Element *>(args_.rotary.sin) + position * args_.rotary.sin_row_stride;
     if constexpr (kHalves) {
       turn_halves(cos + column_, sin + column_, &values->x, &values->y);
     } else {

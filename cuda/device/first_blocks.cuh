@@ -10,7 +10,7 @@
 #include "device/key_boxes.cuh"
 #include "device/ptx.cuh"
 #include "device/split_args.h"
-#include "device/split_ring.cuh"
+#include "device/split_side.cuh"
 
 namespace flash3::device {
 
@@ -20,10 +20,10 @@ __device__ __forceinline__ void prefetch_rows(const SplitArgs &args, const core:
                                               const core::KeySpan &span, int32_t kv_head, int64_t first_key,
                                               SplitSide side) {
   using Element = typename Traits::Element;
-  const TensorRows &t = side == kOfK ? args.k : args.v;
-  const int32_t cols = side == kOfK ? args.head_dim : args.head_dim_v;
+  const TensorRows &t = tensor_of(args, side);
+  const int32_t cols = head_dim_of(args, side);
 #pragma unroll
-  for (int i = 0; i < Traits::kBlockN / 64; ++i) {
+  for (int i = 0; i < Traits::kCopyRows / 32; ++i) {
     const int64_t key = first_key + 32 * i + threadIdx.x % 32;
     if (key >= span.len) break;
     const core::RowPlace at = cache.place(span, span.first_row + key);
@@ -44,16 +44,16 @@ __device__ __forceinline__ void prefetch_first_block(const SplitArgs &args, cons
   if ((boxes && half > 0) || !schedule.first_even_block(part, &b, &kv_head, &n)) return;
   const core::KeySpan span = cache.span(b);
   const int64_t row = int64_t{n} * Traits::kBlockN;
-  if (!boxes) return prefetch_rows<Traits>(args, cache, span, kv_head, row + half * (Traits::kBlockN / 2), side);
+  if (!boxes) return prefetch_rows<Traits>(args, cache, span, kv_head, row + half * Traits::kCopyRows, side);
   if (row >= span.len || !ptx::elect_one()) return;
   ptx::TmaCoord box = cache.page_table == nullptr ? key_box(cache, span, kv_head, static_cast<int32_t>(row))
                                                   : key_box_of_page(cache, span, kv_head, row,
                                                                     static_cast<int32_t>(cache.place(span, row).entry));
-  const int32_t cols = side == kOfK ? args.head_dim : args.head_dim_v;
+  const int32_t cols = head_dim_of(args, side);
 #pragma unroll
   for (int c = 0; c < Traits::kColBlocks; ++c) {
     box.col = c * Traits::kBoxCols;
-    if (c == 0 || box.col < cols) ptx::tma_prefetch(side == kOfK ? &args.k_map : &args.v_map, box);
+    if (c == 0 || box.col < cols) ptx::tma_prefetch(map_of(args, side), box);
   }
 }
 

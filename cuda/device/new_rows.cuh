@@ -14,7 +14,7 @@
 #include "device/ptx.cuh"
 #include "device/rotary.cuh"
 #include "device/split_args.h"
-#include "device/split_ring.cuh"
+#include "device/split_side.cuh"
 
 namespace flash3::device {
 
@@ -44,14 +44,14 @@ class AwaitedRows {
 // Rotary embedding turns the first columns of a row, eight at a time: with halves, those of the first half take those
 // that they make pairs with along. Whether there are such from `col` on.
 __device__ __forceinline__ bool begins_turned(const NewRows &rows, int col) {
-  return col < (rows.rotary_half > 0 ? rows.rotary_half : rows.rotary_dim);
+  return col < (rows.rotary.half > 0 ? rows.rotary.half : rows.rotary.columns);
 }
 
 // Turns them. cos, sin: of the columns from `col` on. right: with halves, what makes pairs with them.
 template <class Element>
 __device__ __forceinline__ void turn(const NewRows &rows, const Element *cos, const Element *sin, RowVector *left,
                                      RowVector *right) {
-  if (rows.rotary_half > 0) {
+  if (rows.rotary.half > 0) {
     turn_halves(cos, sin, left, right);
   } else {
     turn_neighbours(cos, sin, left);
@@ -59,7 +59,7 @@ __device__ __forceinline__ void turn(const NewRows &rows, const Element *cos, co
 }
 
 // Of column `col`, in a row of the tables of cosines and sines.
-__device__ __forceinline__ int angle_of(const NewRows &rows, int col) { return rows.rotary_half > 0 ? col : col / 2; }
+__device__ __forceinline__ int angle_of(const NewRows &rows, int col) { return rows.rotary.half > 0 ? col : col / 2; }
 
 // The new row of a sequence in K or V, if it is in the key blocks of a piece. By the warp that loads them, whose lanes
 // have eight columns each: it asks for the row when the piece begins, and writes it some blocks later.
@@ -74,7 +74,7 @@ class WrittenRow {
   __device__ __forceinline__ WrittenRow(const SplitArgs &args, const core::KvCache &cache,
                                         const core::SplitPiece &piece, const core::KeySpan &span, SplitSide side,
                                         int half, int blocks_on_their_way)
-      : args_(args), cache_(cache), span_(span), kv_head_(piece.kv_head), is_key_(side == kOfK) {
+      : args_(args), cache_(cache), span_(span), kv_head_(piece.kv_head), side_(side) {
     const int32_t block = (span.len - 1) / Traits::kBlockN;
     const bool loaded =
         args.key_loads == KeyLoads::kTma || (span.len - 1) % Traits::kBlockN / Traits::kCopyRows == half;
@@ -100,23 +100,23 @@ class WrittenRow {
   }
 
  private:
-  __device__ __forceinline__ bool is_turned() const { return is_key_ && col_ < args_.new_rows.rotary_dim; }
+  __device__ __forceinline__ bool is_turned() const { return side_ == kOfK && col_ < args_.new_rows.rotary.columns; }
 
   __device__ __forceinline__ void ask(int32_t b) {
     const NewRows &rows = args_.new_rows;
-    const bool exists = col_ < (is_key_ ? args_.head_dim : args_.head_dim_v);
+    const bool exists = col_ < head_dim_of(args_, side_);
     moves_ = exists && (!is_turned() || begins_turned(rows, col_));
     if (cache_.page_table != nullptr) page_ = cache_.page_id(span_, span_.first_appended_row());
     if (!moves_) return;
-    const auto *const from = row_of<Element>(is_key_ ? rows.k : rows.v, b, 0, kv_head_) + col_;
+    const auto *const from = row_of<Element>(side_ == kOfK ? rows.k : rows.v, b, 0, kv_head_) + col_;
     left_ = *reinterpret_cast<const RowVector *>(from);
     if (!is_turned()) return;
-    const int64_t position = rows.positions.of_new_row(b, 0);
+    const int64_t position = rows.rotary.positions.of_new_row(b, 0);
     const int at = angle_of(rows, col_);
-    const auto *const cos = static_cast<const Element *>(rows.cos) + position * rows.cos_row_stride + at;
-    const auto *const sin = static_cast<const Element *>(rows.sin) + position * rows.sin_row_stride + at;
-    if (rows.rotary_half > 0) {
-      right_ = *reinterpret_cast<const RowVector *>(from + rows.rotary_half);
+    const auto *const cos = static_cast<const Element *>(rows.rotary.cos) + position * rows.rotary.cos_row_stride + at;
+    const auto *const sin = static_cast<const Element *>(rows.rotary.sin) + position * rows.rotary.sin_row_stride + at;
+    if (rows.rotary.half > 0) {
+      right_ = *reinterpret_cast<const RowVector *>(from + rows.rotary.half);
       cos_ = *reinterpret_cast<const RowVector *>(cos);
       sin_ = *reinterpret_cast<const RowVector *>(sin);
     } else {  // four of each
@@ -131,11 +131,11 @@ class WrittenRow {
     const core::RowPlace place = cache_.place(span_, span_.first_appended_row(), page_);
     if (!moves_ || !place.named) return;
     // k and v are const in flash3_params, as calls that append nothing only read them.
-    const TensorRows &tensor = is_key_ ? args_.k : args_.v;
+    const TensorRows &tensor = tensor_of(args_, side_);
     auto *const to = const_cast<Element *>(row_of<Element>(tensor, place.entry, place.row, kv_head_)) + col_;
     if (is_turned()) {
       turn(rows, reinterpret_cast<const Element *>(&cos_), reinterpret_cast<const Element *>(&sin_), &left_, &right_);
-      if (rows.rotary_half > 0) *reinterpret_cast<RowVector *>(to + rows.rotary_half) = right_;
+      if (rows.rotary.half > 0) *reinterpret_cast<RowVector *>(to + rows.rotary.half) = right_;
     }
     *reinterpret_cast<RowVector *>(to) = left_;
   }
@@ -144,7 +144,7 @@ class WrittenRow {
   const core::KvCache &cache_;
   const core::KeySpan &span_;
   const int32_t kv_head_;
-  const bool is_key_;
+  const SplitSide side_;
   const int col_ = threadIdx.x % 32 * 8;
   int32_t write_at_ = INT32_MAX;  // the block before which the row is written
   bool moves_ = false;            // the lane has something to write
@@ -161,11 +161,11 @@ __device__ __forceinline__ void load_angles(const SplitArgs &args, typename Trai
   const NewRows &rows = args.new_rows;
   const int table = threadIdx.x / 32;  // the first warp has cosines, the second one sines
   const int first = threadIdx.x % 32 * 8;
-  if (table > 1 || 2 * first >= rows.rotary_dim) return;
-  const auto *const from = static_cast<const Element *>(table == 0 ? rows.cos : rows.sin);
-  const int64_t stride = table == 0 ? rows.cos_row_stride : rows.sin_row_stride;
+  if (table > 1 || 2 * first >= rows.rotary.columns) return;
+  const auto *const from = static_cast<const Element *>(table == 0 ? rows.rotary.cos : rows.rotary.sin);
+  const int64_t stride = table == 0 ? rows.rotary.cos_row_stride : rows.rotary.sin_row_stride;
   ptx::cp_async_16(ptx::shared_address(smem.angles[buffer][table] + first),
-                   from + rows.positions.of_query_row(b, 0) * stride + first, 16);
+                   from + rows.rotary.positions.of_query_row(b, 0) * stride + first, 16);
 }
 
 // Turns the queries of a tile of so many rows, which have the position of their sequence. By all consumers. few: see
@@ -187,7 +187,7 @@ __device__ __forceinline__ void turn_queries(const SplitArgs &args, typename Tra
     if (!begins_turned(rows, col)) continue;
     const Element *const cos = smem.angles[buffer][0] + angle_of(rows, col);
     const Element *const sin = smem.angles[buffer][1] + angle_of(rows, col);
-    turn(rows, cos, sin, place(row, col), place(row, col + rows.rotary_half));
+    turn(rows, cos, sin, place(row, col), place(row, col + rows.rotary.half));
   }
 }
 

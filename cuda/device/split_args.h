@@ -25,12 +25,8 @@ inline constexpr int32_t kFewRows = 32;
 
 // Of calls whose new rows the kernel writes itself (core::appends_itself); otherwise all of it is 0.
 struct NewRows {
-  TensorRows k, v;  // where they come from
-  core::RotaryPositions positions;
-  const void *cos, *sin;
-  int64_t cos_row_stride, sin_row_stride;
-  int32_t rotary_dim;   // columns of K and q that are turned; 0: none
-  int32_t rotary_half;  // from one of a pair to the other where the pairs are halves; 0: they are neighbours
+  TensorRows k, v;      // where they come from
+  core::Rotary rotary;  // of K and q
 };
 
 struct SplitArgs {

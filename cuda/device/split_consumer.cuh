@@ -18,6 +18,7 @@
 #include "device/split_args.h"
 #include "device/split_consumer_base.cuh"
 #include "device/split_ring.cuh"
+#include "device/split_side.cuh"
 #include "device/split_traits.cuh"
 
 namespace flash3::device {

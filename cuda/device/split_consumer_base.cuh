@@ -98,7 +98,7 @@ struct SplitConsumerBase {
   // Behind sync(), of a piece with keys: turns its queries, if this kernel has to.
   __device__ __forceinline__ void turn_q(const core::SplitPiece &piece) const {
     if constexpr (Traits::kAppends) {
-      if (args.new_rows.rotary_dim == 0) return;
+      if (args.new_rows.rotary.columns == 0) return;
       turn_queries<Traits>(args, smem, schedule.tile_rows(piece.lengths, piece.m_block), q_buffer, few_rows());
       if constexpr (!Traits::kByWarps) ptx::fence_proxy_async_shared();
       sync();

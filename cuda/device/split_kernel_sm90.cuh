@@ -13,6 +13,7 @@
 #include "device/split_parts.cuh"
 #include "device/split_producer.cuh"
 #include "device/split_ring.cuh"
+#include "device/split_side.cuh"
 #include "device/split_traits.cuh"
 #include "device/split_warp_consumer.cuh"
 

@@ -13,6 +13,7 @@
 #include "device/ptx.cuh"
 #include "device/split_args.h"
 #include "device/split_ring.cuh"
+#include "device/split_side.cuh"
 #include "device/split_traits.cuh"
 #include "device/tile_loads.cuh"
 
@@ -71,14 +72,11 @@ struct SplitProducer {
     }
   }
 
-  __device__ __forceinline__ const TensorRows &tensor() const { return side == kOfK ? args.k : args.v; }
-  __device__ __forceinline__ int32_t head_dim() const { return side == kOfK ? args.head_dim : args.head_dim_v; }
-
   __device__ __forceinline__ void load(const core::SplitPiece &piece, const ptx::TmaCoord &at) {
     const bool once = schedule.num_m_blocks(piece.lengths) == 1;
-    const BoxLoad<Traits> box = {side == kOfK ? &args.k_map : &args.v_map,
+    const BoxLoad<Traits> box = {map_of(args, side),
                                  &args.kv_zero_map,
-                                 head_dim(),
+                                 head_dim_of(args, side),
                                  smem.kv[ring.index][side],
                                  &smem.barriers.full[side][ring.index],
                                  &smem.barriers.empty[side][ring.index],
@@ -165,7 +163,7 @@ struct SplitProducer {
       out.offset[i] = -1;
       if (key >= span.len) continue;
       const core::RowPlace at = schedule.k.place(span, span.first_row + key, pages.id[i]);
-      const TensorRows &t = tensor();
+      const TensorRows &t = tensor_of(args, side);
       out.offset[i] = at.entry * t.batch_stride + at.row * t.row_stride + piece.kv_head * t.head_stride;
     }
     return out;
@@ -173,8 +171,8 @@ struct SplitProducer {
 
   // Eight lanes to a row, which copy 128 bytes of it, four rows at a time.
   __device__ __forceinline__ void copy_rows(const core::SplitPiece &piece, const core::KeySpan &span) {
-    const auto *const data = static_cast<const Element *>(tensor().data);
-    const int32_t cols = head_dim();
+    const auto *const data = static_cast<const Element *>(tensor_of(args, side).data);
+    const int32_t cols = head_dim_of(args, side);
     Pages next = pages(span, piece.n_begin, {});
     auto new_rows = new_rows_of(piece, span);
 #pragma unroll 1

@@ -1,4 +1,4 @@
-// The rings of key blocks that the producers of the split-KV kernel fill and the consumers empty.
+// The rings of key blocks that the producers of the split-KV kernel fill and the consumers empty, of K and of V.
 #pragma once
 
 #include <cstdint>
@@ -6,9 +6,6 @@
 #include "device/split_args.h"
 
 namespace flash3::device {
-
-// Of which a block is; K and V have rings of their own.
-enum SplitSide : int { kOfK = 0, kOfV = 1 };
 
 // A position in a ring of `size` buffers, and the parity of the phase that is being waited for. A producer waits
 // for the phase before the first one, which has passed.

@@ -17,6 +17,7 @@
 #include "device/split_args.h"
 #include "device/split_consumer_base.cuh"
 #include "device/split_ring.cuh"
+#include "device/split_side.cuh"
 #include "device/warp_mma.cuh"
 #include "device/warp_sums.cuh"
 

@@ -16,22 +16,17 @@ constexpr int64_t kMostSmallBlocks = 264;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-struct Rotation {
-  int32_t columns;
-  bool by_halves;
-};
-
 // Without `blocks`, which share_out() decides on. `to` is written.
 device::RowMove make_move(const device::TensorRows &from, const device::TensorRows &to, const core::SeqSide &side,
-                          int32_t batch, int32_t heads, int32_t columns, const Rotation &rotation) {
+                          int32_t batch, int32_t heads, int32_t columns, const core::Rotary &rotary) {
   device::RowMove move = {};
   move.from = from;
   move.to = to;
   move.side = side;
   move.rows = static_cast<int32_t>(side.cu_seqlens != nullptr ? side.rows : batch * side.rows);
   move.rows_of_entry = core::Divisor::make(side.rows);
-  move.rotated_units = rotation.columns / (rotation.by_halves ? 2 * kVector : kVector);
-  const int32_t units_of_head = move.rotated_units + (columns - rotation.columns) / kVector;
+  move.rotated_units = rotary.columns / (rotary.half > 0 ? 2 * kVector : kVector);
+  const int32_t units_of_head = move.rotated_units + (columns - rotary.columns) / kVector;
   move.units = int64_t{heads} * units_of_head;
   move.units_of_head = core::Divisor::make(units_of_head);
   const int64_t most_threads = std::min<int64_t>(move.units, device::kAppendThreads);
@@ -71,23 +66,19 @@ bool fits(const device::AppendArgs &args, int64_t blocks) {
   return blocks <= kMost;
 }
 
-void set_new_rows(const flash3_params &p, const Rotation &rotation, device::AppendArgs *args) {
+void set_new_rows(const flash3_params &p, device::AppendArgs *args) {
   const core::SeqSide &side = args->cache.appended;
-  const bool packed = side.cu_seqlens != nullptr;
-  const device::TensorRows k_new{p.k_new, packed ? 0 : p.k_new_batch_stride, p.k_new_row_stride, p.k_new_head_stride};
-  const device::TensorRows v_new{p.v_new, packed ? 0 : p.v_new_batch_stride, p.v_new_row_stride, p.v_new_head_stride};
   const device::TensorRows k{p.k, p.k_batch_stride, p.k_row_stride, p.k_head_stride};
   const device::TensorRows v{p.v, p.v_batch_stride, p.v_row_stride, p.v_head_stride};
-  args->new_keys = make_move(k_new, k, side, p.batch, p.nheads_k, p.head_dim, rotation);
+  args->new_keys = make_move(new_keys(p), k, side, p.batch, p.nheads_k, p.head_dim, args->rotary);
   if (p.v_new == nullptr) return;  // the values are columns of the keys
-  args->new_values = make_move(v_new, v, side, p.batch, p.nheads_k, p.head_dim_v, {0, false});
+  args->new_values = make_move(new_values(p), v, side, p.batch, p.nheads_k, p.head_dim_v, {});
 }
 
-void set_queries(const flash3_params &p, const Rotation &rotation, device::AppendArgs *args) {
+void set_queries(const flash3_params &p, device::AppendArgs *args) {
   const bool packed = p.cu_seqlens_q != nullptr;
   const core::SeqSide side{p.cu_seqlens_q, p.seqused_q, packed ? p.total_q : p.seqlen_q};
-  const device::TensorRows from{p.q, packed ? 0 : p.q_batch_stride, p.q_row_stride, p.q_head_stride};
-  args->queries = make_move(from, queries(p), side, p.batch, p.nheads, p.head_dim, rotation);
+  args->queries = make_move(given_queries(p), queries(p), side, p.batch, p.nheads, p.head_dim, args->rotary);
 }
 
 template <class Element>
@@ -98,26 +89,28 @@ const void *kernel_of(bool by_halves) {
 
 }  // namespace
 
+device::TensorRows new_keys(const flash3_params &p) {
+  return {p.k_new, p.cu_seqlens_k_new != nullptr ? 0 : p.k_new_batch_stride, p.k_new_row_stride, p.k_new_head_stride};
+}
+
+device::TensorRows new_values(const flash3_params &p) {
+  return {p.v_new, p.cu_seqlens_k_new != nullptr ? 0 : p.v_new_batch_stride, p.v_new_row_stride, p.v_new_head_stride};
+}
+
 cudaError_t launch_append(const flash3_params &p, cudaStream_t stream) {
   if (!has_append(p)) return cudaSuccess;
-  const bool rotary = p.rotary_cos != nullptr;
-  const Rotation rotation{rotary ? p.rotary_dim : 0, rotary && p.rotary_interleaved == 0};
   device::AppendArgs args = {};
   args.cache = core::KvCache::of(p);
-  args.positions = core::RotaryPositions::of(p);
-  args.cos = p.rotary_cos;
-  args.sin = p.rotary_sin;
-  args.cos_row_stride = p.rotary_cos_row_stride;
-  args.sin_row_stride = p.rotary_sin_row_stride;
-  args.rotary_half = rotation.by_halves ? rotation.columns / 2 : 0;
+  args.rotary = core::Rotary::of(p);
   args.batch = p.batch;
-  if (p.k_new != nullptr) set_new_rows(p, rotation, &args);
-  if (rotary) set_queries(p, rotation, &args);
+  if (p.k_new != nullptr) set_new_rows(p, &args);
+  if (args.rotary.columns > 0) set_queries(p, &args);
   const int64_t blocks = share_out(&args);
   if (blocks == 0) return cudaSuccess;
   if (!fits(args, blocks)) return cudaErrorInvalidValue;
-  const void *kernel = p.dtype == FLASH3_BFLOAT16 ? kernel_of<cutlass::bfloat16_t>(rotation.by_halves)
-                                                  : kernel_of<cutlass::half_t>(rotation.by_halves);
+  const bool by_halves = args.rotary.half > 0;
+  const void *kernel =
+      p.dtype == FLASH3_BFLOAT16 ? kernel_of<cutlass::bfloat16_t>(by_halves) : kernel_of<cutlass::half_t>(by_halves);
   // The kernel behind needs nearly all shared memory.
   Start how{dim3(static_cast<unsigned>(blocks)), device::kAppendThreads};
   how.leaves_room = true;

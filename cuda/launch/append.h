@@ -3,12 +3,17 @@
 
 #include <cuda_runtime_api.h>
 
+#include "device/fwd_args.h"
 #include "flash3.h"
 
 namespace flash3::launch {
 
 // Whether a call has new rows for the cache, or queries to rotate.
 inline bool has_append(const flash3_params &params) { return params.k_new != nullptr || params.rotary_cos != nullptr; }
+
+// k_new and v_new.
+device::TensorRows new_keys(const flash3_params &params);
+device::TensorRows new_values(const flash3_params &params);
 
 // Enqueues device::append_kernel: new rows of k and v go into the cache where params have k_new, and q goes to where
 // queries() says where params have rotary_cos; rows that are in no sequence are not written. Nothing where there is

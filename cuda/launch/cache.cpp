@@ -25,9 +25,13 @@ int32_t rows_of_box(const flash3_params &p, const FwdKernel &kernel) {
 
 }  // namespace
 
+device::TensorRows given_queries(const flash3_params &p) {
+  return {p.q, p.cu_seqlens_q != nullptr ? 0 : p.q_batch_stride, p.q_row_stride, p.q_head_stride};
+}
+
 device::TensorRows queries(const flash3_params &p) {
+  if (p.rotary_cos == nullptr) return given_queries(p);
   const bool packed = p.cu_seqlens_q != nullptr;
-  if (p.rotary_cos == nullptr) return {p.q, packed ? 0 : p.q_batch_stride, p.q_row_stride, p.q_head_stride};
   const int64_t row = int64_t{p.nheads} * p.head_dim;
   return {static_cast<char *>(p.workspace) + core::workspace_layout(p).rotated_q, packed ? 0 : p.seqlen_q * row, row,
           p.head_dim};

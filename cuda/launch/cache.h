@@ -8,7 +8,10 @@
 
 namespace flash3::launch {
 
-// q, or with rotary_cos the place in the workspace where the append leaves it rotated.
+// q as the caller gave it.
+device::TensorRows given_queries(const flash3_params &params);
+
+// The same, or with rotary_cos the place in the workspace where the append leaves it rotated.
 device::TensorRows queries(const flash3_params &params);
 
 // Sets what kernels for caches read, the maps of k and v included.

@@ -114,21 +114,6 @@ core::Status check_latent(const flash3_params &p) {
   return {};
 }
 
-device::NewRows new_rows_of(const flash3_params &p) {
-  device::NewRows rows = {};
-  rows.k = {p.k_new, p.k_new_batch_stride, p.k_new_row_stride, p.k_new_head_stride};
-  rows.v = {p.v_new, p.v_new_batch_stride, p.v_new_row_stride, p.v_new_head_stride};
-  if (p.rotary_cos == nullptr) return rows;
-  rows.positions = core::RotaryPositions::of(p);
-  rows.cos = p.rotary_cos;
-  rows.sin = p.rotary_sin;
-  rows.cos_row_stride = p.rotary_cos_row_stride;
-  rows.sin_row_stride = p.rotary_sin_row_stride;
-  rows.rotary_dim = p.rotary_dim;
-  rows.rotary_half = p.rotary_interleaved == 0 ? p.rotary_dim / 2 : 0;
-  return rows;
-}
-
 core::Status encode_maps(const flash3_params &p, const SplitKernel &kernel, device::SplitArgs *args) {
   const bool bf16 = p.dtype == FLASH3_BFLOAT16;
   const bool paged = p.page_table != nullptr;
@@ -168,10 +153,11 @@ core::Status make_args(const flash3_params &p, const SplitKernel &kernel, int32_
   args->passing_cost = passing_cost(p, args->schedule);
   const bool appends = appends_itself(p, args->schedule);
   args->follows_append = has_append(p) && !appends;
-  args->new_rows = appends ? new_rows_of(p) : device::NewRows{};
+  args->new_rows = {};
+  if (appends) args->new_rows = {new_keys(p), new_values(p), core::Rotary::of(p)};
   args->few_rows = core::SplitBounds::of(p).tile_rows <= device::kFewRows;
   args->modifies_scores = core::modifies_scores(p);
-  args->q = appends ? device::TensorRows{p.q, p.q_batch_stride, p.q_row_stride, p.q_head_stride} : queries(p);
+  args->q = appends ? given_queries(p) : queries(p);
   args->k = {p.k, packed_k ? 0 : p.k_batch_stride, p.k_row_stride, p.k_head_stride};
   args->v = {p.v, packed_k ? 0 : p.v_batch_stride, p.v_row_stride, p.v_head_stride};
   set_results(p, args);
