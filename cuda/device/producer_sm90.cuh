@@ -42,7 +42,7 @@ struct Producer : TileFinder<Traits> {
   // Run by one whole warp: all lanes look for tiles, one issues the loads. start() returns the first tile, with its
   // first loads on their way, and run() goes on from there.
   //
-  // start() runs before the thread block has met, and initialises its barriers. What comes before the loads is kept
+  // start() runs before the thread block meets, and initialises its barriers. What comes before the loads is kept
   // short: when a kernel starts, its code comes from memory.
   __device__ __forceinline__ Job start() {
     init_barriers<Traits, Traits::kPaired ? InitBarriers::kAll : InitBarriers::kFirst>(smem);
@@ -75,7 +75,11 @@ struct Producer : TileFinder<Traits> {
     this->tile_state.advance();
     return job;
   }
+
+  // The thread block meets here.
   __device__ __forceinline__ void run(Job job) {
+    ptx::meet(Traits::kThreads);
+    if (!job.valid) return;
     if (kLoadsVLater && job.range.count() > 0) ptx::mbarrier_wait(&smem.barriers.k_full[0], 0);
     while (job.valid) {
       const int64_t t = load_all_but_last(job);
