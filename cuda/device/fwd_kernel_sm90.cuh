@@ -93,22 +93,24 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) fwd_kernel_sm90(const __g
     ptx::cluster_arrive_relaxed();
     ptx::cluster_wait();
   }
+  constexpr bool kMeetsInRoles = Producer<Traits>::kMeetsInRoles;
+  if constexpr (!kMeetsInRoles) __syncthreads();
   if (warpgroup == 0) {
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
     if constexpr (Traits::kCache) {
-      ptx::meet(Traits::kThreads);
       CacheProducer<Traits>(args, *smem, warp).run();
-    } else if (Traits::kScouts && warp >= Traits::kStreams && warp < 2 * Traits::kStreams) {
-      ptx::meet(Traits::kThreads);
-      TileScout<Traits>(args, smem[warp - Traits::kStreams], warp - Traits::kStreams).run();
     } else {
-      producer.run(first);  // also of a warp that is none: until a producer comes, it waits in the producer's code
-      if (Traits::kStores && warp >= 4 - Traits::kStreams) {
+      const bool scout = Traits::kScouts && warp >= Traits::kStreams && warp < 2 * Traits::kStreams;
+      if (warp < Traits::kStreams || (kMeetsInRoles && !scout)) producer.run(first);
+      if (scout) {
+        if constexpr (kMeetsInRoles) ptx::meet(Traits::kThreads);
+        TileScout<Traits>(args, smem[warp - Traits::kStreams], warp - Traits::kStreams).run();
+      } else if (Traits::kStores && warp >= 4 - Traits::kStreams) {
         Storer<Traits>(args, smem[warp - (4 - Traits::kStreams)]).run();
       }
     }
   } else {
-    ptx::meet(Traits::kThreads);
+    if constexpr (kMeetsInRoles) ptx::meet(Traits::kThreads);
     ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
     consume<Traits>(args, smem[(warpgroup - 1) / Traits::kConsumers], (warpgroup - 1) % Traits::kConsumers);
   }
