@@ -85,12 +85,6 @@ __device__ __forceinline__ void bar_sync(uint32_t id, uint32_t threads) {
   compiler_fence();
 }
 
-// All threads of the block meet, like at __syncthreads(), but from as many places in the code as there are roles: each
-// warp waits where it goes on, so that the code there has come when it does. Fetched later, behind the first loads of
-// all multiprocessors, it takes microseconds. "barrier" and not "bar", which synccheck wants all threads at one place
-// for. The hardware's barrier 1, which is CUTLASS's own and not used here.
-__device__ __forceinline__ void meet(uint32_t threads) { asm volatile("barrier.sync 1, %0;" ::"r"(threads) : "memory"); }
-
 __device__ __forceinline__ void bar_arrive(uint32_t id, uint32_t threads) {
   compiler_fence();
   cutlass::arch::NamedBarrier::arrive(threads, id);

@@ -168,18 +168,13 @@ def test_warp_specialised_kernels_hand_registers_to_the_consumers(sass: dict[str
 def test_the_barrier_of_the_whole_block_is_reached_from_one_place(sass: dict[str, str]) -> None:
     """From two, say the branches of the producer and the consumers, it is no __syncthreads(): synccheck refuses it.
 
-    Most persistent kernels meet at ptx::meet() instead, which is in every branch. Those for pairs have a barrier beside
-    each one of the cluster: what the compiler puts there for a launch without clusters. There are three of these, as
-    the producer waits for the cluster amid its first loads.
+    The kernels for pairs have another place beside each barrier of the cluster: what the compiler puts there for a
+    launch without clusters. There are three of these, as the producer waits for the cluster amid its first loads.
     """
-    kernels = {name: code for name, code in sass.items() if FORWARD in name}
-    clusters = {name: code.count("UCGABAR_WAIT") if "MULTICAST" in code else 0 for name, code in kernels.items()}
+    places = {name: len(re.findall(r"BAR\.SYNC\S* 0x0 ;", code)) for name, code in sass.items() if FORWARD in name}
+    clusters = {name: sass[name].count("UCGABAR_WAIT") if "MULTICAST" in sass[name] else 0 for name in places}
     assert set(clusters.values()) == {0, 3}
-    once = {n: len(re.findall(r"BAR\.SYNC\S* 0x0 ;", code)) - clusters[n] for n, code in kernels.items()}
-    apart = {n: len(re.findall(r"BAR\.SYNC\S* 0x1, 0x", code)) for n, code in kernels.items()}
-    neither = {n for n in kernels if not (once[n] == 1 and apart[n] == 0) and not (once[n] == 0 and apart[n] >= 2)}
-    assert neither == set()
-    assert any(apart.values())
+    assert {name: n for name, n in places.items() if n != 1 + clusters[name]} == {}
 
 
 def test_stack_frames_stay_under_the_limit(resources: dict[str, dict[str, int]]) -> None:
