@@ -3,9 +3,15 @@
 
 #include <cstdint>
 
+#include "core/seqlen.h"
 #include "flash3.h"
 
 namespace flash3::core {
+
+// The rows of q.
+inline SeqSide q_side(const flash3_params &p) {
+  return {p.cu_seqlens_q, p.seqused_q, p.cu_seqlens_q != nullptr ? p.total_q : p.seqlen_q};
+}
 
 // Queries of a sequence, of packed ones on average: their lengths are in device memory.
 inline int64_t mean_queries(const flash3_params &p) {

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "core/call_facts.h"
 #include "core/divisor.h"
 #include "core/kv_cache.h"
 #include "core/mask.h"
@@ -16,8 +17,7 @@ namespace {
 using namespace flash3::core;  // this file is nothing but a window onto it
 
 SplitSchedule split_schedule(const flash3_params &p, int32_t block_n, int32_t num_lines, int32_t num_parts) {
-  const int64_t rows_q = p.cu_seqlens_q != nullptr ? p.total_q : p.seqlen_q;
-  return {{p.cu_seqlens_q, p.seqused_q, rows_q},
+  return {q_side(p),
           KvCache::of(p),
           Window::make(p.window_left, p.window_right),
           Divisor::make(p.nheads / p.nheads_k),

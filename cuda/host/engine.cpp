@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "core/call_facts.h"
 #include "core/kv_cache.h"
 #include "core/tile_scheduler.h"
 #include "host/append.h"
@@ -23,7 +24,7 @@ struct Plan {
 };
 
 core::Status make_plan(const flash3_params &params, int32_t block_m, Plan *plan) {
-  const core::SeqSide q = q_side(params);
+  const core::SeqSide q = core::q_side(params);
   const core::KvCache k = core::KvCache::of(params);
   int64_t m_blocks = 0;
   plan->first_m_block.reserve(static_cast<size_t>(params.batch) + 1);

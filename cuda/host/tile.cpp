@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 
+#include "core/call_facts.h"
 #include "core/dtype.h"
 #include "host/convert.h"
 #include "host/store.h"
@@ -19,7 +20,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 TileWorker::TileWorker(const flash3_params &params, const Kernels &kernels)
     : params_(params),
       kernels_(kernels),
-      q_side_(q_side(params)),
+      q_side_(core::q_side(params)),
       cache_(core::KvCache::of(params)),
       heads_per_kv_head_(params.nheads / params.nheads_k),
       element_bytes_(core::element_bytes(params.dtype)),

@@ -25,10 +25,6 @@ inline constexpr int32_t kGroupsPerTile = 4;
 
 inline int32_t tile_rows(const Kernels &kernels) { return kernels.group_rows * kGroupsPerTile; }
 
-inline core::SeqSide q_side(const flash3_params &p) {
-  return {p.cu_seqlens_q, p.seqused_q, p.cu_seqlens_q != nullptr ? p.total_q : p.seqlen_q};
-}
-
 // The scratch of one thread, and what it does with a tile. Only the constructor allocates.
 class TileWorker {
  public:

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/call_facts.h"
 #include "device/append_kernel.cuh"
 #include "launch/append.h"
 #include "launch/cache.h"
@@ -76,9 +77,7 @@ void set_new_rows(const flash3_params &p, device::AppendArgs *args) {
 }
 
 void set_queries(const flash3_params &p, device::AppendArgs *args) {
-  const bool packed = p.cu_seqlens_q != nullptr;
-  const core::SeqSide side{p.cu_seqlens_q, p.seqused_q, packed ? p.total_q : p.seqlen_q};
-  args->queries = make_move(given_queries(p), queries(p), side, p.batch, p.nheads, p.head_dim, args->rotary);
+  args->queries = make_move(given_queries(p), queries(p), core::q_side(p), p.batch, p.nheads, p.head_dim, args->rotary);
 }
 
 template <class Element>

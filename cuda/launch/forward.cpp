@@ -35,10 +35,6 @@ int32_t most_m_blocks(const flash3_params &p, const core::Pieces &pieces) {
   return static_cast<int32_t>(kMostTiles / tile_heads(p, pieces) / pieces.count);
 }
 
-core::SeqSide q_side(const flash3_params &p) {
-  return {p.cu_seqlens_q, p.seqused_q, p.cu_seqlens_q != nullptr ? p.total_q : p.seqlen_q};
-}
-
 core::Status encode_maps(const flash3_params &p, const FwdKernel &kernel, const core::Pieces &pieces,
                          device::FwdArgs *args) {
   const bool bf16 = p.dtype == FLASH3_BFLOAT16;
@@ -118,7 +114,7 @@ int64_t l2_budget(const FwdKernel &kernel, const core::Window &window) {
 
 core::Status make_args(const flash3_params &p, const FwdKernel &kernel, const SchedulerState &state,
                        const core::Pieces &pieces, int64_t blocks, device::FwdArgs *args) {
-  args->q_side = q_side(p);
+  args->q_side = core::q_side(p);
   args->k_side = core::KvCache::of(p).filled;
   args->window = core::Window::make(p.window_left, p.window_right);
   const bool packed_q = p.cu_seqlens_q != nullptr;
@@ -208,7 +204,7 @@ cudaError_t enqueue_scheduler(const flash3_params &p, const FwdKernel &kernel, c
                               const core::Pieces &pieces, cudaStream_t stream) {
   if (!state.needs_preparing()) return cudaSuccess;
   if (state.first_m_block == nullptr) return launch_dense_prepare(state.tile_counter, stream);
-  return launch_varlen_prepare(q_side(p), p.batch, tile_queries(kernel, pieces), most_m_blocks(p, pieces),
+  return launch_varlen_prepare(core::q_side(p), p.batch, tile_queries(kernel, pieces), most_m_blocks(p, pieces),
                                state.first_m_block, state.tile_counter, stream);
 }
 

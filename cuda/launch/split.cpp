@@ -44,7 +44,7 @@ const SplitLaunch &launch_of(const flash3_params &p, const SplitKernel &kernel, 
 core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &kernel, int32_t blocks_per_sm,
                                   int32_t multiprocessors) {
   core::SplitSchedule s;
-  s.q = {p.cu_seqlens_q, p.seqused_q, p.cu_seqlens_q != nullptr ? p.total_q : p.seqlen_q};
+  s.q = core::q_side(p);
   s.k = core::KvCache::of(p);
   s.window = core::sees_all_keys(p) ? core::Window{-1, -1} : core::Window::make(p.window_left, p.window_right);
   s.one_tile = core::has_one_tile(p);
