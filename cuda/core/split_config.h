@@ -72,7 +72,7 @@ struct Route {
 
 // The split-KV kernel computes calls with splits, those with so few queries that one tile holds them and the keys are
 // what takes time, and those with a cache that are not better off in the forward kernel. Dense calls whose tiles are
-// few and long are computed like those with a cache, too: where that takes no more than half the time.
+// few and long are computed like those with a cache, too: where that takes no more than 5/9 of the time.
 inline Route route_of(const flash3_params &p) {
   constexpr Route kSplit = {true, {1, 1, 0}}, kWhole = {false, {1, 1, 0}};
   constexpr int64_t kFewKeys = 256, kManyKeys = 2048;
@@ -95,7 +95,7 @@ inline Route route_of(const flash3_params &p) {
   if (fills_tiles && keys < kManyKeys) return kWhole;
   if (fills_tiles && p.batch * mean_q * p.nheads >= kUsualMultiprocessors * config->block_m) return kWhole;
   const CacheCosts costs = cache_costs(p, *config);
-  return 2 * std::min(costs.best.clocks, costs.split) > costs.whole ? kWhole : quicker(costs);
+  return 9 * std::min(costs.best.clocks, costs.split) > 5 * costs.whole ? kWhole : quicker(costs);
 }
 
 inline bool takes_split_kernel(const flash3_params &p) { return route_of(p).split; }

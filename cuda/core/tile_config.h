@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "core/block_range.h"
@@ -78,7 +79,7 @@ inline constexpr TileConfig kTileConfigs[] = {
     {64, 64, 192, 128, 4, 0, 2, 1, 1, false, 5600, 2272, 0, false, 0},
     {64, 64, 256, 64, 4, 0, 2, 1, 1, false, 7000, 1555, 0, false, 0},
     {64, 64, 128, 64, 4, 0, 2, 2, 1, false, 3500, 797, 0, false, 0},
-    {64, 64, 64, 128, 4, 0, 2, 1, 1, false, 4000, 1100, 0, false, 0},
+    {64, 64, 64, 128, 4, 0, 2, 1, 1, false, 3600, 1100, 0, false, 0},
     {64, 64, 64, 64, 1, 0, 1, 1, 4, true, 700, 1300, 256, false, 0},
     {64, 64, 64, 64, 8, 0, 1, 3, 1, true, 1300, 425, 0, false, 128},
     {96, 96, 128, 128, 2, 0, 2, 1, 1, false, 2800, 2300, 0, false, 0},
@@ -86,13 +87,13 @@ inline constexpr TileConfig kTileConfigs[] = {
     {96, 96, 64, 64, 1, 0, 1, 1, 3, true, 750, 1600, 256, false, 0},
     {96, 96, 64, 64, 4, 0, 1, 3, 1, true, 1450, 460, 0, false, 128},
     {128, 128, 128, 128, 2, 4, 2, 1, 1, false, 2800, 2600, 0, true, 0},
-    {128, 128, 64, 128, 2, 0, 2, 1, 1, false, 2800, 1500, 0, false, 0},
-    {128, 128, 64, 64, 1, 0, 1, 1, 3, true, 800, 1850, 256, false, 0},
+    {128, 128, 64, 128, 2, 0, 2, 1, 1, false, 3200, 1850, 0, false, 0},
+    {128, 128, 64, 64, 1, 0, 1, 1, 3, true, 1400, 1850, 256, false, 0},
     {128, 128, 64, 64, 4, 0, 1, 3, 1, true, 1600, 500, 0, false, 128},
     {192, 128, 128, 128, 2, 4, 1, 1, 1, false, 0, 0, 0, true, 0},
     {192, 192, 128, 96, 2, 6, 1, 1, 1, true, 0, 0, 0, true, 0},
-    {256, 256, 128, 80, 2, 4, 1, 1, 1, true, 9000, 3050, 0, true, 0},
-    {256, 256, 64, 80, 2, 0, 1, 1, 1, true, 8000, 1750, 0, false, 0},
+    {256, 256, 128, 80, 2, 4, 1, 1, 1, true, 7500, 2750, 0, true, 0},
+    {256, 256, 64, 80, 2, 0, 1, 1, 1, true, 5100, 1960, 0, false, 0},
     {512, 512, 128, 64, 2, 0, 1, 1, 1, true, 0, 0, 0, false, 0},
 };
 // clang-format on
@@ -189,6 +190,26 @@ struct Workload {
   }
 };
 
+// Whether the tiles of a call are all alike, so that multiprocessors are through with them at the same time.
+inline bool comes_in_rounds(const TileConfig &config, const Workload &work) {
+  const bool alike = !work.mask.window.limited() && !work.q_vary && !work.k_vary && work.mask.seqlen_q > 0;
+  return alike && !config.is_short() && !config.is_resident();
+}
+
+// What they cost then, `of_column` being what those of one head of a sequence do. The last one of few rounds takes as
+// long as the others, however few tiles it has; in many rounds multiprocessors drift apart, and it takes its share. A
+// pair of tiles has two multiprocessors.
+inline double clocks_of_rounds(const TileConfig &config, const Workload &work, int64_t of_column) {
+  constexpr double kFewRounds = 5;  // of every stream; twice as many are many
+  const int64_t tiles = ceil_div(work.mask.seqlen_q, config.block_m);
+  const bool paired = takes_pairs(config, work.mask.window, work.mask.seqlen_q) && !work.packed_q &&
+                      !work.device_lengths && !work.modifies_scores;
+  const double at_once = std::max(work.multiprocessors / (paired ? 2 : 1), 1);
+  const double rounds = static_cast<double>(work.columns * (paired ? (tiles + 1) / 2 : tiles)) / at_once;
+  const double few = std::clamp(2. - rounds / config.streams / kFewRounds, 0., 1.);
+  return (rounds + few * (std::ceil(rounds) - rounds)) * static_cast<double>(of_column / tiles);
+}
+
 // Of a call: what all its tiles cost, shared out to the multiprocessors, or what its longest tile takes where there are
 // few. Beside others a tile takes longer than it costs, alone less than beside others.
 inline double estimated_clocks(const TileConfig &config, const Workload &work) {
@@ -213,6 +234,7 @@ inline double estimated_clocks(const TileConfig &config, const Workload &work) {
   const double longest =
       static_cast<double>(config.tile_clocks + most_blocks * config.block_clocks) * (0.4 + 0.6 * beside);
   double shared = static_cast<double>(clocks) * static_cast<double>(work.columns) / work.multiprocessors;
+  if (comes_in_rounds(config, work)) shared = clocks_of_rounds(config, work, clocks);
   // In the kernel for few keys the first KV head of a thread block is loaded at once, and its second one comes late.
   constexpr double kSecondHead = 1000;
   if (config.is_resident() && work.kv_columns > work.multiprocessors) shared += kSecondHead;

@@ -41,27 +41,36 @@ struct Epilogue {
     const int row = threadIdx.x % 128 / 32 * 16 + lane / 4;
     if (lane % 4 == 0) {
 #pragma unroll
-      for (int r = 0; r < 2; ++r) lse[row + 8 * r] = results.lse[r];
+      for (int r = 0; r < 2; ++r) {
+        // One number at a time: what is stored as a pair is in two registers side by side. The references of both rows
+        // would be in even ones then, and the main loop would read one for each score.
+        volatile float *const to = &lse[row + 8 * r].top;
+        to[0] = results.lse[r].top;
+        to[1] = results.lse[r].total;
+      }
     }
     return results;
   }
 
-  // From the accumulated output to the result.
-  __device__ __forceinline__ void complete(const WorkTile &tile, const RowResults &results,
-                                           float (&o)[kOutputs]) const {
-    const Repair<Traits> repair{args, tile, Traits::warp_row(tile, warpgroup)};
-    const bool suspect = repair.suspect(o);
+  // From the accumulated output to the result, which is put down: staged at `to` in shared memory or, in float32, as a
+  // partial result. All its warps must know that nobody reads at `to` any more.
+  __device__ __forceinline__ void put_down(const WorkTile &tile, const RowResults &results, float (&o)[kOutputs],
+                                           Element *to) const {
+    const bool suspect = Repair<Traits>::suspects(args, o);
     normalise(results, o);
-    if (suspect) repair.run(o, results.lse);
+    if (is_partial()) {
+      store_partial(tile, o);
+    } else {
+      stage(o, to);
+    }
+    if (suspect) repair_rows(args, warpgroup, ptx::shared_address(&tile), ptx::shared_address(to));
   }
 
-  // Stages the warpgroup's output at `to` in shared memory and stores it through TMA, which still reads there when this
-  // returns. All its warps must know that nobody reads there any more.
+  // put_down(), and a store through TMA, which still reads at `to` when this returns.
   __device__ __forceinline__ void store(const WorkTile &tile, const RowResults &results, float (&o)[kOutputs],
                                         Element *to) const {
-    complete(tile, results, o);
-    if (is_partial()) return store_partial(tile, o);
-    stage(o, to);
+    put_down(tile, results, o, to);
+    if (is_partial()) return;
     ptx::fence_proxy_async_shared();
     ptx::bar_sync(NamedBarriers<Traits>::epilogue(warpgroup), 128);
     store_boxes(tile, to, ptx::uniform(threadIdx.x % 128 / 32), 4);
@@ -72,13 +81,12 @@ struct Epilogue {
   // row l % 16 and column half l / 16.
   __device__ __forceinline__ void stage(const float (&o)[kOutputs], Element *to) const {
     const int lane = threadIdx.x % 32;
-    char *const rows = reinterpret_cast<char *>(to + threadIdx.x % 128 / 32 * 16 * Traits::kBoxCols);
+    char *const rows = warp_rows(to);
 #pragma unroll
     for (int j = 0; j < Traits::kHeadDimV / 16; ++j) {
-      const uint32_t at =
-          swizzled_offset<Traits::kSwizzleBytes, Traits::kStagedRows>(lane % 16, 16 * j + lane / 16 * 8);
-      ptx::stmatrix_x4(rows + at, pack2<Element>(o[8 * j], o[8 * j + 1]), pack2<Element>(o[8 * j + 2], o[8 * j + 3]),
-                       pack2<Element>(o[8 * j + 4], o[8 * j + 5]), pack2<Element>(o[8 * j + 6], o[8 * j + 7]));
+      ptx::stmatrix_x4(staged_at(rows, lane % 16, 16 * j + lane / 16 * 8), pack2<Element>(o[8 * j], o[8 * j + 1]),
+                       pack2<Element>(o[8 * j + 2], o[8 * j + 3]), pack2<Element>(o[8 * j + 4], o[8 * j + 5]),
+                       pack2<Element>(o[8 * j + 6], o[8 * j + 7]));
     }
   }
 
@@ -120,11 +128,63 @@ struct Epilogue {
 
   // A tile whose rows see no key: zeros and LSE, without touching shared memory that the producer may be filling.
   __device__ __forceinline__ void store_empty(const WorkTile &tile) const {
+    store_empty_tile(args, warpgroup, ptx::shared_address(&tile));
+  }
+
+ private:
+  __device__ __forceinline__ int64_t warp_row(const WorkTile &tile) const { return Traits::warp_row(tile, warpgroup); }
+
+  // What put_down() has put down of a warp's 16 rows, two columns at a time.
+  struct PutDown {
+    const Epilogue &epilogue;
+    const WorkTile &tile;
+    char *const staged;
+
+    __device__ __forceinline__ float2 get(int row, int col) const {
+      if (epilogue.is_partial()) return *partial_at(row, col);
+      const auto *const x = reinterpret_cast<const Element *>(staged_at(staged, row, col / 8 * 8)) + col % 8;
+      return make_float2(static_cast<float>(x[0]), static_cast<float>(x[1]));
+    }
+    __device__ __forceinline__ void put(int row, int col, float2 x) const {
+      if (epilogue.is_partial()) {
+        *partial_at(row, col) = x;
+      } else {
+        *reinterpret_cast<uint32_t *>(staged_at(staged, row, col / 8 * 8) + col % 8 * 2) = pack2<Element>(x.x, x.y);
+      }
+    }
+    // Of the row, one more logit without a value; -inf: none.
+    __device__ __forceinline__ float sink_log2(int row) const {
+      const FwdArgs &args = epilogue.args;
+      if (args.sinks == nullptr || epilogue.is_partial()) return -INFINITY;
+      return args.sinks[TileRows<Traits>{args}.head(tile.head, epilogue.warp_row(tile) + row)] * core::kLog2e;
+    }
+
+   private:
+    __device__ __forceinline__ float2 *partial_at(int row, int col) const {
+      const int64_t at = epilogue.partial_row(tile, epilogue.warp_row(tile) + row);
+      return reinterpret_cast<float2 *>(epilogue.args.partials.out + at * epilogue.args.head_dim_v + col);
+    }
+  };
+
+  // Rare, and hence functions that are called: their code lies behind all that every tile comes past. They get places
+  // in shared memory, of the tile and where its output is staged, in 32 bits: each register of a call counts in kernels
+  // that are short of them.
+  static __device__ __noinline__ void repair_rows(const FwdArgs &args, int warpgroup, uint32_t tile, uint32_t to) {
+    const Epilogue epilogue(args, warpgroup);
+    const WorkTile &of_rows = *ptx::from_shared_address<WorkTile>(tile);
+    char *const staged = warp_rows(ptx::from_shared_address<Element>(to));
+    Repair<Traits>{args, of_rows, epilogue.warp_row(of_rows)}.run(PutDown{epilogue, of_rows, staged});
+  }
+  static __device__ __noinline__ void store_empty_tile(const FwdArgs &args, int warpgroup, uint32_t place) {
+    const Epilogue epilogue(args, warpgroup);
+    const WorkTile &tile = *ptx::from_shared_address<WorkTile>(place);
     const TileRows<Traits> tile_rows{args};
     const int64_t row0 = Traits::warpgroup_row(tile, warpgroup);
     const int rows = static_cast<int>(min(int64_t{64}, tile_rows.count(tile.seqlen_q) - row0));
-    if (is_partial()) {
-      for (int i = threadIdx.x % 128; i < rows; i += 128) args.partials.lse[partial_row(tile, row0 + i)] = -INFINITY;
+    if (epilogue.is_partial()) {
+      for (int i = threadIdx.x % 128; i < rows; i += 128) {
+        args.partials.lse[epilogue.partial_row(tile, row0 + i)] = -INFINITY;
+      }
       return;  // then nobody reads the rest
     }
     const int chunks = args.head_dim_v / 8;
@@ -137,11 +197,18 @@ struct Epilogue {
     if (args.lse == nullptr) return;
     for (int i = threadIdx.x % 128; i < rows; i += 128) {
       const int32_t head = tile_rows.head(tile.head, row0 + i);
-      *lse_at(tile, row0 + i) = args.sinks != nullptr ? args.sinks[head] : -INFINITY;
+      *epilogue.lse_at(tile, row0 + i) = args.sinks != nullptr ? args.sinks[head] : -INFINITY;
     }
   }
 
- private:
+  // Of a warp, where its warpgroup's output is staged at `to`; and a place among them, from a multiple of 8 columns on.
+  static __device__ __forceinline__ char *warp_rows(Element *to) {
+    return reinterpret_cast<char *>(to + threadIdx.x % 128 / 32 * 16 * Traits::kBoxCols);
+  }
+  static __device__ __forceinline__ char *staged_at(char *rows, int row, int col) {
+    return rows + swizzled_offset<Traits::kSwizzleBytes, Traits::kStagedRows>(row, col);
+  }
+
   // Whether the tile's keys are in pieces, so that this is the result of one of them.
   __device__ __forceinline__ bool is_partial() const { return Traits::kPieces && args.pieces.divisor > 1; }
 
@@ -150,7 +217,7 @@ struct Epilogue {
     if (args.sinks == nullptr || is_partial()) return softmax.finish();
     if constexpr (Traits::kPieces) {
       const TileRows<Traits> rows{args};
-      const int64_t row0 = Traits::warp_row(tile, warpgroup) + threadIdx.x % 32 / 4;
+      const int64_t row0 = warp_row(tile) + threadIdx.x % 32 / 4;
       return softmax.finish({{args.sinks[rows.head(tile.head, row0)], args.sinks[rows.head(tile.head, row0 + 8)]}});
     }
     const float sink = args.sinks[tile.head];
@@ -160,7 +227,7 @@ struct Epilogue {
   // Straight from the registers: pieces are long.
   __device__ __forceinline__ void store_partial(const WorkTile &tile, const float (&o)[kOutputs]) const {
     const int lane = threadIdx.x % 32;
-    const int64_t row0 = Traits::warp_row(tile, warpgroup) + lane / 4;
+    const int64_t row0 = warp_row(tile) + lane / 4;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       if (row0 + 8 * r >= TileRows<Traits>{args}.count(tile.seqlen_q)) continue;
@@ -199,7 +266,7 @@ struct Epilogue {
 
   __device__ __forceinline__ void store_lse(const WorkTile &tile, const RowLse (&lse)[2]) const {
     const int lane = threadIdx.x % 32;
-    const int64_t row0 = Traits::warp_row(tile, warpgroup) + lane / 4;
+    const int64_t row0 = warp_row(tile) + lane / 4;
     if constexpr (Traits::kPieces) {
       if (lane % 4 != 0 || (args.lse == nullptr && !is_partial())) return;
 #pragma unroll

@@ -53,8 +53,7 @@ __device__ __forceinline__ void consume(const FwdArgs &args, typename Traits::Sh
       }
       mainloop.wait_output(o);
       if constexpr (Traits::kStores) {
-        epilogue.complete(tile, results, o);
-        epilogue.stage(o, mainloop.output_place());
+        epilogue.put_down(tile, results, o, mainloop.output_place());
         ptx::fence_proxy_async_shared();
         ptx::mbarrier_arrive(&smem.barriers.staged[warpgroup]);
       } else {
@@ -81,7 +80,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) fwd_kernel_sm90(const __g
   const int warp = ptx::uniform(threadIdx.x / 32);
   if (warp == 4 && ptx::elect_one()) prefetch_tensormaps(args);
   Producer<Traits> producer(args, smem[warp % Traits::kStreams], warp);
-  typename Traits::Job first;
+  typename Traits::Job first;  // of a warp that is no producer: none
   if constexpr (Traits::kCache) {
     if (warp == 0) {
       init_barriers<Traits>(*smem, args.loading_warps, 32 * (2 * args.loading_warps - 1));
@@ -93,21 +92,24 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) fwd_kernel_sm90(const __g
     ptx::cluster_arrive_relaxed();
     ptx::cluster_wait();
   }
-  __syncthreads();
+  constexpr bool kMeetsInRoles = Producer<Traits>::kMeetsInRoles;
+  if constexpr (!kMeetsInRoles) __syncthreads();
   if (warpgroup == 0) {
     ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
     if constexpr (Traits::kCache) {
       CacheProducer<Traits>(args, *smem, warp).run();
     } else {
-      if (warp < Traits::kStreams) {
-        producer.run(first);
-      } else if (Traits::kScouts && warp < 2 * Traits::kStreams) {
+      const bool scout = Traits::kScouts && warp >= Traits::kStreams && warp < 2 * Traits::kStreams;
+      if (warp < Traits::kStreams || (kMeetsInRoles && !scout)) producer.run(first);
+      if (scout) {
+        if constexpr (kMeetsInRoles) ptx::meet(Traits::kThreads);
         TileScout<Traits>(args, smem[warp - Traits::kStreams], warp - Traits::kStreams).run();
       } else if (Traits::kStores && warp >= 4 - Traits::kStreams) {
         Storer<Traits>(args, smem[warp - (4 - Traits::kStreams)]).run();
       }
     }
   } else {
+    if constexpr (kMeetsInRoles) ptx::meet(Traits::kThreads);
     ptx::setmaxnreg_inc<Traits::kConsumerRegisters>();
     consume<Traits>(args, smem[(warpgroup - 1) / Traits::kConsumers], (warpgroup - 1) % Traits::kConsumers);
   }

@@ -52,7 +52,8 @@ struct KeyRows<Traits, true> {
                                      int32_t head)
       : cache(args.cache), rows(of), span(start), kv_head(head) {}
 
-  __device__ __forceinline__ const Element *at(int64_t key) const {
+  // A function that is called: where scores are computed again there are sixteen of it, beside the main loop.
+  __device__ __noinline__ const Element *at(int64_t key) const {
     const core::RowPlace place = cache.place(span, span.first_row + key);
     return row_of<Element>(rows, place.entry, place.row, kv_head);
   }

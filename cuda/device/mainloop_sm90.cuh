@@ -242,13 +242,8 @@ struct Mainloop {
             }
             while (true) {
               whole_block();
-              if constexpr (Traits::kAgainInLoop) {
-                settle();
-                if (!ptx::uniform(n >= range.full_begin)) break;
-              } else {
-                if (!ptx::uniform_all(fits && n >= range.full_begin)) break;
-                softmax.count(sum);
-              }
+              if (!ptx::uniform_all(fits && n >= range.full_begin)) break;
+              softmax.count(sum);
             }
           };
           if constexpr (Traits::kDirectScores) {
@@ -269,7 +264,7 @@ struct Mainloop {
             constexpr float kLimit[2] = {OnlineSoftmax::kLargestSum, OnlineSoftmax::kLargestSum};
             whole_blocks(kLimit, [&] { softmax.template exponentials<typename Traits::Turn>(s, sum, args.zero); });
           }
-          if constexpr (!Traits::kAgainInLoop) settle();
+          settle();
         }
       }
       if (!ptx::uniform(n >= range.begin)) break;

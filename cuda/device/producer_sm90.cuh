@@ -32,6 +32,10 @@ struct Producer : TileFinder<Traits> {
   // calls and pairs lose by it. (A first tile of one key block would have its V sooner without, but to tell it apart
   // here costs all other calls more than it gains.)
   static constexpr bool kLoadsVLater = Traits::kOverlapsTiles && !Traits::kVarlen && !Traits::kPaired;
+  // Whether the warps of a block meet in the code of their roles (ptx::meet). As measured: caches and d 96 gain nothing
+  // by it, and lose up to 1 % where sequences are long. Modified scores at d 64 have no register left for it.
+  static constexpr bool kMeetsInRoles =
+      !Traits::kCache && Traits::kHeadDim != 96 && !(Traits::kScoreMod && Traits::kHeadDim == 64);
   // What start() has loaded ahead of its turn: Q where there is one buffer for it, and V.
   bool has_q = false, has_v = false;
 
@@ -42,7 +46,7 @@ struct Producer : TileFinder<Traits> {
   // Run by one whole warp: all lanes look for tiles, one issues the loads. start() returns the first tile, with its
   // first loads on their way, and run() goes on from there.
   //
-  // start() runs before the thread block has met, and initialises its barriers. What comes before the loads is kept
+  // start() runs before the thread block meets, and initialises its barriers. What comes before the loads is kept
   // short: when a kernel starts, its code comes from memory.
   __device__ __forceinline__ Job start() {
     init_barriers<Traits, Traits::kPaired ? InitBarriers::kAll : InitBarriers::kFirst>(smem);
@@ -75,7 +79,14 @@ struct Producer : TileFinder<Traits> {
     this->tile_state.advance();
     return job;
   }
+
+  // With kMeetsInRoles also run by warps that are no producers and no scouts, whose job is not valid: they wait for the
+  // producer in its code.
   __device__ __forceinline__ void run(Job job) {
+    if constexpr (kMeetsInRoles) {
+      ptx::meet(Traits::kThreads);
+      if (!job.valid) return;
+    }
     if (kLoadsVLater && job.range.count() > 0) ptx::mbarrier_wait(&smem.barriers.k_full[0], 0);
     while (job.valid) {
       const int64_t t = load_all_but_last(job);

@@ -31,11 +31,23 @@ __device__ __forceinline__ bool uniform(bool condition) { return __any_sync(0xff
 // Whether a condition holds in every lane, made known as the same in all of them.
 __device__ __forceinline__ bool uniform_all(bool condition) { return __all_sync(0xffffffffu, condition); }
 
+// The caller's lane, asked for here and now: what follows from threadIdx.x may be computed where a kernel begins, and
+// takes registers from there on.
+__device__ __forceinline__ int lane() {
+  int lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}
+
 // Of a converged warp, one lane, always the same; unlike a comparison of lane numbers this tells the compiler that it
 // is only one.
 __device__ __forceinline__ bool elect_one() { return cute::elect_one_sync(); }
 
 __device__ __forceinline__ uint32_t shared_address(const void *smem) { return cute::cast_smem_ptr_to_uint(smem); }
+template <class T>
+__device__ __forceinline__ T *from_shared_address(uint32_t at) {
+  return static_cast<T *>(__cvta_shared_to_generic(at));
+}
 
 using Barrier = cutlass::arch::ClusterTransactionBarrier;
 
@@ -83,6 +95,14 @@ __device__ __forceinline__ void bar_sync(uint32_t id, uint32_t threads) {
   compiler_fence();
   cutlass::arch::NamedBarrier::sync(threads, id);
   compiler_fence();
+}
+
+// All threads of the block meet, like at __syncthreads(), but from as many places in the code as there are roles: each
+// warp waits where it goes on, so that the code there has come when it does. Fetched later, behind the first loads of
+// all multiprocessors, it takes microseconds. "barrier" and not "bar", which synccheck wants all threads at one place
+// for. The hardware's barrier 1, which is CUTLASS's own and not used here.
+__device__ __forceinline__ void meet(uint32_t threads) {
+  asm volatile("barrier.sync 1, %0;" ::"r"(threads) : "memory");
 }
 
 __device__ __forceinline__ void bar_arrive(uint32_t id, uint32_t threads) {

@@ -39,6 +39,14 @@ __device__ __forceinline__ float alibi_slope(const FwdArgs &args, const WorkTile
   return args.alibi_slopes[tile.batch * args.alibi_batch_stride + tile.head] * kLog2e;
 }
 
+// One score from the product of a query and a key at that distance from the diagonal, in units of log2.
+__device__ __forceinline__ float modified_score(float product, const FwdArgs &args, float slope_log2,
+                                                int64_t distance) {
+  const float x = args.softcap > 0.f ? args.softcap * kLog2e * tanh_accurate(product * (args.scale / args.softcap))
+                                     : product * args.scale_log2;
+  return fmaf(-slope_log2, fabsf(static_cast<float>(distance)), x);
+}
+
 // What a kernel may meet of these: anything of a call's arguments, or a softcap and nothing else. kScaled: products
 // have been multiplied by core::MonicSoftcap::q_factor.
 struct AnyScores {
@@ -83,17 +91,13 @@ struct RowScores {
 
   __device__ __forceinline__ RowScores() : lane(threadIdx.x % 32) {}
 
-  // first_row: of the warp, in the sequence. query_of: the query of a row.
+  // first_row: of the warp, in the sequence.
   __device__ __forceinline__ RowScores(const FwdArgs &args, const WorkTile &tile, int64_t first_row, float slope)
-      : RowScores(args, tile, first_row, slope, [](int64_t row) { return row; }) {}
-  template <class QueryOf>
-  __device__ __forceinline__ RowScores(const FwdArgs &args, const WorkTile &tile, int64_t first_row, float slope,
-                                       QueryOf query_of)
       : alibi_slope_log2{slope, slope}, lane(threadIdx.x % 32) {
     const core::Mask mask{args.window, tile.seqlen_q, tile.seqlen_k};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int64_t row = query_of(first_row + lane / 4 + 8 * r);
+      const int64_t row = first_row + lane / 4 + 8 * r;
       const auto near_row = static_cast<int32_t>(min(row, int64_t{INT32_MAX}));  // behind it no sequence has rows
       key_begin[r] = mask.key_begin(near_row);
       key_end[r] = mask.key_end(near_row);
@@ -131,13 +135,6 @@ struct RowScores {
         }
       }
     }
-  }
-
-  // One score of row r, from the dot product, for a key at that distance from the diagonal; in units of log2.
-  __device__ __forceinline__ float modified(float dot, const FwdArgs &args, int r, int64_t distance) const {
-    const float x = args.softcap > 0.f ? args.softcap * kLog2e * tanh_accurate(dot * (args.scale / args.softcap))
-                                       : dot * args.scale_log2;
-    return fmaf(-alibi_slope_log2[r], fabsf(static_cast<float>(distance)), x);
   }
 };
 

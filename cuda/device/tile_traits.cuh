@@ -69,7 +69,12 @@ struct TileTraits {
   // Blocks of 64 keys, where a tile has another one beside it, or four warpgroups.
   static constexpr bool kSmallBlocks = kHeadDim == 64 && kBlockN == 64 && !kConfig.is_short();
   // For exponentials of which it is known beforehand what they are relative to; as measured.
-  using Turn = Turns<kSmallBlocks ? 16 : kHeadDim == 64 ? 32 : kBlockN == 96 ? 24 : 16, kSmallBlocks>;
+  // By row the products that run at the same time lose less to it; but as measured pairs of tiles and tiles of 64 rows
+  // at d 128, and packed calls at d 96, are quicker without.
+  static constexpr bool kWholeRows = kHeadDim == 128 && !kPaired && kBlockM > 64;
+  static constexpr bool kTurnsByRow =
+      kWholeRows || kHeadDim == 64 || (kHeadDim == 96 && kBlockN == 96 && !(kVarlen && !kCache));
+  using Turn = Turns<kWholeRows ? 32 : kBlockN == 96 ? 24 : 16, kTurnsByRow>;
   // Whether a warp that sees nothing of the first block of its warpgroup leaves its softmax out. Where kTrims, such a
   // block is rare; but without this the loops of these tiles spill registers, and read references for each score.
   static constexpr bool kSkips = kSmallBlocks;
@@ -80,9 +85,6 @@ struct TileTraits {
   // mostly finds that out by itself. Pairs lost 8 % where tiles are short, and nothing elsewhere; where there is a loop
   // whose first block comes before it, as for that polynomial, each product of the others took two moves.
   static constexpr bool kKnownKeys = (kPaired && kQStages > 1) || kScalesQ;
-  // Whether a block whose sums were too large is computed again inside the loop of whole blocks. Behind it the loop is
-  // shorter; but this kernel then spills registers in it.
-  static constexpr bool kAgainInLoop = kCache && !kScoreMod && kHeadDim == 128;
   // The kernel for short sequences, or the warp-specialised one.
   static constexpr bool kIsShort = kConfig.is_short();
   // Whether a tile begins while the one before ends. Where the warp-specialised kernel has no room for a second Q,

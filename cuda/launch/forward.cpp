@@ -108,7 +108,7 @@ int64_t l2_budget(const FwdKernel &kernel, const core::Window &window) {
   if (kernel.cluster_blocks > 1) return core::kL2BudgetWide;
   if (kernel.paired) return core::kL2BudgetPaired;
   if (!window.limited()) return core::kL2Budget;
-  if (kernel.head_dim != kernel.head_dim_v) return core::kL2BudgetWide;
+  if (kernel.head_dim != kernel.head_dim_v || kernel.head_dim == 256) return core::kL2BudgetWide;
   return kernel.head_dim == 192 ? core::kL2Budget192 : core::kL2BudgetCausal;
 }
 

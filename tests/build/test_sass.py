@@ -15,9 +15,10 @@ from tests.core.tile_choice import tile_configs
 # Bytes of a thread in its stack frame, and bytes that its instructions store there. A few registers saved now and then
 # are cheap, an accumulator (64 registers, 256 bytes) that goes through memory in every block is not. The most is
 # spilled where scores are modified and three consumer warpgroups leave a thread 160 registers: at d 64, around the
-# loops. The limits bound how much is spilled, not where; that is for test_sass_schedule.py.
-MAX_STACK_BYTES = 216
-MAX_SPILL_BYTES = 448
+# loops. The limits bound how much is spilled, not where; that is for test_sass_schedule.py. A stack frame also has what
+# functions are called with, which is most of the largest ones, of kernels for caches.
+MAX_STACK_BYTES = 304
+MAX_SPILL_BYTES = 416
 
 
 def test_every_built_kernel_is_there(sass: dict[str, str]) -> None:
@@ -168,13 +169,18 @@ def test_warp_specialised_kernels_hand_registers_to_the_consumers(sass: dict[str
 def test_the_barrier_of_the_whole_block_is_reached_from_one_place(sass: dict[str, str]) -> None:
     """From two, say the branches of the producer and the consumers, it is no __syncthreads(): synccheck refuses it.
 
-    The kernels for pairs have another place beside each barrier of the cluster: what the compiler puts there for a
-    launch without clusters. There are three of these, as the producer waits for the cluster amid its first loads.
+    Most persistent kernels meet at ptx::meet() instead, which is in every branch. Those for pairs have a barrier beside
+    each one of the cluster: what the compiler puts there for a launch without clusters. There are three of these, as
+    the producer waits for the cluster amid its first loads.
     """
-    places = {name: len(re.findall(r"BAR\.SYNC\S* 0x0 ;", code)) for name, code in sass.items() if FORWARD in name}
-    clusters = {name: sass[name].count("UCGABAR_WAIT") if "MULTICAST" in sass[name] else 0 for name in places}
+    kernels = {name: code for name, code in sass.items() if FORWARD in name}
+    clusters = {name: code.count("UCGABAR_WAIT") if "MULTICAST" in code else 0 for name, code in kernels.items()}
     assert set(clusters.values()) == {0, 3}
-    assert {name: n for name, n in places.items() if n != 1 + clusters[name]} == {}
+    once = {n: len(re.findall(r"BAR\.SYNC\S* 0x0 ;", code)) - clusters[n] for n, code in kernels.items()}
+    apart = {n: len(re.findall(r"BAR\.SYNC\S* 0x1, 0x", code)) for n, code in kernels.items()}
+    neither = {n for n in kernels if not (once[n] == 1 and apart[n] == 0) and not (once[n] == 0 and apart[n] >= 2)}
+    assert neither == set()
+    assert any(apart.values())
 
 
 def test_stack_frames_stay_under_the_limit(resources: dict[str, dict[str, int]]) -> None:

@@ -72,7 +72,7 @@ def test_plain_kernels_keep_their_counters_in_uniform_registers(plain_loops: dic
 
 # Of the multiply-adds in front of the exponentials in that loop, those that keep the reference of their row for the
 # next one. Where the compiler lets rows take turns and has put the references of both into registers of the same
-# parity, none does: that costs 5 % at d 64. In tiles of 64 rows, for calls of few tiles, float16 is known to be so.
+# parity, none does: that costs 5 % at d 64.
 LEAST_KEPT = 0.7
 
 
@@ -84,30 +84,21 @@ def share_of_kept_references(loop: list[str]) -> float:
 
 @pytest.mark.usefixtures("known_compiler")
 def test_plain_kernels_read_the_reference_of_a_row_once(plain_loops: dict[str, list[str]]) -> None:
-    configs = tile_configs()
-    kept = {}
-    for name, loop in plain_loops.items():
-        share = share_of_kept_references(loop)
-        found = re.search(r"_tELi(\d+)E", name)
-        if found and configs[int(found[1])].block_m > 64:
-            kept[name] = share
-    assert kept
+    kept = {name: share_of_kept_references(loop) for name, loop in plain_loops.items()}
     assert {name: share for name, share in kept.items() if share < LEAST_KEPT} == {}
 
 
 @pytest.mark.usefixtures("known_compiler")
 def test_kernels_for_caches_read_the_reference_of_a_row_once(sass: dict[str, str]) -> None:
-    """Where blocks are not taken again inside the loop, and not in pieces.
+    """It depends on how many registers the consumers are told to have: with all of them none is kept at d 96.
 
-    It depends on how many registers the consumers are told to have: with all of them none is kept at d 96, which costs
-    14 %. At d 64 float16 is known to be so.
+    That costs 14 %.
     """
-    kept = {}
-    for name, code in sass.items():
-        known = re.search(r"10TileTraits.*(bfloat16_tELi0|_tELi1)ELb0ELb1ELb1ELb0ELb0E", name)
-        if not known or f"device15{FORWARD}" not in name:
-            continue
-        kept[name] = share_of_kept_references(loops_of_whole_blocks(code)[0])
+    kept = {
+        name: share_of_kept_references(loops_of_whole_blocks(code)[0])
+        for name, code in sass.items()
+        if f"device15{FORWARD}" in name and re.search(r"10TileTraits.*_tELi[012]ELb0ELb1ELb1ELb0", name)
+    }
     assert kept
     assert {name: share for name, share in kept.items() if share < LEAST_KEPT} == {}
 

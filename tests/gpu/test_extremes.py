@@ -42,6 +42,11 @@ def test_an_infinite_sink_takes_everything() -> None:
     assert (get(lse[:, 0]) == np.inf).all()
     assert (get(out[:, :, 1]) == get(plain[:, :, 1])).all()
     assert (get(lse[:, 1]) == get(plain_lse[:, 1])).all()
+    fill(inputs.v[:, -1], np.nan)  # which the last row sees
+    hidden, _ = inputs.call(sinks=put(np.array([np.inf, -np.inf], np.float32)))
+    wait()
+    assert (get(hidden[:, :-1, 0]) == 0).all()
+    assert np.abs(get(hidden[:, :-1, 1]).astype(np.float32) - get(plain[:, :-1, 1]).astype(np.float32)).max() < 0.02
 
 
 @pytest.mark.parametrize("softcap", [50.0, 1e3, 1e5])
