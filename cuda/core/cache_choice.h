@@ -30,9 +30,14 @@ inline constexpr SplitCosts kSplitCosts[] = {
 // Before its first key block and for the merging behind.
 inline constexpr int64_t kSplitStartClocks = 60000;
 
-// Of the kernel that merges pieces: for its launch, and for the bytes that a multiprocessor moves in a clock.
+// Of the kernel that merges pieces: for its launch, for two rows of the result, and for the bytes that a multiprocessor
+// moves in a clock.
 inline constexpr int64_t kMergeStartClocks = 6000;
+inline constexpr int64_t kMergeTwoRowsClocks = 3;
 inline constexpr int64_t kMergeBytesPerClock = 16;
+
+// That the memory delivers in a clock.
+inline constexpr int64_t kReadBytesPerClock = 2400;
 
 // The choice is the same on every GPU, so that the result is, and the workspace.
 inline constexpr int64_t kUsualMultiprocessors = 132;
@@ -58,16 +63,16 @@ struct CacheCosts {
 };
 
 // What the forward kernel works through: tiles, each of which takes `tile_clocks` beside the `key_clocks` of its
-// `blocks` key blocks, and the bytes of all results in float32.
+// `blocks` key blocks, what reading K and V takes in any case, and rows of the result, with their bytes in float32.
 struct TileWork {
-  int64_t tiles, tile_clocks, key_clocks, blocks, result_bytes;
+  int64_t tiles, tile_clocks, key_clocks, blocks, reading_clocks, rows, result_bytes;
 
   int64_t clocks(int32_t pieces) const {
     const int64_t rounds = (pieces * tiles + kUsualMultiprocessors - 1) / kUsualMultiprocessors;
-    const int64_t own = rounds * (tile_clocks + (key_clocks + pieces - 1) / pieces);
+    const int64_t own = std::max(rounds * (tile_clocks + (key_clocks + pieces - 1) / pieces), reading_clocks);
     // Partial results are written, and read again.
-    const int64_t merging = 2 * pieces * result_bytes / (kMergeBytesPerClock * kUsualMultiprocessors);
-    return pieces > 1 ? own + kMergeStartClocks + merging : own;
+    const int64_t moving = 2 * pieces * result_bytes / (kMergeBytesPerClock * kUsualMultiprocessors);
+    return pieces > 1 ? own + kMergeStartClocks + kMergeTwoRowsClocks * rows / 2 + moving : own;
   }
 
   // By whole tiles, or by as many pieces as fill the multiprocessors once, twice, ..
@@ -95,6 +100,11 @@ inline bool may_pack(int64_t rows, int64_t group) {
   return group > 1 && kRowsOfWarpgroup % group == 0 && rows < (int64_t{1} << 30) / group;
 }
 
+// Of so many keys a sequence, each once.
+inline int64_t reading_clocks(const flash3_params &p, int64_t keys) {
+  return 2 * keys * p.batch * p.nheads_k * (int64_t{p.head_dim} + p.head_dim_v) / kReadBytesPerClock;
+}
+
 // For num_splits 0 or 1 and a call with more rows than a tile of the split-KV kernel; no head dim is too large.
 inline CacheCosts cache_costs(const flash3_params &p, const TileConfig &config) {
   const int64_t group = p.nheads / p.nheads_k;
@@ -110,7 +120,9 @@ inline CacheCosts cache_costs(const flash3_params &p, const TileConfig &config) 
   work.tile_clocks = clocks - key_clocks;
   work.key_clocks = key_clocks;
   work.blocks = key_clocks / config.block_clocks;
-  work.result_bytes = rows * p.batch * p.nheads * p.head_dim_v * int64_t{sizeof(float)};
+  work.reading_clocks = reading_clocks(p, keys);
+  work.rows = rows * p.batch * p.nheads;
+  work.result_bytes = work.rows * p.head_dim_v * int64_t{sizeof(float)};
   CacheCosts costs;
   costs.whole = work.clocks(1);
   costs.best = {1, 1, costs.whole};
@@ -134,6 +146,23 @@ inline CacheCosts cache_costs(const flash3_params &p, const TileConfig &config) 
   const int64_t uncut = shared > split_clocks ? shared : split_clocks;
   costs.split = p.num_splits == 1 ? uncut : shared + kSplitStartClocks;
   return costs;
+}
+
+// Whether a dense call whose rows of a KV head fit a tile of the split-KV kernel is quicker in the forward kernel, in
+// which each head has a tile of its own: of few keys those are done before pieces of the others have been merged. By
+// what was measured on an H200 of 132 multiprocessors, behind other code.
+inline bool whole_heads_are_quicker(const flash3_params &p, const TileConfig &of_class, int64_t queries, int64_t keys) {
+  constexpr int64_t kWholeStart = 14000, kSplitStart = 22500, kSplitRowClocks = 9, kFewKeys = 2048;
+  const int64_t tiles = p.batch * int64_t{p.nheads};
+  if (tiles > kUsualMultiprocessors || keys > kFewKeys) return false;
+  int64_t tile = INT64_MAX;  // of 64 rows
+  for (const TileConfig &config : kTileConfigs) {
+    if (!config.is_of_class(of_class) || config.block_m != 64 || config.is_short() || config.is_resident()) continue;
+    tile = (keys + config.block_n - 1) / config.block_n * config.block_clocks;
+  }
+  if (tile == INT64_MAX) return false;
+  const int64_t reading = reading_clocks(p, keys);
+  return kWholeStart + std::max(tile, reading) < kSplitStart + reading + kSplitRowClocks * queries * tiles;
 }
 
 }  // namespace flash3::core

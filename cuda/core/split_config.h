@@ -41,6 +41,9 @@ inline constexpr int32_t kLatentHeadDim = 576;
 inline constexpr int32_t kLatentHeadDimV = 512;
 inline constexpr int32_t kLatentBlockN = 64;
 
+// Of calls that decode all keys, tiles of up to so many rows are computed by warps alone, each with keys of its own.
+inline constexpr int32_t kWarpRows = 8;
+
 // Whether a call of the CUDA backend is one of latent attention; no other kernel has these head dims.
 inline bool is_latent(const flash3_params &p) {
   return p.head_dim == kLatentHeadDim && p.head_dim_v == kLatentHeadDimV;
@@ -72,7 +75,7 @@ struct Route {
 
 // The split-KV kernel computes calls with splits, those with so few queries that one tile holds them and the keys are
 // what takes time, and those with a cache that are not better off in the forward kernel. Dense calls whose tiles are
-// few and long are computed like those with a cache, too: where that takes no more than 5/9 of the time.
+// few and long are computed like those with a cache, too: where that takes no more than 3/5 of the time.
 inline Route route_of(const flash3_params &p) {
   constexpr Route kSplit = {true, {1, 1, 0}}, kWhole = {false, {1, 1, 0}};
   constexpr int64_t kFewKeys = 256, kManyKeys = 2048;
@@ -88,14 +91,17 @@ inline Route route_of(const flash3_params &p) {
   const bool packed_q = p.cu_seqlens_q != nullptr;
   const int64_t longest_q = !packed_q ? mean_q : p.max_seqlen_q > 0 ? p.max_seqlen_q : 2 * mean_q;
   const int64_t keys = p.cu_seqlens_k != nullptr ? p.total_k / p.batch : p.seqlen_k;
-  if (longest_q * group <= SplitSchedule::kBlockM && keys >= kFewKeys) return kSplit;
+  if (longest_q * group <= SplitSchedule::kBlockM && keys >= kFewKeys) {
+    const bool dense = !packed_q && p.cu_seqlens_k == nullptr && mean_q * group > kWarpRows;
+    return dense && whole_heads_are_quicker(p, *tile_config(p.head_dim, p.head_dim_v), mean_q, keys) ? kWhole : kSplit;
+  }
   if (p.cu_seqlens_k != nullptr || keys < kFewKeys || one_tile) return kWhole;
   // Nothing to gain where the rows of each head fill tiles, and keys are few or tiles one for every multiprocessor.
   const bool fills_tiles = group == 1 || mean_q >= config->block_m;
   if (fills_tiles && keys < kManyKeys) return kWhole;
   if (fills_tiles && p.batch * mean_q * p.nheads >= kUsualMultiprocessors * config->block_m) return kWhole;
   const CacheCosts costs = cache_costs(p, *config);
-  return 9 * std::min(costs.best.clocks, costs.split) > 5 * costs.whole ? kWhole : quicker(costs);
+  return 5 * std::min(costs.best.clocks, costs.split) > 3 * costs.whole ? kWhole : quicker(costs);
 }
 
 inline bool takes_split_kernel(const flash3_params &p) { return route_of(p).split; }
@@ -125,9 +131,6 @@ inline bool is_plain_decoding(const flash3_params &p) {
 inline bool decodes_all_keys(const flash3_params &p) {
   return is_plain_decoding(p) && sees_all_keys(p) && !is_latent(p);
 }
-
-// Of these, tiles of up to so many rows are computed by warps alone, each with keys of its own.
-inline constexpr int32_t kWarpRows = 8;
 
 inline bool computed_by_warps(const flash3_params &p) {
   return decodes_all_keys(p) && p.seqlen_q * (p.nheads / p.nheads_k) <= kWarpRows;

@@ -68,7 +68,7 @@ def test_few_tiles_over_long_keys_are_cut() -> None:
 @pytest.mark.parametrize(("tiles", "pieces"), [(32, 4), (128, 1), (131, 1), (140, 3), (300, 1)])
 def test_pieces_fill_the_last_round(tiles: int, pieces: int) -> None:
     """Keys long enough for any number of pieces; more than 4 a multiprocessor are not made."""
-    p = paged(1, 128, 1_000_000, nheads=tiles, nheads_k=tiles)
+    p = paged(1, 128, 1_000_000, nheads=tiles, nheads_k=1)  # read once, whatever the rounds are
     assert pieces_of(p).pieces == pieces
 
 
@@ -127,6 +127,28 @@ def test_dense_calls_of_few_queries_share_tiles(keys: int) -> None:
     assert pieces_of(dense(64, 20, keys)) == (True, 1, 4)
     for whole in (dense(64, 20, 255), dense(64, 128, keys), dense(64, 20, keys, nheads=8)):
         assert pieces_of(whole) == (False, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("batch", "queries", "keys", "whole"),
+    [(4, 16, 1024, True), (4, 4, 1024, True), (1, 16, 2048, False), (4, 2, 1024, False), (16, 16, 1024, False)],
+)
+def test_dense_calls_of_few_queries_and_few_tiles(batch: int, queries: int, keys: int, whole: bool) -> None:
+    """Their heads are done in tiles of their own before pieces are merged; two queries are computed by warps."""
+    p = dense(batch, queries, keys)
+    assert takes_split_kernel(p) is not whole
+    assert pieces_of(p) == (False, 1, 1)
+    assert takes_split_kernel(paged(batch, queries, keys))
+
+
+@pytest.mark.parametrize(
+    ("batch", "queries", "keys", "nheads_k", "pieces"),
+    [(64, 4, 2048, 1, 1), (16, 4, 4096, 1, 8), (8, 4, 2048, 1, 4), (8, 32, 4096, 8, 1), (64, 4, 8192, 1, 2)],
+)
+def test_pieces_are_worth_their_merging_as_measured(
+    batch: int, queries: int, keys: int, nheads_k: int, pieces: int
+) -> None:
+    assert pieces_of(paged(batch, queries, keys, nheads_k=nheads_k)) == (True, pieces, 32 // nheads_k)
 
 
 def test_no_queries_at_all() -> None:
