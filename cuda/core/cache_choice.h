@@ -100,9 +100,10 @@ inline bool may_pack(int64_t rows, int64_t group) {
   return group > 1 && kRowsOfWarpgroup % group == 0 && rows < (int64_t{1} << 30) / group;
 }
 
-// Of so many keys a sequence, each once.
+// Of so many keys a sequence, each once. Lengths may be such that their bytes need more than 64 bits.
 inline int64_t reading_clocks(const flash3_params &p, int64_t keys) {
-  return 2 * keys * p.batch * p.nheads_k * (int64_t{p.head_dim} + p.head_dim_v) / kReadBytesPerClock;
+  const double rows = static_cast<double>(keys) * p.batch * p.nheads_k;
+  return static_cast<int64_t>(2. * rows * (p.head_dim + p.head_dim_v) / kReadBytesPerClock);
 }
 
 // For num_splits 0 or 1 and a call with more rows than a tile of the split-KV kernel; no head dim is too large.

@@ -92,6 +92,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) fwd_kernel_sm90(const __g
     ptx::cluster_arrive_relaxed();
     ptx::cluster_wait();
   }
+  static_assert(Traits::kStreams <= 2, "a warp is a producer, a scout, or stores");
   constexpr bool kMeetsInRoles = Producer<Traits>::kMeetsInRoles;
   if constexpr (!kMeetsInRoles) __syncthreads();
   if (warpgroup == 0) {

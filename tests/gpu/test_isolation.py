@@ -205,6 +205,22 @@ def _check_hidden_keys(inputs: Inputs, want: Result, names: str, keys: list[int]
     assert not bool(np.isfinite(get(out[:, seen])).any()), f"{bad} in keys {keys} of {names} must show where it is seen"
 
 
+@every_dtype
+@pytest.mark.parametrize("dim", [64, 96, 128, 192, 256])
+def test_what_is_repaired_leaves_the_next_tile_alone(dim: int, dtype: str) -> None:
+    """More tiles than multiprocessors: the scores of the next one are computed while rows are repaired."""
+    rows, batch, heads = (90, 1, 2) if HOST else (512, 24, 16)
+    key = rows * 3 // 5
+    inputs = make(Problem(dtype, ((rows, rows),) * batch, nheads=heads, nheads_k=heads, head_dim=dim, causal=True))
+    changed = _copy(inputs)
+    fill(changed.v[:, key], np.nan)
+    (out, lse), (new_out, new_lse) = _both(inputs, changed)
+    assert same_bits(lse, new_lse)
+    blind, seeing = (get(x[:, rows_of]) for x, rows_of in ((new_out, slice(key)), (new_out, slice(key, None))))
+    assert np.abs(blind.astype(np.float32) - get(out[:, :key]).astype(np.float32)).max() < 0.03
+    assert np.isnan(seeing.astype(np.float32)).all()
+
+
 def _at(want: Result, rows: Any) -> Result:
     return Result(want.out[:, rows], want.lse[:, :, rows], want.lowp[:, rows])
 
