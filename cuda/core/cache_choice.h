@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 
 #include "core/block_range.h"
 #include "core/call_facts.h"
@@ -152,16 +153,17 @@ inline CacheCosts cache_costs(const flash3_params &p, const TileConfig &config) 
 // Whether a dense call whose rows of a KV head fit a tile of the split-KV kernel is quicker in the forward kernel, in
 // which each head has a tile of its own: of few keys those are done before pieces of the others have been merged. By
 // what was measured on an H200 of 132 multiprocessors, behind other code.
-inline bool whole_heads_are_quicker(const flash3_params &p, const TileConfig &of_class, int64_t queries, int64_t keys) {
+inline bool whole_heads_are_quicker(const flash3_params &p, int64_t queries, int64_t keys) {
   constexpr int64_t kWholeStart = 14000, kSplitStart = 22500, kSplitRowClocks = 9, kFewKeys = 2048;
   const int64_t tiles = p.batch * int64_t{p.nheads};
   if (tiles > kUsualMultiprocessors || keys > kFewKeys) return false;
-  int64_t tile = INT64_MAX;  // of 64 rows
-  for (const TileConfig &config : kTileConfigs) {
-    if (!config.is_of_class(of_class) || config.block_m != 64 || config.is_short() || config.is_resident()) continue;
-    tile = (keys + config.block_n - 1) / config.block_n * config.block_clocks;
-  }
-  if (tile == INT64_MAX) return false;
+  const TileConfig *const of_class = tile_config(p.head_dim, p.head_dim_v);
+  const auto has_64_rows = [=](const TileConfig &c) {
+    return c.is_of_class(*of_class) && c.block_m == 64 && !c.is_short() && !c.is_resident();
+  };
+  const TileConfig *const config = std::find_if(std::begin(kTileConfigs), std::end(kTileConfigs), has_64_rows);
+  if (config == std::end(kTileConfigs)) return false;
+  const int64_t tile = (keys + config->block_n - 1) / config->block_n * config->block_clocks;
   const int64_t reading = reading_clocks(p, keys);
   return kWholeStart + std::max(tile, reading) < kSplitStart + reading + kSplitRowClocks * queries * tiles;
 }

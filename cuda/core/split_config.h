@@ -93,7 +93,7 @@ inline Route route_of(const flash3_params &p) {
   const int64_t keys = p.cu_seqlens_k != nullptr ? p.total_k / p.batch : p.seqlen_k;
   if (longest_q * group <= SplitSchedule::kBlockM && keys >= kFewKeys) {
     const bool dense = !packed_q && p.cu_seqlens_k == nullptr && mean_q * group > kWarpRows;
-    return dense && whole_heads_are_quicker(p, *tile_config(p.head_dim, p.head_dim_v), mean_q, keys) ? kWhole : kSplit;
+    return dense && whole_heads_are_quicker(p, mean_q, keys) ? kWhole : kSplit;
   }
   if (p.cu_seqlens_k != nullptr || keys < kFewKeys || one_tile) return kWhole;
   // Nothing to gain where the rows of each head fill tiles, and keys are few or tiles one for every multiprocessor.

@@ -190,6 +190,11 @@ struct Workload {
   }
 };
 
+// The same of a call, which may have what kernels for pairs do not.
+inline bool takes_pairs(const TileConfig &config, const Workload &work) {
+  return !work.device_lengths && !work.modifies_scores && takes_pairs(config, work.mask.window, work.mask.seqlen_q);
+}
+
 // Whether the tiles of a call are all alike, so that multiprocessors are through with them at the same time.
 inline bool comes_in_rounds(const TileConfig &config, const Workload &work) {
   const bool alike = !work.mask.window.limited() && !work.q_vary && !work.k_vary && work.mask.seqlen_q > 0;
@@ -202,8 +207,7 @@ inline bool comes_in_rounds(const TileConfig &config, const Workload &work) {
 inline double clocks_of_rounds(const TileConfig &config, const Workload &work, int64_t of_column) {
   constexpr double kFewRounds = 5;  // of every stream; twice as many are many
   const int64_t tiles = ceil_div(work.mask.seqlen_q, config.block_m);
-  const bool paired = takes_pairs(config, work.mask.window, work.mask.seqlen_q) && !work.packed_q &&
-                      !work.device_lengths && !work.modifies_scores;
+  const bool paired = takes_pairs(config, work);
   const double at_once = std::max(work.multiprocessors / (paired ? 2 : 1), 1);
   const double rounds = static_cast<double>(work.columns * (paired ? (tiles + 1) / 2 : tiles)) / at_once;
   const double few = std::clamp(2. - rounds / config.streams / kFewRounds, 0., 1.);

@@ -28,7 +28,6 @@ struct KeyRows {
       : rows(of), first(row_of<Element>(of, tile.batch, start, kv_head)) {}
 
   __device__ __forceinline__ const Element *at(int64_t key) const { return first + key * rows.row_stride; }
-  __device__ __forceinline__ Element at(int64_t key, int col) const { return first[key * rows.row_stride + col]; }
 };
 
 template <class Traits>
@@ -57,7 +56,6 @@ struct KeyRows<Traits, true> {
     const core::RowPlace place = cache.place(span, span.first_row + key);
     return row_of<Element>(rows, place.entry, place.row, kv_head);
   }
-  __device__ __forceinline__ Element at(int64_t key, int col) const { return at(key)[col]; }
 };
 
 }  // namespace flash3::device

@@ -72,8 +72,7 @@ struct TileTraits {
   // By row the products that run at the same time lose less to it; but as measured pairs of tiles and tiles of 64 rows
   // at d 128, and packed calls at d 96, are quicker without.
   static constexpr bool kWholeRows = kHeadDim == 128 && !kPaired && kBlockM > 64;
-  static constexpr bool kTurnsByRow =
-      kWholeRows || kHeadDim == 64 || (kHeadDim == 96 && kBlockN == 96 && !(kVarlen && !kCache));
+  static constexpr bool kTurnsByRow = kWholeRows || kHeadDim == 64 || (kHeadDim == 96 && kBlockN == 96 && !kVarlen);
   using Turn = Turns<kWholeRows ? 32 : kBlockN == 96 ? 24 : 16, kTurnsByRow>;
   // Whether a warp that sees nothing of the first block of its warpgroup leaves its softmax out. Where kTrims, such a
   // block is rare; but without this the loops of these tiles spill registers, and read references for each score.

@@ -247,11 +247,10 @@ core::Status find_kernel(const flash3_params &params, const core::Route &route, 
   }
   const core::TileConfig *const member = narrowest_class(params);
   if (member == nullptr || takes_values_from_keys(params)) return no_kernel(params);
-  const int32_t chosen = core::cheapest_config(*member, workload(params, multiprocessors));
+  const core::Workload work = workload(params, multiprocessors);
+  const int32_t chosen = core::cheapest_config(*member, work);
   const bool varlen = core::has_device_lengths(params);
-  const core::Window window = core::Window::make(params.window_left, params.window_right);
-  const bool paired =
-      may_pair && !score_mod && !varlen && core::takes_pairs(core::kTileConfigs[chosen], window, params.seqlen_q);
+  const bool paired = may_pair && core::takes_pairs(core::kTileConfigs[chosen], work);
   const bool capped = core::has_softcap_alone(params) && core::kTileConfigs[chosen].has_capped_kernel();
   for (const Entry &e : table().entries) {
     if (e.dtype != params.dtype || e.config != chosen) continue;

@@ -36,9 +36,14 @@ def cuobjdump(option: str) -> str:
     return subprocess.run(command, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True).stdout
 
 
+def instructions(code: str) -> list[tuple[int, str]]:
+    """Address and text of each instruction of a kernel."""
+    return [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,6})\*/\s+(.*?) ;", code)]
+
+
 def loops_of_whole_blocks(code: str) -> list[list[str]]:
     """The instructions of the loops with both products and their exponentials, the shortest one first."""
-    rows = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,6})\*/\s+(.*?) ;", code)]
+    rows = instructions(code)
     loops = []
     for at, text in rows:
         jump = re.search(r"\bBRA\b.* 0x([0-9a-f]+)$", text)

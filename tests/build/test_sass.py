@@ -15,9 +15,10 @@ from tests.core.tile_choice import tile_configs
 # Bytes of a thread in its stack frame, and bytes that its instructions store there. A few registers saved now and then
 # are cheap, an accumulator (64 registers, 256 bytes) that goes through memory in every block is not. The most is
 # spilled where scores are modified and three consumer warpgroups leave a thread 160 registers: at d 64, around the
-# loops. The limits bound how much is spilled, not where; that is for test_sass_schedule.py. A stack frame also has what
-# functions are called with, which is most of the largest ones, of kernels for caches.
-MAX_STACK_BYTES = 304
+# loops. The limits bound how much is spilled, not where; that is for test_sass_schedule.py. In kernels for caches the
+# frame also has what functions are called with.
+MAX_STACK_BYTES, MAX_STACK_BYTES_CACHE = 200, 304
+CACHE = re.compile(r"10TileTraits.*_tELi\d+ELb[01]ELb1ELb1E")
 MAX_SPILL_BYTES = 416
 
 
@@ -185,8 +186,10 @@ def test_the_barrier_of_the_whole_block_is_reached_from_one_place(sass: dict[str
 
 def test_stack_frames_stay_under_the_limit(resources: dict[str, dict[str, int]]) -> None:
     assert any(FORWARD in name for name in resources)
-    spilling = {name: row for name, row in resources.items() if row["STACK"] + row["LOCAL"] > MAX_STACK_BYTES}
-    assert spilling == {}
+    stacks = {name: row["STACK"] + row["LOCAL"] for name, row in resources.items()}
+    limits = {name: MAX_STACK_BYTES_CACHE if CACHE.search(name) else MAX_STACK_BYTES for name in stacks}
+    assert any(limit > MAX_STACK_BYTES for limit in limits.values())
+    assert {name: size for name, size in stacks.items() if size > limits[name]} == {}
 
 
 def test_spills_stay_under_the_limit() -> None:

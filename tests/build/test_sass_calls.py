@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import re
 
-from tests.build.machine_code import FORWARD
+from tests.build.machine_code import FORWARD, instructions
 from tests.core.tile_choice import tile_configs
 
-INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,6})\*/\s+(.*?) ;")
 NO_RESULT = re.compile(r"(ST[GSL]?|RED|BAR|BRA|CALL|RET|EXIT|SYNCS|WARPSYNC|MEMBAR|R2UR|R2P)\b")
-
-
-def instructions(code: str) -> list[tuple[int, str]]:
-    return [(int(at, 16), re.sub(r"^@!?U?P\d+ ", "", text)) for at, text in INSTRUCTION.findall(code)]
 
 
 def scores(rows: list[tuple[int, str]]) -> set[int]:
@@ -43,7 +38,7 @@ def test_called_functions_leave_products_in_flight_alone(sass: dict[str, str]) -
         found = re.search(rf"device15{FORWARD}.*10TileTraits.*_tELi(\d+)E", name)
         if not found or configs[int(found[1])].head_dim > 128:  # there is one buffer for Q
             continue
-        rows = instructions(code)
+        rows = [(at, re.sub(r"^@!?U?P\d+ ", "", text)) for at, text in instructions(code)]  # whatever the predicate is
         calls = [int(call[1], 16) for _, text in rows if (call := re.match(r"CALL\S* 0x([0-9a-f]+)", text))]
         called = [text for at, text in rows if at >= min(calls)]
         assert any(text.startswith("RET") for text in called)
