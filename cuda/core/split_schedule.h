@@ -8,6 +8,7 @@
 // for some of the KV heads: parts that run side by side then read the same keys of heads that are neighbours in memory.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "core/block_range.h"
@@ -58,6 +59,11 @@ struct SplitSchedule {
   Divisor cuts = {1, 0, 0};
   SplitParts even_parts = {0, 0, 0, 0};
   bool even = false;  // they are; what the lengths decide
+  // Parts 2 * i and 2 * i + 1 of a line are thread blocks that reach into each other's shared memory: where they have
+  // the two pieces of a tile they merge these themselves. As that is quick, tiles of up to that cost are cut in two
+  // although they could be cut in more: whatever their lengths are, and where these are about equal.
+  bool pairs = false;
+  int32_t longest_paired_tile = 0, longest_equal_paired_tile = 0;
   // Tiles are few enough for an entry each, in their order; otherwise parts have one.
   bool entries_by_tile = false;
   // Of a balanced schedule with one tile, where two thread blocks share a multiprocessor: how many tiles a line has if
@@ -82,6 +88,24 @@ struct SplitSchedule {
     const int32_t pieces = tiles * static_cast<int32_t>(cuts.divisor);
     even_parts = SplitParts::make(pieces, pieces < parts_of_line ? pieces : parts_of_line);
     entries_by_tile = tiles <= parts_of_line;
+  }
+
+  // Whether there are two parts for every tile, side by side.
+  bool allows_pairs() const { return allows_even_cuts() && cuts.divisor > 1 && parts_of_line % 2 == 0; }
+  // block_bytes: of K and V of a key block; few_rows: of each tile; multiprocessors: that there are.
+  void allow_pairs(int64_t block_bytes, bool few_rows, int64_t multiprocessors) {
+    // In blocks: what two thread blocks read while more would merge, those being alone with the memory; of which they
+    // take the more, the more tiles there are.
+    const int64_t alone = std::max<int64_t>((few_rows ? 416 : 288) * 1024 / block_bytes, few_rows ? 10 : 1);
+    const int64_t enough = 3 * multiprocessors / 10;  // tiles, for which two thread blocks each take all of it
+    const int64_t tiles = int64_t{batch} * nheads_k;
+    pairs = true;
+    longest_paired_tile = static_cast<int32_t>(alone + alone / 4 + kTileCost);
+    longest_equal_paired_tile = kMostPlaces;
+    if (tiles < enough) {
+      longest_equal_paired_tile =
+          static_cast<int32_t>(std::min(alone * enough / (enough - tiles), 4 * alone) + kTileCost);
+    }
   }
 
   FLASH3_HD bool allows_even_cuts() const { return even_parts.parts > 0; }
@@ -161,6 +185,11 @@ struct SplitSchedule {
   // The same where even cuts and lone blocks are allowed; no tile costs more than `largest`. Finds out which it is.
   FLASH3_HD SplitParts plain_parts(int32_t total, int32_t largest) {
     even = true;
+    if (largest <= longest_paired_tile || (largest <= longest_equal_paired_tile && equal(total, largest))) {
+      const int32_t pieces = even_parts.total / static_cast<int32_t>(cuts.divisor) * 2;
+      cuts = {2, uint32_t{1} << 31, 32};  // Divisor::make(2), which is for the host
+      return {pieces, pieces, 1, 0};
+    }
     if (largest <= longest_lone_tile && int64_t{lone_tiles} * largest * 16 <= int64_t{total} * 17) {
       cuts = {1, uint32_t{1} << 31, 31};  // Divisor::make(1), which is for the host
       return {lone_tiles, lone_tiles, 1, 0};
@@ -190,9 +219,6 @@ struct SplitSchedule {
     return (x.first ? parts_of_line + part.index : part.index) * num_lines + part.line;
   }
 
-  // The place of a tile's entry, where tiles have one.
-  FLASH3_HD int32_t entry_of(const SplitPiece &x) const { return x.batch * nheads_k + x.kv_head; }
-
   // Where tiles are cut alike: the tile of a place, counted along its line, and the sequence of a tile.
   FLASH3_HD int32_t even_tile(int32_t at) const {
     return static_cast<int32_t>(cuts.quotient(static_cast<uint32_t>(at)));
@@ -215,62 +241,20 @@ struct SplitSchedule {
   // Whether tiles are cut alike, and not at all.
   FLASH3_HD bool all_whole() const { return even && cuts.divisor == 1; }
 
-  // The entry of a tile that is cut like all others, by what entry_of() says. A part is a piece then, so that nothing
-  // need be noted.
-  FLASH3_HD SplitEntry entry_of_even_tile(int32_t place) const {
-    const int32_t b = place / nheads_k;
-    const int32_t kv_head = place - b * nheads_k;
-    const int32_t head = kv_head / num_lines;  // on its line
-    const int32_t line = kv_head - head * num_lines;
-    const int32_t part = (b * heads_of_line + head) * static_cast<int32_t>(cuts.divisor);
-    SplitEntry e = entry(b, kv_head, 0, lengths(b));
-    e.first_piece = (parts_of_line + part) * num_lines + line;
-    e.next_piece = (part + 1) * num_lines + line;
-    e.step = num_lines;
-    e.count = static_cast<int32_t>(cuts.divisor);
-    return e;
-  }
+  // Whether the thread blocks that have the two pieces of a tile merge them.
+  FLASH3_HD bool merged_by_pairs() const { return even && pairs && cuts.divisor == 2; }
 
-  // The entry of a part of a balanced schedule, by its first piece: what is to be merged if it is the second of its
-  // tile. So every tile that is in pieces has one entry.
-  FLASH3_HD SplitEntry entry_of_part(const SplitPiece &x, const SplitParts &parts, const SplitPartId &part) const {
-    SplitEntry e = entry(x.batch, x.kv_head, x.m_block, x.lengths);
-    const int32_t begun_by = parts.part_of(x.tile_begin);
-    if (x.first || begun_by + 1 != part.index) {
-      e.rows = 0;
-      return e;
-    }
-    e.first_piece = (parts_of_line + begun_by) * num_lines + part.line;
-    e.next_piece = part.index * num_lines + part.line;
-    e.step = num_lines;
-    e.count = parts.part_of(x.tile_end - 1) - begun_by + 1;
-    return e;
-  }
-
-  // Of a fixed number of splits nothing is noted: the lengths say which tiles there are, each in so many pieces.
-  FLASH3_HD SplitEntry entry_of_tile(int32_t b, int32_t kv_head, int32_t m_block) const {
-    SplitEntry e = entry(b, kv_head, m_block, lengths(b));
-    e.next_piece = 1;
-    e.step = 1;
-    e.count = num_splits;
-    return e;
-  }
+  FLASH3_HD bool nothing_to_merge() const { return all_whole() || merged_by_pairs(); }
 
  private:
+  // Whether no tile of a line costs much more than the mean.
+  FLASH3_HD bool equal(int32_t total, int32_t largest) const {
+    return int64_t{batch} * heads_of_line * largest * 16 <= int64_t{total} * 17;
+  }
+
   FLASH3_HD SplitParts parts(int32_t total, int32_t most_parts) const {
     const int32_t most = balanced() ? (total + kLeastPart - 1) / kLeastPart : total;
     return SplitParts::make(total, most < most_parts ? most : most_parts);
-  }
-
-  // Of a tile, without its pieces.
-  FLASH3_HD SplitEntry entry(int32_t b, int32_t kv_head, int32_t m_block, const SplitLengths &s) const {
-    SplitEntry e = {};
-    e.batch = b;
-    e.kv_head = kv_head;
-    e.m_block = m_block;
-    e.rows = tile_rows(s, m_block);
-    e.q_start = static_cast<int32_t>(q.span(b).start);
-    return e;
   }
 };
 

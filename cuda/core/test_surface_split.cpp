@@ -9,6 +9,7 @@
 #include "core/mask.h"
 #include "core/split_config.h"
 #include "core/split_cursor.h"
+#include "core/split_entries.h"
 #include "core/split_schedule.h"
 #include "flash3.h"
 
@@ -46,13 +47,14 @@ int64_t put_pieces(const SplitSchedule &schedule, const SplitParts &parts, int64
     for (; !cursor.done(); cursor.advance(), ++count) {
       if (count >= capacity) continue;
       const SplitPiece x = cursor.piece();
+      const SplitEntries entries{schedule};
       SplitEntry e = {};
-      if (schedule.balanced() && x.begin == first) e = schedule.entry_of_part(x, parts, id);
+      if (schedule.balanced() && x.begin == first) e = entries.of_part(x, parts, id);
       // What the merging kernel finds for itself.
       if (schedule.even) {
-        e = x.first && !schedule.all_whole() ? schedule.entry_of_even_tile(schedule.entry_of(x)) : SplitEntry{};
+        e = x.first && !schedule.nothing_to_merge() ? entries.of_even_tile(entries.place_of(x)) : SplitEntry{};
       }
-      if (schedule.num_splits > 1 && x.first) e = schedule.entry_of_tile(x.batch, x.kv_head, x.m_block);
+      if (schedule.num_splits > 1 && x.first) e = entries.of_tile(x.batch, x.kv_head, x.m_block);
       const int64_t values[] = {
           part,   x.batch, x.kv_head,     x.m_block,    x.n_begin, x.n_end, x.n_step, x.whole, schedule.number(x, id),
           e.rows, e.count, e.first_piece, e.next_piece, e.step};
@@ -104,13 +106,17 @@ FLASH3_API int64_t flash3_test_split_pieces(const flash3_params *params, int32_t
 }
 
 // The same of plain decoding, where tiles may be cut alike, or a multiprocessor have one thread block with something to
-// do. cuts: into how many pieces tiles are cut; 0: not alike.
+// do. pairs: whether thread blocks may merge two by two. cuts: into how many pieces tiles are cut; 0: not alike.
 FLASH3_API int64_t flash3_test_plain_pieces(const flash3_params *params, int32_t block_n, int32_t num_lines,
-                                            int32_t num_parts, int32_t blocks_per_sm, int64_t capacity, int64_t *pieces,
-                                            int32_t *cuts) {
+                                            int32_t num_parts, int32_t blocks_per_sm, int32_t pairs, int64_t capacity,
+                                            int64_t *pieces, int32_t *cuts) {
   SplitSchedule schedule = split_schedule(*params, block_n, num_lines, num_parts);
   schedule.allow_even_cuts();
   schedule.allow_lone_blocks(blocks_per_sm, SplitBounds::of(*params).tile_rows);
+  if (pairs != 0 && merges_in_pairs(*params) && schedule.allows_pairs()) {
+    const int64_t block_bytes = int64_t{block_n} * (params->head_dim + params->head_dim_v) * 2;
+    schedule.allow_pairs(block_bytes, computed_by_warps(*params), num_parts / blocks_per_sm);
+  }
   const int32_t total = flash3_test_split_places(params, block_n, num_lines);
   int32_t largest = SplitSchedule::kTileCost;
   for (int32_t b = 0; b < params->batch; ++b) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "device/cluster.cuh"
 #include "device/ptx.cuh"
 
 namespace flash3::device {

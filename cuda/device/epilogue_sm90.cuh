@@ -145,11 +145,11 @@ struct Epilogue {
       const auto *const x = reinterpret_cast<const Element *>(staged_at(staged, row, col / 8 * 8)) + col % 8;
       return make_float2(static_cast<float>(x[0]), static_cast<float>(x[1]));
     }
-    __device__ __forceinline__ void put(int row, int col, float2 x) const {
+    __device__ __forceinline__ void put(int row, int eight, int col, float2 x) const {
       if (epilogue.is_partial()) {
-        *partial_at(row, col) = x;
+        *partial_at(row, eight + col) = x;
       } else {
-        *reinterpret_cast<uint32_t *>(staged_at(staged, row, col / 8 * 8) + col % 8 * 2) = pack2<Element>(x.x, x.y);
+        *reinterpret_cast<uint32_t *>(staged_at(staged, row, eight) + col * 2) = pack2<Element>(x.x, x.y);
       }
     }
     // Of the row, one more logit without a value; -inf: none.

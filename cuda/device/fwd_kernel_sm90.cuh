@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "device/cluster.cuh"
 #include "device/epilogue_sm90.cuh"
 #include "device/fwd_args.h"
 #include "device/mainloop_sm90.cuh"

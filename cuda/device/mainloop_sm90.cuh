@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "device/cluster.cuh"
 #include "device/direct_scores.cuh"
 #include "device/fwd_args.h"
 #include "device/gmma.cuh"

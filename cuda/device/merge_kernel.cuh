@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "core/split_entries.h"
 #include "device/find_cuts.cuh"
 #include "device/merge_args.h"
 #include "device/merge_rows.cuh"
@@ -58,13 +59,14 @@ __global__ void __launch_bounds__(kMergeThreads, kCols <= 4 ? 1 : 0)
   if (schedule.even) {
     const int32_t item = min(unit, args.num_items - 1);
     const auto place = static_cast<int32_t>(args.rows_of_entry.quotient(item));
-    ahead = Merge<Element, kCols>{args, shared, false}.row(schedule.entry_of_even_tile(place), row_of_entry(item));
+    ahead = Merge<Element, kCols>{args, shared, false}.row(core::SplitEntries{schedule}.of_even_tile(place),
+                                                           row_of_entry(item));
   }
 #pragma unroll 1
   for (int round = 0; round < 2; ++round) {
     const bool real = round == 1;
     if (real) ptx::wait_for_previous_kernel();
-    if (real && schedule.all_whole()) return;
+    if (real && schedule.nothing_to_merge()) return;
     const Merge<Element, kCols> merger{args, shared, real};
 #pragma unroll 1
     for (int32_t base = unit; base < args.num_items; base += 32 * num_units) {
@@ -79,7 +81,8 @@ __global__ void __launch_bounds__(kMergeThreads, kCols <= 4 ? 1 : 0)
         auto row = ahead;
         if (!real || !schedule.even || item != unit) {
           const auto place = static_cast<int32_t>(args.rows_of_entry.quotient(item));
-          core::SplitEntry entry = schedule.even ? schedule.entry_of_even_tile(place) : load_past_l1(entry_of(item));
+          core::SplitEntry entry =
+              schedule.even ? core::SplitEntries{schedule}.of_even_tile(place) : load_past_l1(entry_of(item));
           if (!real) entry = {0, 0, 0, 1, args.warps_of_row, 0, 0, 0, 0};
           row = merger.row(entry, real ? row_of_entry(item) : 0);
         }
@@ -110,7 +113,7 @@ __global__ void __launch_bounds__(kMergeThreads) merge_splits_kernel(const __gri
     const int32_t m_blocks = s.num_m_blocks(s.lengths(b));
 #pragma unroll 1
     for (int32_t m = blockIdx.y; m < m_blocks; m += gridDim.y) {
-      const core::SplitEntry entry = s.entry_of_tile(b, kv_head, m);
+      const core::SplitEntry entry = core::SplitEntries{s}.of_tile(b, kv_head, m);
       const int32_t units = kMergeWarps / args.warps_of_row;
       const int32_t first = units * block + warp / args.warps_of_row;
       const int32_t step = units * blocks;

@@ -3,9 +3,9 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "device/mla_traits.cuh"
+#include "device/pack.cuh"
 #include "device/ptx.cuh"
 #include "device/scores.cuh"
 
@@ -58,16 +58,10 @@ struct MlaPoison {
   }
 
   __device__ __forceinline__ void find(Chunk *values, uint32_t (&found)[kBlockN / 32]) const {
-    constexpr uint32_t kExponent = std::is_same_v<Element, cutlass::half_t> ? 0x7c00 : 0x7f80;
 #pragma unroll 1
     for (int i = threadIdx.x % 128; i < kBlockN * kVectors; i += 128) {
       const int key = i / kVectors;
-      const uint4 x = *vector(values, key, i % kVectors * 8);
-      bool finite = true;
-      for (const uint32_t two : {x.x, x.y, x.z, x.w}) {
-        finite = finite && (two & kExponent) != kExponent && (two >> 16 & kExponent) != kExponent;
-      }
-      if (!finite) atomicOr(&found[key / 32], 1u << (key % 32));
+      if (!all_finite<Element>(*vector(values, key, i % kVectors * 8))) atomicOr(&found[key / 32], 1u << (key % 32));
     }
   }
 

@@ -1,4 +1,4 @@
-// Pairs of float32 to registers of two 16-bit values.
+// Registers of two 16-bit values: from pairs of float32, and whether they are finite.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -7,6 +7,7 @@
 #include <cutlass/half.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace flash3::device {
 
@@ -26,6 +27,17 @@ __device__ __forceinline__ uint32_t pack2<cutlass::bfloat16_t>(float lo, float h
   uint32_t out;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(hi), "f"(lo));
   return out;
+}
+
+// Whether eight values are.
+template <class Element>
+__device__ __forceinline__ bool all_finite(const uint4 &x) {
+  constexpr uint32_t kExponent = std::is_same_v<Element, cutlass::half_t> ? 0x7c00 : 0x7f80;
+  bool all = true;
+  for (const uint32_t two : {x.x, x.y, x.z, x.w}) {
+    all = all && (two & kExponent) != kExponent && (two >> 16 & kExponent) != kExponent;
+  }
+  return all;
 }
 
 // Scores in accumulator layout to A operands of the next product, in place of the same columns.

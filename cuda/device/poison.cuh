@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "device/pack.cuh"
 #include "device/ptx.cuh"
 #include "device/scores.cuh"
 
@@ -70,16 +71,11 @@ struct Poison {
   }
 
   __device__ __forceinline__ void find(Element *v, const Suspects &suspects) const {
-    constexpr uint32_t kExponent = sizeof(Element) == 2 && std::is_same_v<Element, cutlass::half_t> ? 0x7c00 : 0x7f80;
 #pragma unroll 1
     for (int i = threadIdx.x; i < suspects.count() * (Traits::kHeadDim / 8); i += Traits::kConsumerThreads) {
       const int key = suspects.key(i / (Traits::kHeadDim / 8));
-      const uint4 x = *chunk(v, key, i % (Traits::kHeadDim / 8) * 8);
-      bool finite = true;
-      for (const uint32_t two : {x.x, x.y, x.z, x.w}) {
-        finite = finite && (two & kExponent) != kExponent && (two >> 16 & kExponent) != kExponent;
-      }
-      if (!finite) atomicOr(&smem.poison[key / 32], 1u << (key % 32));
+      const uint4 &x = *chunk(v, key, i % (Traits::kHeadDim / 8) * 8);
+      if (!all_finite<Element>(x)) atomicOr(&smem.poison[key / 32], 1u << (key % 32));
     }
   }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/tile_scheduler.h"
+#include "device/cluster.cuh"
 #include "device/fwd_args.h"
 #include "device/ptx.cuh"
 #include "device/tile_finder.cuh"

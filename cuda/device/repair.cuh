@@ -3,10 +3,11 @@
 // The tensor cores multiply the zero probabilities of masked keys, too, and 0 * NaN is NaN. That can only happen under
 // a causal mask or a window (behind the end of a sequence TMA fills in zeros), and it always leaves a trace: a result
 // that is not finite. If the invisible keys of the row's key blocks may be to blame, which is rare, the row is computed
-// again, one visible key after the other.
+// again from the keys that it sees.
 //
 // By one whole warp, where its rows have been put down, and from nothing but the tile: what is kept for it takes
-// registers from the main loop. In loops that are not unrolled: a call waits longer the more code there is.
+// registers from the main loop. The rows of a warp share the look at keys that some of them do not see, and the
+// products, which are those of a warp: whoever has NaN in a tensor waits for all of this in every tile.
 #pragma once
 
 #include <cstdint>
@@ -14,36 +15,30 @@
 #include "core/mask.h"
 #include "device/fwd_args.h"
 #include "device/key_rows.cuh"
+#include "device/pack.cuh"
 #include "device/ptx.cuh"
+#include "device/recompute.cuh"
 #include "device/scores.cuh"
+#include "device/softmax.cuh"
 #include "device/tile_rows.cuh"
 #include "device/tile_traits.cuh"
+#include "device/warp_mma.cuh"
 
 namespace flash3::device {
-
-// <q, k> over `cols` columns, an even number, shared out in pairs among the lanes of a warp.
-template <class Element>
-__device__ __forceinline__ float warp_dot(const Element *q, const Element *k, int cols, int lane) {
-  float sum = 0.f;
-#pragma unroll 1
-  for (int c = 2 * lane; c < cols; c += 64) {
-    sum = fmaf(static_cast<float>(q[c]), static_cast<float>(k[c]), sum);
-    sum = fmaf(static_cast<float>(q[c + 1]), static_cast<float>(k[c + 1]), sum);
-  }
-#pragma unroll 1
-  for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
-  return sum;
-}
 
 template <class Traits>
 struct Repair {
   using Element = typename Traits::Element;
   static constexpr int kOutputs = Traits::kHeadDimV / 2;
-  static constexpr int kPairs = (Traits::kHeadDimV + 63) / 64;  // columns that a lane has of a row
+  // Lanes that have the columns of a row of V, eight each, and rows that all lanes have.
+  static constexpr int kLanesOfRow = Traits::kHeadDimV <= 64 ? 8 : Traits::kHeadDimV <= 128 ? 16 : 32;
+  static constexpr int kSideBySide = 32 / kLanesOfRow;
+  static_assert(Traits::kHeadDimV <= 8 * kLanesOfRow, "a warp has all columns");
 
   const FwdArgs &args;
   const WorkTile &tile;
   const int64_t first_row;  // of the warp, in the sequence
+  const int lane = ptx::lane();
 
   // Whether a row of the warp may have to be computed again, from its output before the normalisation. A V row that is
   // not finite shows in its column in every row that took part in the product, so one row of the two will do.
@@ -59,104 +54,188 @@ struct Repair {
     return __any_sync(0xffffffffu, sum != sum);
   }
 
-  // `result`: get(row, col) and put(row, col, float2) of the warp's 16 rows, two columns each, which other lanes may
-  // have written, and sink_log2(row).
+  // `result`: of the warp's 16 rows get(row, col), two columns that other lanes may have written, put(row, eight, col,
+  // float2), where col is counted from the first one of an eight, and sink_log2(row).
   template <class Result>
   __device__ __forceinline__ void run(const Result &result) const {
     __syncwarp();
-    const int lane = ptx::lane();
-    const int64_t rows = TileRows<Traits>{args}.count(tile.seqlen_q) - first_row;
+    const auto rows = static_cast<int>(min(TileRows<Traits>{args}.count(tile.seqlen_q) - first_row, int64_t{16}));
+    uint32_t suspects = 0;  // a bit a row
 #pragma unroll 1
-    for (int row = 0; row < 16 && row < rows; ++row) {
+    for (int row = 0; row < rows; ++row) {
       float trace = 0.f;
 #pragma unroll 1
       for (int col = 2 * lane; col < Traits::kHeadDimV && Traits::first_column() + col < args.head_dim_v; col += 64) {
         const float2 x = result.get(row, col);
         trace = fmaf(x.x, 0.f, fmaf(x.y, 0.f, trace));
       }
-      if (__any_sync(0xffffffffu, trace != trace)) recompute(row, lane, result);
+      if (__any_sync(0xffffffffu, trace != trace)) suspects |= 1u << row;
     }
+    if (suspects == 0) return;
+    const uint32_t poisoned = suspects & rows_with_bad_neighbours(rows);
+#pragma unroll 1
+    for (uint32_t rest = poisoned; rest != 0; rest &= rest - 1) recompute(__ffs(static_cast<int>(rest)) - 1, result);
   }
 
  private:
-  template <class Result>
-  __device__ __forceinline__ void recompute(int row_of_warp, int lane, const Result &result) const {
-    const TileRows<Traits> tile_rows{args};
-    const int64_t row = first_row + row_of_warp;
-    const int64_t query = tile_rows.query(row);
+  struct Keys {
+    int32_t begin, end;
+  };
+
+  // Those that took part in the products.
+  __device__ __forceinline__ Keys loaded() const {
+    return {tile.range.begin * Traits::kBlockN,
+            static_cast<int32_t>(min(int64_t{tile.range.end} * Traits::kBlockN, int64_t{tile.seqlen_k}))};
+  }
+
+  // Those of them that a row of the warp sees; also behind the last row of the sequence.
+  __device__ __forceinline__ Keys seen(int row) const {
     const core::Mask mask{args.window, tile.seqlen_q, tile.seqlen_k};
-    int32_t begin = mask.key_begin(static_cast<int32_t>(query));
-    int32_t end = mask.key_end(static_cast<int32_t>(query));
-    if constexpr (Traits::kPieces) {  // of the keys of the piece
-      begin = max(begin, tile.range.begin * Traits::kBlockN);
-      end = static_cast<int32_t>(min(int64_t{end}, int64_t{tile.range.end} * Traits::kBlockN));
-    }
-    const int64_t loaded_end = min(int64_t{tile.range.end} * Traits::kBlockN, int64_t{tile.seqlen_k});
-    const int32_t kv_head = tile.head / args.group;
-    const auto k_start = KeyRows<Traits>::start(args, tile, 0, 0);
-    const KeyRows<Traits> k_rows(args, args.k, tile, k_start, kv_head);
-    const KeyRows<Traits> v_rows(args, args.v, tile, k_start, kv_head);
-    bool poisoned = false;  // by a key that took part, and that the row does not see
+    const auto query = static_cast<int32_t>(TileRows<Traits>{args}.query(first_row + row));
+    const Keys all = loaded();
+    return {max(mask.key_begin(query), all.begin), min(mask.key_end(query), all.end)};
+  }
+
+  __device__ __forceinline__ KeyRows<Traits> key_rows(const TensorRows &of) const {
+    return {args, of, tile, KeyRows<Traits>::start(args, tile, 0, 0), tile.head / args.group};
+  }
+
+  // What all rows with a bit see, and what any of them does.
+  struct Seen {
+    Keys by_all, by_any;
+  };
+  __device__ __forceinline__ Seen seen_by(uint32_t rows) const {
+    const bool counts = (rows >> lane & 1) != 0;
+    const Keys own = counts ? seen(lane) : Keys{};
+    return {{__reduce_max_sync(0xffffffffu, counts ? own.begin : 0),
+             __reduce_min_sync(0xffffffffu, counts ? own.end : INT32_MAX)},
+            {__reduce_min_sync(0xffffffffu, counts ? own.begin : INT32_MAX),
+             __reduce_max_sync(0xffffffffu, counts ? own.end : 0)}};
+  }
+
+  // A bit for each of the warp's rows: whether there are V rows that are not finite among the keys that took part and
+  // that it does not see. Those are in front of what the last row sees, and behind what the first one does.
+  __device__ __forceinline__ uint32_t rows_with_bad_neighbours(int rows) const {
+    const Keys all = loaded();
+    const Keys by_all = seen_by((1u << rows) - 1).by_all;
+    const KeyRows<Traits> v_rows = key_rows(args.v);
+    int32_t first_bad = INT32_MAX, last_bad = -1;
 #pragma unroll 1
-    for (int64_t key = int64_t{tile.range.begin} * Traits::kBlockN; key < loaded_end; ++key) {
-      if (key >= begin && key < end) {
-        key = end - 1;
-      } else {
-        poisoned = poisoned || !finite(v_rows.at(key), lane);
+    for (int behind = 0; behind < 2; ++behind) {
+      const int32_t end = behind == 0 ? min(by_all.begin, all.end) : all.end;
+#pragma unroll 1
+      for (int32_t key = (behind == 0 ? all.begin : max(by_all.end, all.begin)) + lane; key < end; key += 32) {
+        if (finite(v_rows.at(key))) continue;
+        first_bad = min(first_bad, key);
+        last_bad = max(last_bad, key);
       }
     }
-    if (!__any_sync(0xffffffffu, poisoned)) return;
+    first_bad = __reduce_min_sync(0xffffffffu, first_bad);
+    last_bad = __reduce_max_sync(0xffffffffu, last_bad);
+    const Keys own = seen(min(lane, rows - 1));
+    return __ballot_sync(0xffffffffu, first_bad < own.begin || last_bad >= own.end);
+  }
 
-    const Element *q = tile_rows.q(tile, row);
-    const float slope = Traits::kScoreMod ? alibi_slope(args, tile) : 0.f;
-    float top = result.sink_log2(row_of_warp);  // the largest score so far, in units of log2
-    float sum = top == -INFINITY ? 0.f : 1.f;   // of what the scores and the sink come to relative to it
-    float2 o[kPairs];
-#pragma unroll
-    for (int i = 0; i < kPairs; ++i) o[i] = {0.f, 0.f};
+  // A lane has one of 32 keys for its score, and then eight columns of every kSideBySide-th of them.
+  template <class Result>
+  __device__ __forceinline__ void recompute(int row_of_warp, const Result &result) const {
+    const Keys own = seen(row_of_warp);
+    const KeyRows<Traits> k_rows = key_rows(args.k), v_rows = key_rows(args.v);
+    const int col = lane % kLanesOfRow * 8;
+    const bool has_columns = col < Traits::kHeadDimV && Traits::first_column() + col < args.head_dim_v;
+    float top = result.sink_log2(row_of_warp);              // the largest score so far, in units of log2
+    float sum = top == -INFINITY || lane != 0 ? 0.f : 1.f;  // the lane's share
+    float o[8] = {};                                        // likewise
 #pragma unroll 1
-    for (int32_t key = end - 1; key >= begin; --key) {
-      const float product = warp_dot(q, k_rows.at(key), args.head_dim, lane);
-      const float score = Traits::kScoreMod ? modified_score(product, args, slope, mask.diagonal(query) - key)
-                                            : product * args.scale_log2;
-      const float now = fmaxf(top, score);
+    for (int32_t end = own.end; end > own.begin; end -= 32) {
+      const int32_t key = end - 1 - lane;
+      const float score = key < own.begin ? -INFINITY : score_of(row_of_warp, k_rows.at(key), key);
+      const float now = fmaxf(top, warp_max(score));  // NaN counts as little where there are others
       const float reference = now == -INFINITY ? 0.f : now;
       const float keep = top == reference ? 1.f : ptx::ex2(top - reference);  // 1 also where a sink of +inf is the top
       const float p = ptx::ex2(score - reference);
       top = now;
       sum = fmaf(sum, keep, p);
-      const Element *v = v_rows.at(key);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) o[i] *= keep;
+#pragma unroll 1
+      for (int of = 0; of < 32; of += kSideBySide) {
+        float weight = 0.f;
+#pragma unroll 1
+        for (int i = 0; i < kSideBySide; ++i) {
+          const float x = of_lane(p, of + i);
+          if (lane / kLanesOfRow == i) weight = x;
+        }
+        const int32_t key = end - 1 - of - lane / kLanesOfRow;
+        if (key < own.begin || !has_columns) continue;
+        const uint4 v = *reinterpret_cast<const uint4 *>(v_rows.at(key) + Traits::first_column() + col);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          o[i] = fmaf(weight, static_cast<float>(reinterpret_cast<const Element *>(&v)[i]), o[i]);
+        }
+      }
       bool all_nan = true;
 #pragma unroll
-      for (int i = 0; i < kPairs; ++i) {
-        if (!has(i, lane)) continue;
-        o[i].x = fmaf(p, static_cast<float>(v[column(i, lane)]), o[i].x * keep);
-        o[i].y = fmaf(p, static_cast<float>(v[column(i, lane) + 1]), o[i].y * keep);
-        all_nan = all_nan && o[i].x != o[i].x && o[i].y != o[i].y;
-      }
-      if (__all_sync(0xffffffffu, all_nan)) break;  // nothing can change any more
+      for (int i = 0; i < 8; ++i) all_nan = all_nan && o[i] != o[i];
+      if (__all_sync(0xffffffffu, all_nan || !has_columns)) break;  // nothing can change any more
     }
-    const float factor = ptx::rcp(sum);
+    const float factor = ptx::rcp(warp_sum(sum));
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-      if (has(i, lane)) result.put(row_of_warp, 64 * i + 2 * lane, make_float2(o[i].x * factor, o[i].y * factor));
+    for (int i = 0; i < 8; ++i) {
+#pragma unroll
+      for (int lanes = kLanesOfRow; lanes < 32; lanes *= 2) o[i] += __shfl_xor_sync(0xffffffffu, o[i], lanes);
     }
+    if (!has_columns || lane >= kLanesOfRow) return;
+#pragma unroll
+    for (int i = 0; i < 8; i += 2) result.put(row_of_warp, col, i, make_float2(o[i] * factor, o[i + 1] * factor));
   }
 
-  // Of this lane's pairs of columns: the first column of pair i, and whether there is such a pair.
-  static __device__ __forceinline__ int column(int i, int lane) { return Traits::first_column() + 64 * i + 2 * lane; }
-  __device__ __forceinline__ bool has(int i, int lane) const {
-    return 64 * i + 2 * lane < Traits::kHeadDimV && column(i, lane) < args.head_dim_v;
+  // By a reduction: a shuffle from a place that is computed, in a function that is called, takes registers from the
+  // kernel that calls it.
+  __device__ __forceinline__ float of_lane(float x, int other) const {
+    return __uint_as_float(__reduce_or_sync(0xffffffffu, lane == other ? __float_as_uint(x) : 0));
   }
 
-  // Whether this lane's columns of a row of V are.
-  __device__ __forceinline__ bool finite(const Element *v, int lane) const {
-    float trace = 0.f;
+  // In units of log2.
+  __device__ __forceinline__ float score_of(int row_of_warp, const Element *k, int32_t key) const {
+    const TileRows<Traits> tile_rows{args};
+    const int64_t row = first_row + row_of_warp;
+    const Element *q = tile_rows.q(tile, row);
+    float product = 0.f;
 #pragma unroll 1
-    for (int c = 2 * lane; c < args.head_dim_v; c += 64) {
-      trace = fmaf(static_cast<float>(v[c]), 0.f, fmaf(static_cast<float>(v[c + 1]), 0.f, trace));
+    for (int col = 0; col < args.head_dim; col += 8) {
+      const uint4 of_q = *reinterpret_cast<const uint4 *>(q + col);
+      const uint4 of_k = *reinterpret_cast<const uint4 *>(k + col);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        product = fmaf(static_cast<float>(reinterpret_cast<const Element *>(&of_q)[i]),
+                       static_cast<float>(reinterpret_cast<const Element *>(&of_k)[i]), product);
+      }
     }
-    return trace == trace;
+    if constexpr (!Traits::kScoreMod) return product * args.scale_log2;
+    const int64_t diagonal = core::Mask{args.window, tile.seqlen_q, tile.seqlen_k}.diagonal(tile_rows.query(row));
+    return modified_score(product, args, alibi_slope(args, tile), diagonal - key);
+  }
+
+  static __device__ __forceinline__ float warp_max(float x) {
+#pragma unroll 1
+    for (int lanes = 16; lanes > 0; lanes /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, lanes));
+    return x;
+  }
+  static __device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll 1
+    for (int lanes = 16; lanes > 0; lanes /= 2) x += __shfl_xor_sync(0xffffffffu, x, lanes);
+    return x;
+  }
+
+  // Whether a row of V is.
+  __device__ __forceinline__ bool finite(const Element *v) const {
+    bool all = true;
+#pragma unroll 1
+    for (int col = 0; col < args.head_dim_v; col += 8) {
+      all = all && all_finite<Element>(*reinterpret_cast<const uint4 *>(v + col));
+    }
+    return all;
   }
 };
 

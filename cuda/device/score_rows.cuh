@@ -38,6 +38,28 @@ struct RowLse {
   __device__ __forceinline__ float value() const { return total < 0.f ? top : (top + ptx::lg2(total)) * core::kLn2; }
 };
 
+struct RowResult {
+  RowLse lse;
+  float factor;  // turns the accumulated output into the result
+  bool empty;    // no key was visible: the result is 0 whatever was accumulated, NaN included
+};
+
+// From the sum of a row's exponentials relative to its reference, in units of log2, and a sink, which is one more logit
+// without a value; -inf: none.
+__device__ __forceinline__ RowResult finish_row(float reference, float sum, float sink) {
+  const float sink_log2 = sink * core::kLog2e;
+  const float top = fmaxf(reference, sink_log2);
+  const float keep = ptx::ex2(reference - top);
+  // A sink of +inf leaves nothing to the keys, but is no NaN.
+  const float total = sum * keep + (sink_log2 == top ? 1.f : ptx::ex2(sink_log2 - top));
+  // The first visible score gave the row its reference.
+  const bool empty = sum == 0.f && reference == -INFINITY;
+  // The approximations of the hardware do: total is at least 1, as the term of the reference is, or the sink. (Or
+  // little less, where a row is relative to 0: see core::MonicSoftcap.)
+  const RowLse lse = empty ? RowLse{sink, RowLse::kNone} : RowLse{top, total};
+  return {lse, keep * ptx::rcp(total), empty};
+}
+
 // Of a thread's two rows.
 struct RowResults {
   RowLse lse[2];

@@ -259,19 +259,10 @@ struct OnlineSoftmax {
     RowResults out;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const float sink = sinks.of_row[r];
-      const float sink_log2 = sink * core::kLog2e;
-      const float sum = quad_sum(row_sum[r]);
-      const float top = fmaxf(reference[r], sink_log2);
-      const float keep = ptx::ex2(reference[r] - top);
-      // A sink of +inf leaves nothing to the keys, but is no NaN.
-      const float total = sum * keep + (sink_log2 == top ? 1.f : ptx::ex2(sink_log2 - top));
-      // The first visible score gave the row its reference.
-      out.empty[r] = sum == 0.f && reference[r] == -INFINITY;
-      // The approximations of the hardware do: total is at least 1, as the term of the reference is, or the sink. (Or
-      // little less, where a row is relative to 0: see core::MonicSoftcap.)
-      out.lse[r] = out.empty[r] ? RowLse{sink, RowLse::kNone} : RowLse{top, total};
-      out.factor[r] = keep * ptx::rcp(total);
+      const RowResult row = finish_row(reference[r], quad_sum(row_sum[r]), sinks.of_row[r]);
+      out.lse[r] = row.lse;
+      out.factor[r] = row.factor;
+      out.empty[r] = row.empty;
     }
     return out;
   }

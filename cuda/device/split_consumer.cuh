@@ -7,6 +7,7 @@
 #include "core/mask.h"
 #include "core/split_cursor.h"
 #include "core/split_schedule.h"
+#include "device/cluster.cuh"
 #include "device/fwd_args.h"
 #include "device/gmma.cuh"
 #include "device/pack.cuh"
@@ -17,8 +18,10 @@
 #include "device/softmax.cuh"
 #include "device/split_args.h"
 #include "device/split_consumer_base.cuh"
+#include "device/split_pairs.cuh"
 #include "device/split_ring.cuh"
 #include "device/split_side.cuh"
+#include "device/split_store.cuh"
 #include "device/split_traits.cuh"
 
 namespace flash3::device {
@@ -66,6 +69,12 @@ struct SplitConsumer : SplitConsumerBase<Traits, SplitConsumer<Traits>> {
       load_next_q(next);
     }
     await_q();  // in front of the stores: the fence would wait for them
+    if constexpr (Traits::kMergesInPairs) {
+      if (schedule.merged_by_pairs()) {
+        const SplitStore<Traits> store{args, schedule, hint};
+        return SplitPairs<Traits>{smem, store, q_buffer ^ 1}.merge(piece, q_span.start, rows, softmax, o);
+      }
+    }
     store(piece, part, q_span, rows, softmax, o);
   }
 
@@ -135,15 +144,19 @@ struct SplitConsumer : SplitConsumerBase<Traits, SplitConsumer<Traits>> {
     Poison<Traits>{smem}.take_out(smem.kv[v_ring.index][kOfV], suspects, s, o, begin, end);
   }
 
+  // For descriptors; thread blocks that merge in pairs are those of a cluster.
+  static __device__ __forceinline__ uint32_t address(const void *smem) {
+    return Traits::kMergesInPairs ? ptx::address_in_block(smem) : ptx::shared_address(smem);
+  }
+
   __device__ __forceinline__ void issue_pv(uint32_t (&p)[kScores / 2], float (&o)[kOutputs]) const {
-    const uint32_t v =
-        ptx::uniform(Descriptor::template mn_major<kBlockN>(ptx::shared_address(smem.kv[v_ring.index][kOfV])));
+    const uint32_t v = ptx::uniform(Descriptor::template mn_major<kBlockN>(address(smem.kv[v_ring.index][kOfV])));
     gemm_rs<Element, Traits::kHeadDim, kBlockN, Traits::kSwizzleBytes>(p, v, o);
   }
 
   __device__ __forceinline__ void issue_qk(float (&s)[kScores]) const {
-    const uint32_t q = ptx::uniform(Descriptor::k_major(ptx::shared_address(smem.q[q_buffer])));
-    const uint32_t k = ptx::uniform(Descriptor::k_major(ptx::shared_address(smem.kv[k_ring.index][kOfK])));
+    const uint32_t q = ptx::uniform(Descriptor::k_major(address(smem.q[q_buffer])));
+    const uint32_t k = ptx::uniform(Descriptor::k_major(address(smem.kv[k_ring.index][kOfK])));
     wait_full(kOfK, k_ring);
     gemm_ss<Element, kBlockN, Traits::kHeadDim, Traits::kSwizzleBytes, Traits::kBlockM, kBlockN>(q, k, s);
   }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "device/cluster.cuh"
 #include "device/first_blocks.cuh"
 #include "device/ptx.cuh"
 #include "device/split_args.h"
@@ -29,6 +30,7 @@ __device__ __forceinline__ void init_split(const SplitArgs &args, typename Trait
     ptx::mbarrier_init(&smem.barriers.empty[0][0] + lane,
                        Traits::kConsumerThreads / (lanes_give_back<Traits>(args) ? 1 : 32));
   }
+  if (lane == kBarriers) ptx::mbarrier_init(&smem.barriers.pair, 1);
   if (lane < Traits::kBlockN / 32) smem.poison[lane] = 0;
   ptx::fence_mbarrier_init();
 }
@@ -57,7 +59,9 @@ __global__ void __launch_bounds__(Traits::kThreads) __maxnreg__(Traits::kLaunchR
     if (producer >= 0) prefetch_first_block<Traits>(args, schedule, part, side, producer / 2);
   }
 
+  if (schedule.pairs) ptx::cluster_arrive_relaxed();
   const core::SplitParts parts = finder.find(part);
+  if (schedule.pairs) ptx::cluster_wait();  // the barriers of both blocks are there
   const core::SplitCursor cursor = finder.cursor();
   // More keys than pass through L2 drive results out of it before their lines are full, unless these are to stay.
   const bool pass = schedule.balanced() && finder.line_cost(parts) <= args.passing_cost;

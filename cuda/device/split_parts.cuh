@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/split_cursor.h"
+#include "core/split_entries.h"
 #include "core/split_schedule.h"
 #include "device/ptx.cuh"
 #include "device/sequence_costs.cuh"
@@ -31,7 +32,7 @@ __device__ __forceinline__ void note_part(const core::SplitSchedule &schedule, c
   if (cursor.done()) {
     entry.rows = 0;
   } else {
-    entry = schedule.entry_of_part(cursor.piece(), parts, part);
+    entry = core::SplitEntries{schedule}.of_part(cursor.piece(), parts, part);
   }
 }
 
@@ -42,8 +43,8 @@ __device__ __forceinline__ void note_tiles(const core::SplitSchedule &schedule, 
 #pragma unroll 1
   for (; !cursor.done(); cursor.advance()) {
     const core::SplitPiece piece = cursor.piece();
-    const core::SplitEntry entry = schedule.entry_of_part(piece, parts, part);
-    if (piece.whole || entry.rows > 0) partials.entries[schedule.entry_of(piece)] = entry;
+    const core::SplitEntry entry = core::SplitEntries{schedule}.of_part(piece, parts, part);
+    if (piece.whole || entry.rows > 0) partials.entries[core::SplitEntries{schedule}.place_of(piece)] = entry;
   }
 }
 

@@ -16,8 +16,10 @@
 #include "device/ptx.cuh"
 #include "device/split_args.h"
 #include "device/split_consumer_base.cuh"
+#include "device/split_pairs.cuh"
 #include "device/split_ring.cuh"
 #include "device/split_side.cuh"
+#include "device/split_store.cuh"
 #include "device/warp_mma.cuh"
 #include "device/warp_sums.cuh"
 
@@ -58,7 +60,12 @@ struct SplitWarpConsumer : SplitConsumerBase<Traits, SplitWarpConsumer<Traits>> 
     const WarpSums<Traits> sums{smem};
     sums.put(rows, state, o);
     sync();
-    store(piece, part, rows, sums);
+    const SplitStore<Traits> results{args, schedule, hint};
+    const int64_t first_row = schedule.q.span(piece.batch).start;
+    if (schedule.merged_by_pairs()) {
+      return SplitPairs<Traits>{smem, results, q_buffer ^ 1}.merge(piece, first_row, rows, sums);
+    }
+    store(piece, part, first_row, rows, sums, results);
   }
 
  private:
@@ -236,33 +243,22 @@ struct SplitWarpConsumer : SplitConsumerBase<Traits, SplitWarpConsumer<Traits>> 
   }
 
   // The sums over warps, four columns of a row a thread.
-  __device__ __forceinline__ void store(const core::SplitPiece &piece, const core::SplitPartId &part, int32_t rows,
-                                        const WarpSums<Traits> &sums) const {
+  __device__ __forceinline__ void store(const core::SplitPiece &piece, const core::SplitPartId &part, int64_t first_row,
+                                        int32_t rows, const WarpSums<Traits> &sums,
+                                        const SplitStore<Traits> &results) const {
     constexpr int kQuads = kHeadDim / 4;
-    const core::SeqSpan q_span = schedule.q.span(piece.batch);
 #pragma unroll 1
     for (int item = threadIdx.x; item < rows * kQuads; item += Traits::kConsumerThreads) {
       const int row = item / kQuads;
       const int col = item % kQuads * 4;
-      const int32_t query = schedule.query(row);
-      const int32_t group = schedule.group.divisor;
-      const int32_t head = row - query * group + piece.kv_head * group;
-      const bool has_sink = args.sinks != nullptr && piece.whole;
-      const float sink = has_sink ? args.sinks[head] : -INFINITY;
+      const int32_t head = results.head_of(piece, row);
+      const float sink = piece.whole ? results.sink_of(head) : -INFINITY;
       float4 sum;
       const RowLse lse = sums.add_up(row, col, sink, &sum);
       const bool empty = lse.total < 0.f;
       const float factor = empty ? 0.f : ptx::rcp(lse.total);
-      const int64_t out_row = q_span.start + query;
       if (piece.whole) {
-        if (args.lse != nullptr && col == 0) {
-          ptx::store(args.lse + piece.batch * args.lse_batch_stride + head * args.lse_head_stride + out_row,
-                     __float_as_uint(lse.value()), hint);
-        }
-        if (col >= args.head_dim_v) continue;
-        auto *const to = const_cast<Element *>(row_of<Element>(args.out, piece.batch, out_row, head)) + col;
-        ptx::store(to, empty ? 0u : pack2<Element>(sum.x * factor, sum.y * factor), hint);
-        ptx::store(to + 2, empty ? 0u : pack2<Element>(sum.z * factor, sum.w * factor), hint);
+        results.four(piece, first_row, row, head, col, {lse, factor, empty}, sum);
       } else {
         const Partials &partials = args.partials;
         // Of a balanced schedule, to whose numbers queries are no matter.

@@ -6,6 +6,7 @@
 #include "core/block_range.h"
 #include "core/tile_scheduler.h"
 #include "device/barriers.cuh"
+#include "device/cluster.cuh"
 #include "device/fwd_args.h"
 #include "device/ptx.cuh"
 #include "device/tile_rows.cuh"

@@ -84,6 +84,13 @@ struct WarpSums {
     return {top, total};
   }
 
+  // Of eight rows of half of the columns, in a buffer for Q in which there is none: where its rows would be.
+  __device__ __forceinline__ float *free_place(int of_buffer, int row, int col) const {
+    constexpr int kFloats = Traits::kBoxCols / 2;  // of a row, in a column block
+    auto *const buffer = reinterpret_cast<float *>(smem.q[of_buffer]);
+    return buffer + col / kFloats * kFloatsOfColumnBlock + row * kFloats + col % kFloats;
+  }
+
  private:
   // Where a warp's output lies for the others: behind the rows of Q in their buffers, two warps in each.
   static constexpr int kFloatsOfColumnBlock = Traits::kBlockM * Traits::kBoxCols / 2;  // of a buffer

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "device/cluster.cuh"
 #include "device/epilogue_sm90.cuh"
 #include "device/fwd_args.h"
 #include "device/ptx.cuh"

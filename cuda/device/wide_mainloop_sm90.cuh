@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "device/cluster.cuh"
 #include "device/fwd_args.h"
 #include "device/gmma.cuh"
 #include "device/mainloop_sm90.cuh"

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/tile_config.h"
+#include "device/cluster.cuh"
 #include "device/ptx.cuh"
 #include "device/tile_traits.cuh"
 

@@ -11,6 +11,7 @@
 #include "device/split_args.h"
 #include "launch/append.h"
 #include "launch/cache.h"
+#include "launch/clusters.h"
 #include "launch/kernel_table.h"
 #include "launch/merge.h"
 #include "launch/shared_memory.h"
@@ -41,7 +42,7 @@ const SplitLaunch &launch_of(const flash3_params &p, const SplitKernel &kernel, 
   return core::computed_by_warps(p) && p.page_table == nullptr ? kernel.dense_for_warps : kernel.boxes;
 }
 
-core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &kernel, int32_t blocks_per_sm,
+core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &kernel, const core::SplitFlight &how,
                                   int32_t multiprocessors) {
   core::SplitSchedule s;
   s.q = core::q_side(p);
@@ -55,27 +56,33 @@ core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &ker
   s.num_splits = p.num_splits;
   s.block_m = core::SplitSchedule::kBlockM * core::blocks_of_tile(p);
   const int32_t blocks =
-      std::min(std::max(multiprocessors * blocks_per_sm / core::blocks_of_tile(p), 1), core::most_parts(p));
+      std::min(std::max(multiprocessors * how.blocks_per_sm / core::blocks_of_tile(p), 1), core::most_parts(p));
   s.num_lines = core::SplitSchedule::lines(p.nheads_k, blocks);
   s.heads_of_line = p.nheads_k / s.num_lines;
   s.parts_of_line = blocks / s.num_lines;
+  // Without an odd one all may be in pairs, see allow_pairs(). That costs nothing but where three buffers on their way
+  // are hardly enough: 5 % at d 96.
+  if (how.blocks_per_sm == 2 && how.stages == 2 && s.parts_of_line > 1) s.parts_of_line &= ~1;
   // The line of a balanced schedule has 32-bit places, whatever cu_seqlens_q holds.
   const core::SplitBounds bounds = core::SplitBounds::of(p);
   const int64_t most_blocks = s.k.filled.rows / kernel.block_n + 2;
   if (s.balanced() && bounds.most_tiles > core::SplitSchedule::kMostPlaces / most_blocks) s.num_splits = 1;
   if (s.balanced() && core::is_plain_decoding(p) && !core::is_latent(p)) {
     s.allow_even_cuts();
-    s.allow_lone_blocks(blocks_per_sm, bounds.tile_rows);
+    s.allow_lone_blocks(how.blocks_per_sm, bounds.tile_rows);
   }
   return s;
+}
+
+int64_t block_bytes(const flash3_params &p, const core::SplitSchedule &schedule) {
+  return int64_t{schedule.block_n} * (p.head_dim + p.head_dim_v) * 2;
 }
 
 // The cost of a line up to which K and V are marked as the first to leave L2. What others have left there, much of it
 // yet to be written to memory, then stays. More keys than these come quicker without the mark.
 int32_t passing_cost(const flash3_params &p, const core::SplitSchedule &schedule) {
   constexpr int64_t kPassingBytes = int64_t{224} << 20;
-  const int64_t block_bytes = int64_t{schedule.block_n} * (p.head_dim + p.head_dim_v) * 2;
-  return static_cast<int32_t>(kPassingBytes / (block_bytes * schedule.num_lines));
+  return static_cast<int32_t>(kPassingBytes / (block_bytes(p, schedule) * schedule.num_lines));
 }
 
 // Where results go, which is all that the merging needs of the arguments beside the schedule.
@@ -148,7 +155,7 @@ core::Status make_args(const flash3_params &p, const SplitKernel &kernel, int32_
   const bool packed_k = p.cu_seqlens_k != nullptr;
   args->key_loads = key_loads(p, kernel);
   const SplitLaunch &how = launch_of(p, kernel, args->key_loads);
-  args->schedule = make_schedule(p, kernel, how.blocks_per_sm, multiprocessors);
+  args->schedule = make_schedule(p, kernel, how, multiprocessors);
   args->stages = how.stages;
   args->passing_cost = passing_cost(p, args->schedule);
   const bool appends = appends_itself(p, args->schedule);
@@ -202,7 +209,7 @@ core::Status merge_pieces(const flash3_params &params, const SplitKernel &kernel
   split.num_splits = pieces;
   device::SplitArgs args = {};
   const SplitLaunch &how = launch_of(split, kernel, key_loads(split, kernel));
-  args.schedule = make_schedule(split, kernel, how.blocks_per_sm, device.multiprocessors);
+  args.schedule = make_schedule(split, kernel, how, device.multiprocessors);
   set_results(params, &args);
   args.partials = partials_of(params);
   const cudaError_t error = launch_merge(split, kernel, args, stream);
@@ -222,7 +229,8 @@ core::Status split_forward(const flash3_params &params, const DeviceInfo &device
                        params.num_splits, " makes ", pieces, " pieces; below ", kMostPieces, " fit one call");
   }
   device::SplitArgs args;
-  status = make_args(params, *kernel, std::max(device.multiprocessors - params.sm_margin, 1), &args);
+  const int32_t multiprocessors = std::max(device.multiprocessors - params.sm_margin, 1);
+  status = make_args(params, *kernel, multiprocessors, &args);
   if (!status.ok()) return status;
   const bool appends = appends_itself(params, args.schedule);
   const void *const function = function_of(params, *kernel, args.schedule, appends);
@@ -231,12 +239,22 @@ core::Status split_forward(const flash3_params &params, const DeviceInfo &device
       std::max({kernel->boxes.shared_bytes, kernel->rows.shared_bytes, kernel->dense_for_warps.shared_bytes});
   cudaError_t error = allow_shared_memory(function, most_bytes, device.ordinal);
   if (error != cudaSuccess) return cuda_error("setting the size of shared memory", error);
-  if (!appends) error = launch_append(params, stream);
-  if (error != cudaSuccess) return cuda_error("launching the append", error);
-  if (core::query_rows(params) == 0) return {};
   const dim3 blocks(static_cast<unsigned>(args.schedule.num_lines * core::blocks_of_tile(params)),
                     static_cast<unsigned>(args.schedule.parts_of_line));
   Start how{blocks, kernel->threads, shared_bytes};
+  if (core::merges_in_pairs(params) && args.schedule.allows_pairs()) {
+    int32_t pairs = 0;
+    error = resident_pairs(function, how, device.ordinal, &pairs);
+    if (error != cudaSuccess) return cuda_error("asking how many clusters run at once", error);
+    // A pair that had to wait for others would be late.
+    if (int64_t{2} * pairs >= int64_t{args.schedule.num_lines} * args.schedule.parts_of_line) {
+      args.schedule.allow_pairs(block_bytes(params, args.schedule), core::computed_by_warps(params), multiprocessors);
+      how.pairs = Start::Pairs::kAlongY;
+    }
+  }
+  if (!appends) error = launch_append(params, stream);
+  if (error != cudaSuccess) return cuda_error("launching the append", error);
+  if (core::query_rows(params) == 0) return {};
   how.early = args.follows_append;
   how.leaves_room = true;
   error = start(function, how, &args, stream);

@@ -16,7 +16,9 @@ struct Start {
   // All that a multiprocessor has becomes shared memory, so that blocks of the kernel behind find room beside this
   // one's; by default it is not more than this one asks for, and more only once nothing runs there.
   bool leaves_room = false;
-  bool pairs = false;  // clusters of two thread blocks
+  // Clusters of two thread blocks, which follow each other along that axis of the grid.
+  enum class Pairs { kNone, kAlongX, kAlongY };
+  Pairs pairs = Pairs::kNone;
 };
 
 // args: what the kernel, a __global__ function, receives.

@@ -105,9 +105,9 @@ def test_kernels_for_caches_read_the_reference_of_a_row_once(sass: dict[str, str
 
 # The same in the loops of softcap, by few terms and by more, and of ALiBi, in one kernel or in two; 36 where the
 # compiler does not see it. And instructions that save a register to memory or fetch it again.
-MOST_MOVES_MODIFIED, MOST_SAVED = 16, 3
-# The kernels for a softcap alone, float16, 192 x 96 at d 96, are known to be so: 4 in both loops, packed 6.
-KNOWN_TO_SAVE, SAVED_THERE = re.compile("half_tELi7ELb1ELb[01]ELb0ELb0ELb0ELb1E"), 6
+MOST_MOVES_MODIFIED, MOST_SAVED = 18, 3
+# The kernels for a softcap alone, 192 x 96 at d 96, are known to be so: 4 to 6 in float16, and where nothing is packed.
+KNOWN_TO_SAVE, SAVED_THERE = re.compile("(half_tELi7ELb1ELb[01]|bfloat16_tELi7ELb1ELb0)ELb0ELb0ELb0ELb1E"), 6
 
 
 @pytest.mark.usefixtures("known_compiler")

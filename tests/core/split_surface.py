@@ -90,7 +90,7 @@ def _split_pieces() -> Any:
 
 @functools.cache
 def _plain_pieces() -> Any:
-    argtypes = [POINTER(Params), *[c_int32] * 4, c_int64, POINTER(c_int64), POINTER(c_int32)]
+    argtypes = [POINTER(Params), *[c_int32] * 5, c_int64, POINTER(c_int64), POINTER(c_int32)]
     return surface_function("plain_pieces", c_int64, argtypes)
 
 
@@ -103,11 +103,11 @@ def split_pieces(params: Params, block_n: int, num_lines: int, num_parts: int) -
 
 
 def plain_pieces(
-    params: Params, block_n: int, num_lines: int, num_parts: int, blocks_per_sm: int = 1
+    params: Params, block_n: int, num_lines: int, num_parts: int, blocks_per_sm: int = 1, *, pairs: bool = False
 ) -> tuple[int, list[Piece]]:
     """Of plain decoding: into how many pieces each tile is cut, 0 where they are not cut alike, and all pieces."""
     cuts = c_int32()
-    of = functools.partial(_plain_pieces(), byref(params), block_n, num_lines, num_parts, blocks_per_sm)
+    of = functools.partial(_plain_pieces(), byref(params), block_n, num_lines, num_parts, blocks_per_sm, pairs)
     count = of(0, (c_int64 * 0)(), byref(cuts))
     values = (c_int64 * (_VALUES * count))()
     of(count, values, byref(cuts))

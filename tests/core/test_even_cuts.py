@@ -59,9 +59,9 @@ def calls(draw: st.DrawFn, parts_of_line: st.SearchStrategy[int]) -> Call:
     return Call(p, [(seqlen_q, n) for n in lengths_k], heads, lines, draw(parts_of_line))
 
 
-def checked_pieces(call: Call, blocks_per_sm: int) -> tuple[int, list[Piece]]:
+def checked_pieces(call: Call, blocks_per_sm: int, *, pairs: bool = False) -> tuple[int, list[Piece]]:
     """plain_pieces(), in which every key block is there once and partial results have places of their own."""
-    cuts, pieces = plain_pieces(call.p, BLOCK_N, call.lines, call.num_parts, blocks_per_sm)
+    cuts, pieces = plain_pieces(call.p, BLOCK_N, call.lines, call.num_parts, blocks_per_sm, pairs=pairs)
     check(pieces, call.of, call.heads[0] // call.heads[1], call.tiles)
     numbers = [x.number for x in pieces if not x.whole]
     assert len(set(numbers)) == len(numbers), "partial results have places of their own"
@@ -164,3 +164,48 @@ def test_one_long_sequence_is_not_cut_like_the_others() -> None:
     cuts, pieces = plain_pieces(p, BLOCK_N, 1, 264)
     assert cuts == 0
     assert max(len(x.blocks) for x in pieces) < 20
+
+
+@given(calls(st.integers(1, 60)))
+def test_thread_blocks_that_merge_two_by_two(call: Call) -> None:
+    """Have the two pieces of a tile, side by side, and nothing else; otherwise all is as without them."""
+    cuts, pieces = plain_pieces(call.p, BLOCK_N, call.lines, call.num_parts, pairs=True)
+    without = checked_pieces(call, 1)
+    if cuts != 2 or call.parts_of_line % 2:
+        assert (cuts, pieces) == without
+        return
+    assert all(x.entry.rows == 0 and not x.whole for x in pieces), "nothing is left to the merging kernel"
+    assert len({x.part for x in pieces}) == len(pieces)
+    tiles = defaultdict(list)
+    for x in pieces:
+        tiles[x.batch, x.kv_head, x.m_block].append(x)
+    assert tiles.keys() == call.tiles.keys()
+    for tile, (x, y) in tiles.items():
+        assert sorted([*x.blocks, *y.blocks]) == list(range(*call.tiles[tile])), "every block once"
+        (first, line), (second, other) = divmod(x.part, call.lines), divmod(y.part, call.lines)
+        assert (first % 2, second, line) == (0, first + 1, other)
+
+
+@pytest.mark.parametrize(
+    ("batch", "keys", "heads", "cuts"),
+    [
+        (64, 8192, (32, 1), 2),
+        (8, 32_768, (32, 8), 2),
+        (67, 8192, (32, 1), 0),  # there is no second thread block for every tile
+        (4, 1024, (32, 8), 2),  # each tile could have four, but merging would take longer
+        (4, 8192, (32, 8), 4),
+        (1, 1024, (32, 8), 2),
+        (1, 2048, (32, 8), 0),
+        (40, 100_000, (32, 1), 2),  # two thread blocks each are all that the memory takes
+        (32, 2048, (32, 1), 2),
+        (32, 8192, (32, 1), 4),
+        (1, 131_072, (32, 8), 16),
+    ],
+)
+def test_which_tiles_are_cut_in_two(batch: int, keys: int, heads: tuple[int, int], cuts: int) -> None:
+    """On 132 multiprocessors, one thread block on each, with key blocks of 64."""
+    p = params(
+        batch=batch, nheads=heads[0], nheads_k=heads[1], seqlen_q=1, seqlen_k=keys, num_splits=0, head_dim=128,
+        head_dim_v=128,
+    )  # fmt: skip
+    assert plain_pieces(p, 64, heads[1], 132, pairs=True)[0] == cuts
