@@ -42,6 +42,15 @@ const SplitLaunch &launch_of(const flash3_params &p, const SplitKernel &kernel, 
   return core::computed_by_warps(p) && p.page_table == nullptr ? kernel.dense_for_warps : kernel.boxes;
 }
 
+// Key blocks of a sequence at most.
+int64_t most_key_blocks(const core::SplitSchedule &s) { return s.k.filled.rows / s.block_n + 2; }
+
+// Whether no sequence has more than some: short enough that merging counts most.
+bool has_few_keys(const core::SplitSchedule &s) {
+  constexpr int64_t kFewBlocks = 66;
+  return most_key_blocks(s) <= kFewBlocks;
+}
+
 core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &kernel, const core::SplitFlight &how,
                                   int32_t multiprocessors) {
   core::SplitSchedule s;
@@ -60,13 +69,12 @@ core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &ker
   s.num_lines = core::SplitSchedule::lines(p.nheads_k, blocks);
   s.heads_of_line = p.nheads_k / s.num_lines;
   s.parts_of_line = blocks / s.num_lines;
-  // Without an odd one all may be in pairs, see allow_pairs(). That costs nothing but where three buffers on their way
-  // are hardly enough: 5 % at d 96.
-  if (how.blocks_per_sm == 2 && how.stages == 2 && s.parts_of_line > 1) s.parts_of_line &= ~1;
+  // Without an odd one all may be in pairs.
+  const bool all_may_be_cut = int64_t{2} * s.batch * s.heads_of_line <= s.parts_of_line;
+  if (all_may_be_cut && has_few_keys(s) && core::merges_in_pairs(p)) s.parts_of_line &= ~1;
   // The line of a balanced schedule has 32-bit places, whatever cu_seqlens_q holds.
   const core::SplitBounds bounds = core::SplitBounds::of(p);
-  const int64_t most_blocks = s.k.filled.rows / kernel.block_n + 2;
-  if (s.balanced() && bounds.most_tiles > core::SplitSchedule::kMostPlaces / most_blocks) s.num_splits = 1;
+  if (s.balanced() && bounds.most_tiles > core::SplitSchedule::kMostPlaces / most_key_blocks(s)) s.num_splits = 1;
   if (s.balanced() && core::is_plain_decoding(p) && !core::is_latent(p)) {
     s.allow_even_cuts();
     s.allow_lone_blocks(how.blocks_per_sm, bounds.tile_rows);
@@ -234,15 +242,17 @@ core::Status split_forward(const flash3_params &params, const DeviceInfo &device
   if (!status.ok()) return status;
   const bool appends = appends_itself(params, args.schedule);
   const void *const function = function_of(params, *kernel, args.schedule, appends);
-  const uint32_t shared_bytes = launch_of(params, *kernel, args.key_loads).shared_bytes;
+  const SplitLaunch &flight = launch_of(params, *kernel, args.key_loads);
   const uint32_t most_bytes =
       std::max({kernel->boxes.shared_bytes, kernel->rows.shared_bytes, kernel->dense_for_warps.shared_bytes});
   cudaError_t error = allow_shared_memory(function, most_bytes, device.ordinal);
   if (error != cudaSuccess) return cuda_error("setting the size of shared memory", error);
   const dim3 blocks(static_cast<unsigned>(args.schedule.num_lines * core::blocks_of_tile(params)),
                     static_cast<unsigned>(args.schedule.parts_of_line));
-  Start how{blocks, kernel->threads, shared_bytes};
-  if (core::merges_in_pairs(params) && args.schedule.allows_pairs()) {
+  Start how{blocks, kernel->threads, flight.shared_bytes};
+  // Where two thread blocks share a multiprocessor the memory is slower for clusters: 3 to 7 % of long calls.
+  const bool pays = flight.blocks_per_sm == 1 || has_few_keys(args.schedule);
+  if (pays && core::merges_in_pairs(params) && args.schedule.allows_pairs()) {
     int32_t pairs = 0;
     error = resident_pairs(function, how, device.ordinal, &pairs);
     if (error != cudaSuccess) return cuda_error("asking how many clusters run at once", error);
