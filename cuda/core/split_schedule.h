@@ -94,10 +94,10 @@ struct SplitSchedule {
   bool allows_pairs() const { return allows_even_cuts() && cuts.divisor > 1 && parts_of_line % 2 == 0; }
   // block_bytes: of K and V of a key block; few_rows: of each tile; multiprocessors: that there are.
   void allow_pairs(int64_t block_bytes, bool few_rows, int64_t multiprocessors) {
-    // In blocks: what two thread blocks read while more would merge, those being alone with the memory; of which they
-    // take the more, the more tiles there are.
+    // In blocks: what a thread block reads while the merging kernel would merge, as measured. Two of them read a tile
+    // more slowly than more would, but the less so the more tiles there are: of `enough` as fast as the memory is.
     const int64_t alone = std::max<int64_t>((few_rows ? 416 : 288) * 1024 / block_bytes, few_rows ? 10 : 1);
-    const int64_t enough = 3 * multiprocessors / 10;  // tiles, for which two thread blocks each take all of it
+    const int64_t enough = 3 * multiprocessors / 10;
     const int64_t tiles = int64_t{batch} * nheads_k;
     pairs = true;
     longest_paired_tile = static_cast<int32_t>(alone + alone / 4 + kTileCost);
