@@ -122,12 +122,14 @@ struct Repair {
     int32_t first_bad = INT32_MAX, last_bad = -1;
 #pragma unroll 1
     for (int behind = 0; behind < 2; ++behind) {
-      const int32_t end = behind == 0 ? min(by_all.begin, all.end) : all.end;
+      // Counted without a sign: the last key may be almost 2^31.
+      const uint32_t end = behind == 0 ? min(by_all.begin, all.end) : all.end;
+      const uint32_t begin = behind == 0 ? all.begin : max(by_all.end, all.begin);
 #pragma unroll 1
-      for (int32_t key = (behind == 0 ? all.begin : max(by_all.end, all.begin)) + lane; key < end; key += 32) {
+      for (uint32_t key = begin + lane; key < end; key += 32) {
         if (finite(v_rows.at(key))) continue;
-        first_bad = min(first_bad, key);
-        last_bad = max(last_bad, key);
+        first_bad = min(first_bad, static_cast<int32_t>(key));
+        last_bad = max(last_bad, static_cast<int32_t>(key));
       }
     }
     first_bad = __reduce_min_sync(0xffffffffu, first_bad);

@@ -59,7 +59,10 @@ __global__ void __launch_bounds__(Traits::kThreads) __maxnreg__(Traits::kLaunchR
     if (producer >= 0) prefetch_first_block<Traits>(args, schedule, part, side, producer / 2);
   }
 
-  if (schedule.pairs) ptx::cluster_arrive_relaxed();
+  if (schedule.pairs) {
+    __syncwarp();  // lanes had blocks of their own to ask for
+    ptx::cluster_arrive_relaxed();
+  }
   const core::SplitParts parts = finder.find(part);
   if (schedule.pairs) ptx::cluster_wait();  // the barriers of both blocks are there
   const core::SplitCursor cursor = finder.cursor();
