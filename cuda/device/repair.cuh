@@ -6,8 +6,8 @@
 // again from the keys that it sees.
 //
 // By one whole warp, where its rows have been put down, and from nothing but the tile: what is kept for it takes
-// registers from the main loop. The rows of a warp share the look at keys that some of them do not see, and the
-// products, which are those of a warp: whoever has NaN in a tensor waits for all of this in every tile.
+// registers from the main loop. The rows of a warp share the look at keys that some of them do not see: whoever has NaN
+// in a tensor waits for that in every tile.
 #pragma once
 
 #include <cstdint>
@@ -17,12 +17,9 @@
 #include "device/key_rows.cuh"
 #include "device/pack.cuh"
 #include "device/ptx.cuh"
-#include "device/recompute.cuh"
 #include "device/scores.cuh"
-#include "device/softmax.cuh"
 #include "device/tile_rows.cuh"
 #include "device/tile_traits.cuh"
-#include "device/warp_mma.cuh"
 
 namespace flash3::device {
 
@@ -100,24 +97,12 @@ struct Repair {
     return {args, of, tile, KeyRows<Traits>::start(args, tile, 0, 0), tile.head / args.group};
   }
 
-  // What all rows with a bit see, and what any of them does.
-  struct Seen {
-    Keys by_all, by_any;
-  };
-  __device__ __forceinline__ Seen seen_by(uint32_t rows) const {
-    const bool counts = (rows >> lane & 1) != 0;
-    const Keys own = counts ? seen(lane) : Keys{};
-    return {{__reduce_max_sync(0xffffffffu, counts ? own.begin : 0),
-             __reduce_min_sync(0xffffffffu, counts ? own.end : INT32_MAX)},
-            {__reduce_min_sync(0xffffffffu, counts ? own.begin : INT32_MAX),
-             __reduce_max_sync(0xffffffffu, counts ? own.end : 0)}};
-  }
-
   // A bit for each of the warp's rows: whether there are V rows that are not finite among the keys that took part and
   // that it does not see. Those are in front of what the last row sees, and behind what the first one does.
   __device__ __forceinline__ uint32_t rows_with_bad_neighbours(int rows) const {
     const Keys all = loaded();
-    const Keys by_all = seen_by((1u << rows) - 1).by_all;
+    const Keys own = seen(min(lane, rows - 1));
+    const Keys by_all = {__reduce_max_sync(0xffffffffu, own.begin), __reduce_min_sync(0xffffffffu, own.end)};
     const KeyRows<Traits> v_rows = key_rows(args.v);
     int32_t first_bad = INT32_MAX, last_bad = -1;
 #pragma unroll 1
@@ -134,7 +119,6 @@ struct Repair {
     }
     first_bad = __reduce_min_sync(0xffffffffu, first_bad);
     last_bad = __reduce_max_sync(0xffffffffu, last_bad);
-    const Keys own = seen(min(lane, rows - 1));
     return __ballot_sync(0xffffffffu, first_bad < own.begin || last_bad >= own.end);
   }
 

@@ -59,9 +59,9 @@ def calls(draw: st.DrawFn, parts_of_line: st.SearchStrategy[int]) -> Call:
     return Call(p, [(seqlen_q, n) for n in lengths_k], heads, lines, draw(parts_of_line))
 
 
-def checked_pieces(call: Call, blocks_per_sm: int, *, pairs: bool = False) -> tuple[int, list[Piece]]:
+def checked_pieces(call: Call, blocks_per_sm: int) -> tuple[int, list[Piece]]:
     """plain_pieces(), in which every key block is there once and partial results have places of their own."""
-    cuts, pieces = plain_pieces(call.p, BLOCK_N, call.lines, call.num_parts, blocks_per_sm, pairs=pairs)
+    cuts, pieces = plain_pieces(call.p, BLOCK_N, call.lines, call.num_parts, blocks_per_sm)
     check(pieces, call.of, call.heads[0] // call.heads[1], call.tiles)
     numbers = [x.number for x in pieces if not x.whole]
     assert len(set(numbers)) == len(numbers), "partial results have places of their own"
