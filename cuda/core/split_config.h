@@ -147,6 +147,19 @@ inline bool merges_in_pairs(const flash3_params &p) {
   return is_plain_decoding(p) && !is_latent(p) && (computed_by_warps(p) || !appends_itself(p));
 }
 
+// Bytes of K and V of a key block.
+inline int64_t block_bytes(const flash3_params &p, const SplitSchedule &schedule) {
+  return int64_t{schedule.block_n} * (p.head_dim + p.head_dim_v) * 2;
+}
+
+// As schedules go, too. Then allow_pairs() makes it so, where the GPU holds as many clusters.
+inline bool may_merge_in_pairs(const flash3_params &p, const SplitSchedule &schedule) {
+  return merges_in_pairs(p) && schedule.allows_pairs();
+}
+inline void allow_pairs(const flash3_params &p, int64_t multiprocessors, SplitSchedule *schedule) {
+  schedule->allow_pairs(block_bytes(p, *schedule), computed_by_warps(p), multiprocessors);
+}
+
 // Rows of out and q in all.
 inline int64_t query_rows(const flash3_params &p) {
   return p.cu_seqlens_q != nullptr ? p.total_q : int64_t{p.batch} * p.seqlen_q;

@@ -113,10 +113,7 @@ FLASH3_API int64_t flash3_test_plain_pieces(const flash3_params *params, int32_t
   SplitSchedule schedule = split_schedule(*params, block_n, num_lines, num_parts);
   schedule.allow_even_cuts();
   schedule.allow_lone_blocks(blocks_per_sm, SplitBounds::of(*params).tile_rows);
-  if (pairs != 0 && merges_in_pairs(*params) && schedule.allows_pairs()) {
-    const int64_t block_bytes = int64_t{block_n} * (params->head_dim + params->head_dim_v) * 2;
-    schedule.allow_pairs(block_bytes, computed_by_warps(*params), num_parts / blocks_per_sm);
-  }
+  if (pairs != 0 && may_merge_in_pairs(*params, schedule)) allow_pairs(*params, num_parts / blocks_per_sm, &schedule);
   const int32_t total = flash3_test_split_places(params, block_n, num_lines);
   int32_t largest = SplitSchedule::kTileCost;
   for (int32_t b = 0; b < params->batch; ++b) {

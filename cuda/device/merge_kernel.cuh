@@ -42,6 +42,12 @@ __global__ void __launch_bounds__(kMergeThreads, kCols <= 4 ? 1 : 0)
   const int warp = threadIdx.x / 32;
   core::SplitSchedule schedule = args.schedule;
   if (schedule.allows_even_cuts()) find_cuts<kMergeThreads>(schedule);
+  if (schedule.nothing_to_merge()) {
+    // One warp sees to it that this kernel does not end before the one whose results are awaited behind it. The fewer
+    // have to wake up for that the sooner it ends.
+    if (blockIdx.x == 0 && warp == 0) ptx::wait_for_previous_kernel();
+    return;
+  }
   const auto block = static_cast<int32_t>(blockIdx.x);
   const auto blocks = static_cast<int32_t>(gridDim.x);
   const int32_t units = kMergeWarps / args.warps_of_row;  // of a block
@@ -66,7 +72,6 @@ __global__ void __launch_bounds__(kMergeThreads, kCols <= 4 ? 1 : 0)
   for (int round = 0; round < 2; ++round) {
     const bool real = round == 1;
     if (real) ptx::wait_for_previous_kernel();
-    if (real && schedule.nothing_to_merge()) return;
     const Merge<Element, kCols> merger{args, shared, real};
 #pragma unroll 1
     for (int32_t base = unit; base < args.num_items; base += 32 * num_units) {

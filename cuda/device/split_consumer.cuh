@@ -69,13 +69,13 @@ struct SplitConsumer : SplitConsumerBase<Traits, SplitConsumer<Traits>> {
       load_next_q(next);
     }
     await_q();  // in front of the stores: the fence would wait for them
+    const SplitStore<Traits> results{args, schedule, hint};
     if constexpr (Traits::kMergesInPairs) {
       if (schedule.merged_by_pairs()) {
-        const SplitStore<Traits> store{args, schedule, hint};
-        return SplitPairs<Traits>{smem, store, q_buffer ^ 1}.merge(piece, q_span.start, rows, softmax, o);
+        return SplitPairs<Traits>{smem, results, q_buffer ^ 1}.merge(piece, q_span.start, rows, softmax, o);
       }
     }
-    store(piece, part, q_span, rows, softmax, o);
+    store(piece, part, q_span.start, rows, softmax, o, results);
   }
 
  private:
@@ -196,46 +196,41 @@ struct SplitConsumer : SplitConsumerBase<Traits, SplitConsumer<Traits>> {
 
   __device__ __forceinline__ bool modifies_scores() const { return !Traits::kPlain && args.modifies_scores; }
 
-  __device__ __forceinline__ void store(const core::SplitPiece &piece, const core::SplitPartId &part,
-                                        const core::SeqSpan &q_span, const PackedRows &rows,
-                                        const OnlineSoftmax &softmax, const float (&o)[kOutputs]) const {
+  // first_row: of the sequence, in out.
+  __device__ __forceinline__ void store(const core::SplitPiece &piece, const core::SplitPartId &part, int64_t first_row,
+                                        const PackedRows &rows, const OnlineSoftmax &softmax,
+                                        const float (&o)[kOutputs], const SplitStore<Traits> &whole) const {
     const int lane = threadIdx.x % 32;
     OnlineSoftmax::Sinks sinks = {{-INFINITY, -INFINITY}};
-    if (args.sinks != nullptr && piece.whole) sinks = {{args.sinks[rows.head[0]], args.sinks[rows.head[1]]}};
+    if (piece.whole) sinks = {{whole.sink_of(rows.head[0]), whole.sink_of(rows.head[1])}};
     const RowResults results = softmax.finish(sinks);
     const Partials &partials = args.partials;
     const int32_t number = schedule.number(piece, part);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       if (!rows.exists[r]) continue;
-      const int64_t row = q_span.start + rows.query[r];  // of out
-      if (piece.whole) {
-        auto *const to = const_cast<Element *>(row_of<Element>(args.out, piece.batch, row, rows.head[r]));
-        if (args.lse != nullptr && lane % 4 == 0) {
-          ptx::store(args.lse + piece.batch * args.lse_batch_stride + rows.head[r] * args.lse_head_stride + row,
-                     __float_as_uint(results.lse[r].value()), hint);
-        }
+      const int64_t row = first_row + rows.query[r];
+      const auto for_each_two = [&](auto put) {
 #pragma unroll
         for (int j = 0; j < kOutputs / 4; ++j) {
           const int col = 8 * j + 2 * (lane % 4);
-          if (col >= args.head_dim_v) continue;
-          const uint32_t two =
-              pack2<Element>(o[4 * j + 2 * r] * results.factor[r], o[4 * j + 2 * r + 1] * results.factor[r]);
-          ptx::store(to + col, results.empty[r] ? 0u : two, hint);
+          if (col < args.head_dim_v) put(col, o[4 * j + 2 * r], o[4 * j + 2 * r + 1]);
         }
+      };
+      const float factor = results.factor[r];
+      if (piece.whole) {
+        Element *const to = whole.place(piece.batch, row, rows.head[r]);
+        if (lane % 4 == 0) whole.lse(piece.batch, row, rows.head[r], results.lse[r]);
+        for_each_two([&](int col, float x, float y) { whole.two(to + col, results.empty[r], factor, x, y); });
       } else {
         const int64_t query = args.packed_q ? row : int64_t{piece.batch} * args.seqlen_q + row;
         const int64_t at = partials.row(schedule, number, rows.index(r), query, rows.head[r]);
         if (lane % 4 == 0) partials.lse[at] = results.lse[r].value();
         if (results.empty[r]) continue;  // nobody reads it
         float *const to = partials.out + at * args.head_dim_v;
-#pragma unroll
-        for (int j = 0; j < kOutputs / 4; ++j) {
-          const int col = 8 * j + 2 * (lane % 4);
-          if (col >= args.head_dim_v) continue;
-          *reinterpret_cast<float2 *>(to + col) =
-              make_float2(o[4 * j + 2 * r] * results.factor[r], o[4 * j + 2 * r + 1] * results.factor[r]);
-        }
+        for_each_two([&](int col, float x, float y) {
+          *reinterpret_cast<float2 *>(to + col) = make_float2(x * factor, y * factor);
+        });
       }
     }
   }

@@ -5,7 +5,6 @@
 #include <cstdint>
 
 #include "core/split_pieces.h"
-#include "device/pack.cuh"
 #include "device/packed_rows.cuh"
 #include "device/pair_exchange.cuh"
 #include "device/ptx.cuh"
@@ -77,10 +76,9 @@ struct SplitPairs {
         const auto both = [&](int i, float x) {
           const int at = 4 * j + 2 * r + i;
           const float own = first ? o[at] : o[4 * kEights + at];
-          return fmaf(own, weights[r].own, x * weights[r].other) * results.factor[r];
+          return fmaf(own, weights[r].own, x * weights[r].other);
         };
-        const uint32_t two = pack2<Element>(both(0, other.x), both(1, other.y));
-        ptx::store(to + col, results.empty[r] ? 0u : two, store.hint);
+        store.two(to + col, results.empty[r], results.factor[r], both(0, other.x), both(1, other.y));
       }
     }
   }

@@ -40,15 +40,20 @@ struct SplitStore {
     return const_cast<Element *>(row_of<Element>(args.out, batch, row, head));
   }
 
-  // Four columns of a row of such a tile, from what was accumulated of them.
+  // Two columns of a row, from what was accumulated of them.
+  __device__ __forceinline__ void two(Element *to, bool empty, float factor, float x, float y) const {
+    ptx::store(to, empty ? 0u : pack2<Element>(x * factor, y * factor), hint);
+  }
+
+  // Four columns of a row of such a tile.
   __device__ __forceinline__ void four(const core::SplitPiece &piece, int64_t first_row, int row, int32_t head, int col,
                                        const RowResult &result, const float4 &sum) const {
     const int64_t out_row = first_row + schedule.query(row);
     if (col == 0) lse(piece.batch, out_row, head, result.lse);
     if (col >= args.head_dim_v) return;
     auto *const to = place(piece.batch, out_row, head) + col;
-    ptx::store(to, result.empty ? 0u : pack2<Element>(sum.x * result.factor, sum.y * result.factor), hint);
-    ptx::store(to + 2, result.empty ? 0u : pack2<Element>(sum.z * result.factor, sum.w * result.factor), hint);
+    two(to, result.empty, result.factor, sum.x, sum.y);
+    two(to + 2, result.empty, result.factor, sum.z, sum.w);
   }
 };
 

@@ -82,15 +82,11 @@ core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &ker
   return s;
 }
 
-int64_t block_bytes(const flash3_params &p, const core::SplitSchedule &schedule) {
-  return int64_t{schedule.block_n} * (p.head_dim + p.head_dim_v) * 2;
-}
-
 // The cost of a line up to which K and V are marked as the first to leave L2. What others have left there, much of it
 // yet to be written to memory, then stays. More keys than these come quicker without the mark.
 int32_t passing_cost(const flash3_params &p, const core::SplitSchedule &schedule) {
   constexpr int64_t kPassingBytes = int64_t{224} << 20;
-  return static_cast<int32_t>(kPassingBytes / (block_bytes(p, schedule) * schedule.num_lines));
+  return static_cast<int32_t>(kPassingBytes / (core::block_bytes(p, schedule) * schedule.num_lines));
 }
 
 // Where results go, which is all that the merging needs of the arguments beside the schedule.
@@ -252,13 +248,13 @@ core::Status split_forward(const flash3_params &params, const DeviceInfo &device
   Start how{blocks, kernel->threads, flight.shared_bytes};
   // Where two thread blocks share a multiprocessor the memory is slower for clusters: 3 to 7 % of long calls.
   const bool pays = flight.blocks_per_sm == 1 || has_few_keys(args.schedule);
-  if (pays && core::merges_in_pairs(params) && args.schedule.allows_pairs()) {
+  if (pays && core::may_merge_in_pairs(params, args.schedule)) {
     int32_t pairs = 0;
     error = resident_pairs(function, how, device.ordinal, &pairs);
     if (error != cudaSuccess) return cuda_error("asking how many clusters run at once", error);
     // A pair that had to wait for others would be late.
     if (int64_t{2} * pairs >= int64_t{args.schedule.num_lines} * args.schedule.parts_of_line) {
-      args.schedule.allow_pairs(block_bytes(params, args.schedule), core::computed_by_warps(params), multiprocessors);
+      core::allow_pairs(params, multiprocessors, &args.schedule);
       how.pairs = Start::Pairs::kAlongY;
     }
   }
