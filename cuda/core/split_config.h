@@ -141,9 +141,9 @@ inline bool appends_itself(const flash3_params &p) {
   return decodes_all_keys(p) && p.seqlen_q == 1 && p.k_new != nullptr && p.seqlen_k_new == 1;
 }
 
-// Whether thread blocks of a call may merge two by two (SplitSchedule::merged_by_pairs). The kernel that writes new
+// Whether thread blocks of a call may merge in clusters (SplitSchedule::merged_by_clusters). The kernel that writes new
 // rows and computes by a warpgroup has no registers left for it: 4 to 7 % of small calls.
-inline bool merges_in_pairs(const flash3_params &p) {
+inline bool merges_in_clusters(const flash3_params &p) {
   return is_plain_decoding(p) && !is_latent(p) && (computed_by_warps(p) || !appends_itself(p));
 }
 
@@ -152,12 +152,30 @@ inline int64_t block_bytes(const flash3_params &p, const SplitSchedule &schedule
   return int64_t{schedule.block_n} * (p.head_dim + p.head_dim_v) * 2;
 }
 
-// As schedules go, too. Then allow_pairs() makes it so, where the GPU holds as many clusters.
+// Whether they may do so two by two as the schedule of the call is. Then allow_pairs() makes it so, where the GPU holds
+// as many clusters.
 inline bool may_merge_in_pairs(const flash3_params &p, const SplitSchedule &schedule) {
-  return merges_in_pairs(p) && schedule.allows_pairs();
+  return merges_in_clusters(p) && schedule.allows_pairs();
 }
 inline void allow_pairs(const flash3_params &p, int64_t multiprocessors, SplitSchedule *schedule) {
   schedule->allow_pairs(block_bytes(p, *schedule), computed_by_warps(p), multiprocessors);
+}
+
+// Whether clusters of so many thread blocks, one for each tile, are quicker than all multiprocessors and the merging
+// kernel even for as many keys as a sequence may have. Then cut_for_clusters() makes it so, likewise.
+inline bool suits_clusters(const flash3_params &p, const SplitSchedule &schedule, int64_t blocks,
+                           int64_t multiprocessors) {
+  // Bytes that a thread block reads while the merging kernel, which takes longer to come where heads are wide, would
+  // merge; and key blocks for each, so that as many as eight pay. As measured.
+  const int64_t alone = (p.head_dim <= 128 ? 384 : 768) * 1024;
+  constexpr int64_t kLeastBlocks = 2, kFew = 4;
+  const int64_t tiles = int64_t{p.batch} * p.nheads_k;
+  if (!merges_in_clusters(p) || !computed_by_warps(p) || !schedule.allows_even_cuts()) return false;
+  if (tiles == 0 || tiles * blocks > multiprocessors) return false;
+  const int64_t most = multiprocessors / tiles;  // of thread blocks for a tile
+  const int64_t most_keys = schedule.k.filled.rows;
+  if (blocks > kFew && most_keys < kLeastBlocks * blocks * schedule.block_n) return false;
+  return most_keys * block_bytes(p, schedule) / schedule.block_n * (most - blocks) <= alone * blocks * most;
 }
 
 // Rows of out and q in all.

@@ -59,11 +59,11 @@ struct SplitSchedule {
   Divisor cuts = {1, 0, 0};
   SplitParts even_parts = {0, 0, 0, 0};
   bool even = false;  // they are; what the lengths decide
-  // Parts 2 * i and 2 * i + 1 of a line are thread blocks that reach into each other's shared memory: where they have
-  // the two pieces of a tile they merge these themselves. As that is quick, tiles of up to that cost are cut in two
-  // although they could be cut in more: whatever their lengths are, and where these are about equal.
-  bool pairs = false;
-  int32_t longest_paired_tile = 0, longest_equal_paired_tile = 0;
+  // Above 1: parts of a line, so many side by side, are thread blocks that reach into each other's shared memory. Where
+  // these have the pieces of a tile they merge them themselves. As that is quick, tiles of up to that cost are cut into
+  // so many although they could be cut into more: whatever their lengths are, and where these are about equal.
+  Divisor cluster_cuts = {1, 0, 0};
+  int32_t longest_clustered_tile = 0, longest_equal_clustered_tile = 0;
   // Tiles are few enough for an entry each, in their order; otherwise parts have one.
   bool entries_by_tile = false;
   // Of a balanced schedule with one tile, where two thread blocks share a multiprocessor: how many tiles a line has if
@@ -99,14 +99,24 @@ struct SplitSchedule {
     const int64_t alone = std::max<int64_t>((few_rows ? 416 : 288) * 1024 / block_bytes, few_rows ? 10 : 1);
     const int64_t enough = 3 * multiprocessors / 10;
     const int64_t tiles = int64_t{batch} * nheads_k;
-    pairs = true;
-    longest_paired_tile = static_cast<int32_t>(alone + alone / 4 + kTileCost);
-    longest_equal_paired_tile = kMostPlaces;
+    cluster_cuts = Divisor::make(2);
+    longest_clustered_tile = static_cast<int32_t>(alone + alone / 4 + kTileCost);
+    longest_equal_clustered_tile = kMostPlaces;
     if (tiles < enough) {
-      longest_equal_paired_tile =
+      longest_equal_clustered_tile =
           static_cast<int32_t>(std::min(alone * enough / (enough - tiles), 4 * alone) + kTileCost);
     }
   }
+
+  // Gives each tile a cluster of so many thread blocks, whatever the lengths are, and nothing to other ones.
+  void cut_for_clusters(int32_t blocks) {
+    parts_of_line = batch * heads_of_line * blocks;
+    allow_even_cuts();
+    cluster_cuts = cuts;
+    longest_clustered_tile = kMostPlaces;
+  }
+  // Whether that is so.
+  bool all_in_clusters() const { return longest_clustered_tile == kMostPlaces; }
 
   FLASH3_HD bool allows_even_cuts() const { return even_parts.parts > 0; }
 
@@ -185,9 +195,10 @@ struct SplitSchedule {
   // The same where even cuts and lone blocks are allowed; no tile costs more than `largest`. Finds out which it is.
   FLASH3_HD SplitParts plain_parts(int32_t total, int32_t largest) {
     even = true;
-    if (largest <= longest_paired_tile || (largest <= longest_equal_paired_tile && equal(total, largest))) {
-      const int32_t pieces = even_parts.total / static_cast<int32_t>(cuts.divisor) * 2;
-      cuts = {2, uint32_t{1} << 31, 32};  // Divisor::make(2), which is for the host
+    if (largest <= longest_clustered_tile || (largest <= longest_equal_clustered_tile && equal(total, largest))) {
+      const int32_t tiles = even_parts.total / static_cast<int32_t>(cuts.divisor);
+      cuts = cluster_cuts;
+      const int32_t pieces = tiles * static_cast<int32_t>(cuts.divisor);
       return {pieces, pieces, 1, 0};
     }
     if (largest <= longest_lone_tile && int64_t{lone_tiles} * largest * 16 <= int64_t{total} * 17) {
@@ -241,10 +252,12 @@ struct SplitSchedule {
   // Whether tiles are cut alike, and not at all.
   FLASH3_HD bool all_whole() const { return even && cuts.divisor == 1; }
 
-  // Whether the thread blocks that have the two pieces of a tile merge them.
-  FLASH3_HD bool merged_by_pairs() const { return even && pairs && cuts.divisor == 2; }
+  FLASH3_HD bool in_clusters() const { return cluster_cuts.divisor > 1; }
 
-  FLASH3_HD bool nothing_to_merge() const { return all_whole() || merged_by_pairs(); }
+  // Whether the thread blocks that have the pieces of a tile merge them.
+  FLASH3_HD bool merged_by_clusters() const { return even && in_clusters() && cuts.divisor == cluster_cuts.divisor; }
+
+  FLASH3_HD bool nothing_to_merge() const { return all_whole() || merged_by_clusters(); }
 
  private:
   // Whether no tile of a line costs much more than the mean.

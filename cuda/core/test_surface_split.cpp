@@ -106,14 +106,19 @@ FLASH3_API int64_t flash3_test_split_pieces(const flash3_params *params, int32_t
 }
 
 // The same of plain decoding, where tiles may be cut alike, or a multiprocessor have one thread block with something to
-// do. pairs: whether thread blocks may merge two by two. cuts: into how many pieces tiles are cut; 0: not alike.
+// do. cluster: how many thread blocks merge, by themselves where it is more than one. cuts: into how many pieces tiles
+// are cut; 0: not alike.
 FLASH3_API int64_t flash3_test_plain_pieces(const flash3_params *params, int32_t block_n, int32_t num_lines,
-                                            int32_t num_parts, int32_t blocks_per_sm, int32_t pairs, int64_t capacity,
+                                            int32_t num_parts, int32_t blocks_per_sm, int32_t cluster, int64_t capacity,
                                             int64_t *pieces, int32_t *cuts) {
   SplitSchedule schedule = split_schedule(*params, block_n, num_lines, num_parts);
   schedule.allow_even_cuts();
   schedule.allow_lone_blocks(blocks_per_sm, SplitBounds::of(*params).tile_rows);
-  if (pairs != 0 && may_merge_in_pairs(*params, schedule)) allow_pairs(*params, num_parts / blocks_per_sm, &schedule);
+  if (cluster > 2) {
+    schedule.cut_for_clusters(cluster);
+  } else if (cluster == 2 && may_merge_in_pairs(*params, schedule)) {
+    allow_pairs(*params, num_parts / blocks_per_sm, &schedule);
+  }
   const int32_t total = flash3_test_split_places(params, block_n, num_lines);
   int32_t largest = SplitSchedule::kTileCost;
   for (int32_t b = 0; b < params->batch; ++b) {
@@ -122,6 +127,14 @@ FLASH3_API int64_t flash3_test_plain_pieces(const flash3_params *params, int32_t
   const SplitParts parts = schedule.plain_parts(total, largest);
   *cuts = schedule.even ? static_cast<int32_t>(schedule.cuts.divisor) : 0;
   return put_pieces(schedule, parts, capacity, pieces);
+}
+
+// Whether clusters of so many thread blocks, one for each tile, suit the call.
+FLASH3_API int32_t flash3_test_suits_clusters(const flash3_params *params, int32_t block_n, int32_t num_lines,
+                                              int32_t blocks, int32_t multiprocessors) {
+  SplitSchedule schedule = split_schedule(*params, block_n, num_lines, multiprocessors);
+  schedule.allow_even_cuts();
+  return suits_clusters(*params, schedule, blocks, multiprocessors);
 }
 
 // The first key block of a part if tiles are cut alike, as it is known before the lengths are: batch, kv_head, n.

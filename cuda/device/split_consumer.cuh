@@ -17,8 +17,8 @@
 #include "device/scores.cuh"
 #include "device/softmax.cuh"
 #include "device/split_args.h"
+#include "device/split_clusters.cuh"
 #include "device/split_consumer_base.cuh"
-#include "device/split_pairs.cuh"
 #include "device/split_ring.cuh"
 #include "device/split_side.cuh"
 #include "device/split_store.cuh"
@@ -70,9 +70,9 @@ struct SplitConsumer : SplitConsumerBase<Traits, SplitConsumer<Traits>> {
     }
     await_q();  // in front of the stores: the fence would wait for them
     const SplitStore<Traits> results{args, schedule, hint};
-    if constexpr (Traits::kMergesInPairs) {
-      if (schedule.merged_by_pairs()) {
-        return SplitPairs<Traits>{smem, results, q_buffer ^ 1}.merge(piece, q_span.start, rows, softmax, o);
+    if constexpr (Traits::kMergesInClusters) {
+      if (schedule.merged_by_clusters()) {
+        return SplitClusters<Traits>{smem, results}.merge(q_buffer ^ 1, piece, q_span.start, rows, softmax, o);
       }
     }
     store(piece, part, q_span.start, rows, softmax, o, results);
@@ -144,9 +144,9 @@ struct SplitConsumer : SplitConsumerBase<Traits, SplitConsumer<Traits>> {
     Poison<Traits>{smem}.take_out(smem.kv[v_ring.index][kOfV], suspects, s, o, begin, end);
   }
 
-  // For descriptors; thread blocks that merge in pairs are those of a cluster.
+  // For descriptors; thread blocks that merge are those of a cluster.
   static __device__ __forceinline__ uint32_t address(const void *smem) {
-    return Traits::kMergesInPairs ? ptx::address_in_block(smem) : ptx::shared_address(smem);
+    return Traits::kMergesInClusters ? ptx::address_in_block(smem) : ptx::shared_address(smem);
   }
 
   __device__ __forceinline__ void issue_pv(uint32_t (&p)[kScores / 2], float (&o)[kOutputs]) const {

@@ -30,7 +30,7 @@ __device__ __forceinline__ void init_split(const SplitArgs &args, typename Trait
     ptx::mbarrier_init(&smem.barriers.empty[0][0] + lane,
                        Traits::kConsumerThreads / (lanes_give_back<Traits>(args) ? 1 : 32));
   }
-  if (lane == kBarriers) ptx::mbarrier_init(&smem.barriers.pair, 1);
+  if (lane == kBarriers) ptx::mbarrier_init(&smem.barriers.exchange, 1);
   if (lane < Traits::kBlockN / 32) smem.poison[lane] = 0;
   ptx::fence_mbarrier_init();
 }
@@ -59,12 +59,12 @@ __global__ void __launch_bounds__(Traits::kThreads) __maxnreg__(Traits::kLaunchR
     if (producer >= 0) prefetch_first_block<Traits>(args, schedule, part, side, producer / 2);
   }
 
-  if (schedule.pairs) {
+  if (schedule.in_clusters()) {
     __syncwarp();  // lanes had blocks of their own to ask for
     ptx::cluster_arrive_relaxed();
   }
   const core::SplitParts parts = finder.find(part);
-  if (schedule.pairs) ptx::cluster_wait();  // the barriers of both blocks are there
+  if (schedule.in_clusters()) ptx::cluster_wait();  // the barriers of all blocks are there
   const core::SplitCursor cursor = finder.cursor();
   // More keys than pass through L2 drive results out of it before their lines are full, unless these are to stay.
   const bool pass = schedule.balanced() && finder.line_cost(parts) <= args.passing_cost;

@@ -24,7 +24,7 @@ __device__ __forceinline__ core::SplitSchedule known_schedule(core::SplitSchedul
     s.num_splits = 0;
     s.one_tile = true;
   }
-  if constexpr (!Traits::kMergesInPairs) s.pairs = false;
+  if constexpr (!Traits::kMergesInClusters) s.cluster_cuts.divisor = 1;
   return s;
 }
 
@@ -39,8 +39,8 @@ struct SplitTraits {
   static constexpr bool kAppends = kCalls == SplitCalls::kAppend || kCalls == SplitCalls::kAppendByWarps;
   static constexpr bool kByWarps = kCalls == SplitCalls::kByWarps || kCalls == SplitCalls::kAppendByWarps;
   static constexpr bool kSeesAllKeys = kCalls == SplitCalls::kSeeAllKeys || kByWarps || kAppends;
-  static constexpr bool kWholeTiles = false;                                 // see PartFinder
-  static constexpr bool kMergesInPairs = kPlain && (kByWarps || !kAppends);  // see core::merges_in_pairs
+  static constexpr bool kWholeTiles = false;                                    // see PartFinder
+  static constexpr bool kMergesInClusters = kPlain && (kByWarps || !kAppends);  // see core::merges_in_clusters
   static constexpr core::SplitConfig kConfig = core::kSplitConfigs[kConfigIndex];
   static constexpr int kHeadDim = kConfig.head_dim;
   static constexpr int kBlockM = core::SplitSchedule::kBlockM;
@@ -69,7 +69,7 @@ struct SplitTraits {
 
   struct Barriers {
     uint64_t full[2][kStages], empty[2][kStages];  // of K, of V
-    uint64_t pair;                                 // see PairExchange
+    uint64_t exchange;                             // see ClusterExchange
   };
 
   struct SharedStorage {
@@ -81,7 +81,7 @@ struct SplitTraits {
     int32_t costs[kThreads];
     SplitPart part;
     uint32_t poison[kBlockN / 32];                             // see Poison; a bit a key
-    float2 pair_rows[kBlockM];                                 // see PairExchange
+    float2 exchange_rows[kBlockM];                             // see ClusterExchange
     float2 warp_rows[kConsumerThreads / 32][core::kWarpRows];  // see WarpSums
     alignas(1024) Element kv[kStages][2][kBlockN * kHeadDim];  // K, V; at the end, since not all stages may be there
   };

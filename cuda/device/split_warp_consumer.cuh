@@ -15,8 +15,8 @@
 #include "device/pack.cuh"
 #include "device/ptx.cuh"
 #include "device/split_args.h"
+#include "device/split_clusters.cuh"
 #include "device/split_consumer_base.cuh"
-#include "device/split_pairs.cuh"
 #include "device/split_ring.cuh"
 #include "device/split_side.cuh"
 #include "device/split_store.cuh"
@@ -62,8 +62,8 @@ struct SplitWarpConsumer : SplitConsumerBase<Traits, SplitWarpConsumer<Traits>> 
     sync();
     const SplitStore<Traits> results{args, schedule, hint};
     const int64_t first_row = schedule.q.span(piece.batch).start;
-    if (schedule.merged_by_pairs()) {
-      return SplitPairs<Traits>{smem, results, q_buffer ^ 1}.merge(piece, first_row, rows, sums);
+    if (schedule.merged_by_clusters()) {
+      return SplitClusters<Traits>{smem, results}.merge(piece, first_row, rows, sums);
     }
     store(piece, part, first_row, rows, sums, results);
   }

@@ -84,18 +84,21 @@ struct WarpSums {
     return {top, total};
   }
 
-  // Of eight rows of half of the columns, in a buffer for Q in which there is none: where its rows would be.
-  __device__ __forceinline__ float *free_place(int of_buffer, int row, int col) const {
-    constexpr int kFloats = Traits::kBoxCols / 2;  // of a row, in a column block
-    auto *const buffer = reinterpret_cast<float *>(smem.q[of_buffer]);
-    return buffer + col / kFloats * kFloatsOfColumnBlock + row * kFloats + col % kFloats;
+  // Where a row comes to lie of which another block of a cluster sends some columns, behind all that. All blocks have
+  // as many rows there as a product has.
+  template <int kColumns>
+  __device__ __forceinline__ float *place_of_other(int block, int row, int col) const {
+    constexpr int kFree = kFloatsOfColumnBlock - kFloatsUsed;
+    const int at = (block * kRows + row) * kColumns + col;
+    return reinterpret_cast<float *>(smem.q[0]) + at / kFree * kFloatsOfColumnBlock + kFloatsUsed + at % kFree;
   }
 
  private:
   // Where a warp's output lies for the others: behind the rows of Q in their buffers, two warps in each.
   static constexpr int kFloatsOfColumnBlock = Traits::kBlockM * Traits::kBoxCols / 2;  // of a buffer
   static constexpr int kFloatsOfQ = kRows * Traits::kBoxCols / 2;                      // of those
-  static_assert(kFloatsOfQ + kWarps / 2 * kRows * Traits::kBoxCols <= kFloatsOfColumnBlock, "there is room");
+  static constexpr int kFloatsUsed = kFloatsOfQ + kWarps / 2 * kRows * Traits::kBoxCols;
+  static_assert(kFloatsUsed + kRows * Traits::kBoxCols <= kFloatsOfColumnBlock, "there is room, for other blocks, too");
   __device__ __forceinline__ float *place(int of_warp, int row, int col) const {
     auto *const buffer = reinterpret_cast<float *>(smem.q[of_warp / 2]);
     const int at_row = kFloatsOfQ + (of_warp % 2 * kRows + row) * Traits::kBoxCols;

@@ -8,34 +8,34 @@
 
 namespace flash3::launch {
 
-cudaLaunchAttribute pair_attribute(Start::Pairs along) {
+cudaLaunchAttribute cluster_attribute(const Start &how) {
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {2, 1, 1};
-  if (along == Start::Pairs::kAlongY) attribute.val.clusterDim = {1, 2, 1};
+  attribute.val.clusterDim = {how.cluster.x, how.cluster.y, how.cluster.z};
   return attribute;
 }
 
-cudaError_t resident_pairs(const void *kernel, const Start &how, int32_t device, int32_t *pairs) {
+cudaError_t resident_clusters(const void *kernel, const Start &how, int32_t device, int32_t *clusters) {
   static std::mutex mutex;
-  static std::map<std::tuple<const void *, int32_t, uint32_t>, int32_t> known;
+  static std::map<std::tuple<const void *, int32_t, uint32_t, unsigned>, int32_t> known;
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = known.find({kernel, device, how.shared_bytes});
+  const unsigned blocks = how.cluster.x * how.cluster.y;
+  const auto found = known.find({kernel, device, how.shared_bytes, blocks});
   if (found != known.end()) {
-    *pairs = found->second;
+    *clusters = found->second;
     return cudaSuccess;
   }
   cudaError_t error = allow_shared_memory(kernel, how.shared_bytes, device);
   if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attribute = pair_attribute(Start::Pairs::kAlongX);
+  cudaLaunchAttribute attribute = cluster_attribute(how);
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(2);
+  config.gridDim = how.cluster;
   config.blockDim = dim3(static_cast<unsigned>(how.threads));
   config.dynamicSmemBytes = how.shared_bytes;
   config.attrs = &attribute;
   config.numAttrs = 1;
-  error = cudaOccupancyMaxActiveClusters(pairs, kernel, &config);
-  if (error == cudaSuccess) known[{kernel, device, how.shared_bytes}] = *pairs;
+  error = cudaOccupancyMaxActiveClusters(clusters, kernel, &config);
+  if (error == cudaSuccess) known[{kernel, device, how.shared_bytes, blocks}] = *clusters;
   return error;
 }
 

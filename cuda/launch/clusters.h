@@ -9,12 +9,11 @@
 
 namespace flash3::launch {
 
-// Pairs of thread blocks of a kernel that the device, which is current, holds at once. Its multiprocessors come in
-// groups, and one of an odd group is left over, so these may be less than half of its multiprocessors. Asked for once
-// per kernel, device and size of shared memory.
-cudaError_t resident_pairs(const void *kernel, const Start &how, int32_t device, int32_t *pairs);
+// Clusters of a kernel that the device, which is current, holds at once. Its multiprocessors come in groups, and some
+// of a group may be left over, so these may be fewer than its multiprocessors have room for. Asked for once per kernel,
+// device, and sizes of shared memory and clusters.
+cudaError_t resident_clusters(const void *kernel, const Start &how, int32_t device, int32_t *clusters);
 
-// The launch attribute of clusters of two.
-cudaLaunchAttribute pair_attribute(Start::Pairs along);
+cudaLaunchAttribute cluster_attribute(const Start &how);
 
 }  // namespace flash3::launch

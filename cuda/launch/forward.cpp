@@ -214,7 +214,7 @@ cudaError_t enqueue_forward(const FwdKernel &kernel, device::FwdArgs *args, unsi
   if (error != cudaSuccess) return error;
   Start how{dim3(blocks), kernel.threads, kernel.shared_bytes};
   how.early = !kernel.paired && args->tile_counter != nullptr;  // there is a preparing kernel
-  if (kernel.paired) how.pairs = Start::Pairs::kAlongX;
+  if (kernel.paired) how.cluster = {2, 1, 1};
   return start(kernel.function, how, args, stream);
 }
 
@@ -238,7 +238,9 @@ core::Status forward(const flash3_params &params, void *stream) {
   int32_t pairs = 0;
   cudaError_t error = cudaSuccess;
   if (kernel->paired) {
-    error = resident_pairs(kernel->function, {dim3(2), kernel->threads, kernel->shared_bytes}, device.ordinal, &pairs);
+    Start how{dim3(2), kernel->threads, kernel->shared_bytes};
+    how.cluster = {2, 1, 1};
+    error = resident_clusters(kernel->function, how, device.ordinal, &pairs);
     if (error != cudaSuccess) return cuda_error("asking how many clusters run at once", error);
     // Where no two multiprocessors form a cluster, one after the other computes the same bits.
     if (pairs == 0) status = find_kernel(params, route, device.multiprocessors, false, &kernel);

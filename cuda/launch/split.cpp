@@ -71,7 +71,7 @@ core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &ker
   s.parts_of_line = blocks / s.num_lines;
   // Without an odd one all may be in pairs.
   const bool all_may_be_cut = int64_t{2} * s.batch * s.heads_of_line <= s.parts_of_line;
-  if (all_may_be_cut && has_few_keys(s) && core::merges_in_pairs(p)) s.parts_of_line &= ~1;
+  if (all_may_be_cut && has_few_keys(s) && core::merges_in_clusters(p)) s.parts_of_line &= ~1;
   // The line of a balanced schedule has 32-bit places, whatever cu_seqlens_q holds.
   const core::SplitBounds bounds = core::SplitBounds::of(p);
   if (s.balanced() && bounds.most_tiles > core::SplitSchedule::kMostPlaces / most_key_blocks(s)) s.num_splits = 1;
@@ -192,6 +192,36 @@ const void *function_of(const flash3_params &p, const SplitKernel &kernel, const
   return core::sees_all_keys(p) ? kernel.sees_all_keys : kernel.plain;
 }
 
+// Which thread blocks are clusters, if any, and what that makes of the schedule. Only such as all run at once: one that
+// had to wait for others would be late.
+cudaError_t form_clusters(const flash3_params &p, const void *function, const core::SplitFlight &flight, int32_t device,
+                          int32_t multiprocessors, core::SplitSchedule *schedule, Start *how) {
+  constexpr unsigned kSizes[] = {8, 4};
+  const Start alone = *how;
+  int32_t clusters = 0;
+  for (const unsigned size : kSizes) {
+    if (!core::suits_clusters(p, *schedule, size, multiprocessors)) continue;
+    how->cluster = {1, size, 1};
+    const cudaError_t error = resident_clusters(function, *how, device, &clusters);
+    if (error != cudaSuccess) return error;
+    if (clusters < p.batch * p.nheads_k) continue;
+    schedule->cut_for_clusters(static_cast<int32_t>(size));
+    return cudaSuccess;
+  }
+  *how = alone;
+  // Where two thread blocks share a multiprocessor the memory is slower for clusters: 3 to 7 % of long calls.
+  const bool pays = flight.blocks_per_sm == 1 || has_few_keys(*schedule);
+  if (!pays || !core::may_merge_in_pairs(p, *schedule)) return cudaSuccess;
+  how->cluster = {1, 2, 1};
+  const cudaError_t error = resident_clusters(function, *how, device, &clusters);
+  if (int64_t{2} * clusters >= int64_t{schedule->num_lines} * schedule->parts_of_line) {
+    core::allow_pairs(p, multiprocessors, schedule);
+  } else {
+    *how = alone;
+  }
+  return error;
+}
+
 }  // namespace
 
 device::Partials partials_of(const flash3_params &p) {
@@ -243,21 +273,11 @@ core::Status split_forward(const flash3_params &params, const DeviceInfo &device
       std::max({kernel->boxes.shared_bytes, kernel->rows.shared_bytes, kernel->dense_for_warps.shared_bytes});
   cudaError_t error = allow_shared_memory(function, most_bytes, device.ordinal);
   if (error != cudaSuccess) return cuda_error("setting the size of shared memory", error);
-  const dim3 blocks(static_cast<unsigned>(args.schedule.num_lines * core::blocks_of_tile(params)),
+  Start how{{}, kernel->threads, flight.shared_bytes};
+  error = form_clusters(params, function, flight, device.ordinal, multiprocessors, &args.schedule, &how);
+  if (error != cudaSuccess) return cuda_error("asking how many clusters run at once", error);
+  how.blocks = dim3(static_cast<unsigned>(args.schedule.num_lines * core::blocks_of_tile(params)),
                     static_cast<unsigned>(args.schedule.parts_of_line));
-  Start how{blocks, kernel->threads, flight.shared_bytes};
-  // Where two thread blocks share a multiprocessor the memory is slower for clusters: 3 to 7 % of long calls.
-  const bool pays = flight.blocks_per_sm == 1 || has_few_keys(args.schedule);
-  if (pays && core::may_merge_in_pairs(params, args.schedule)) {
-    int32_t pairs = 0;
-    error = resident_pairs(function, how, device.ordinal, &pairs);
-    if (error != cudaSuccess) return cuda_error("asking how many clusters run at once", error);
-    // A pair that had to wait for others would be late.
-    if (int64_t{2} * pairs >= int64_t{args.schedule.num_lines} * args.schedule.parts_of_line) {
-      core::allow_pairs(params, multiprocessors, &args.schedule);
-      how.pairs = Start::Pairs::kAlongY;
-    }
-  }
   if (!appends) error = launch_append(params, stream);
   if (error != cudaSuccess) return cuda_error("launching the append", error);
   if (core::query_rows(params) == 0) return {};
@@ -266,7 +286,7 @@ core::Status split_forward(const flash3_params &params, const DeviceInfo &device
   error = start(function, how, &args, stream);
   if (error != cudaSuccess) return cuda_error("launching the split-KV kernel", error);
   const bool whole = args.schedule.num_splits == 1 || (args.schedule.balanced() && args.schedule.parts_of_line == 1);
-  if (whole) return {};
+  if (whole || args.schedule.all_in_clusters()) return {};
   error = launch_merge(params, *kernel, args, stream);
   if (error != cudaSuccess) return cuda_error("launching the merging of splits", error);
   return {};

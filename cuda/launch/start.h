@@ -16,9 +16,9 @@ struct Start {
   // All that a multiprocessor has becomes shared memory, so that blocks of the kernel behind find room beside this
   // one's; by default it is not more than this one asks for, and more only once nothing runs there.
   bool leaves_room = false;
-  // Clusters of two thread blocks, which follow each other along that axis of the grid.
-  enum class Pairs { kNone, kAlongX, kAlongY };
-  Pairs pairs = Pairs::kNone;
+  dim3 cluster = {1, 1, 1};  // thread blocks, along the axes of the grid
+
+  bool has_clusters() const { return cluster.x * cluster.y > 1; }
 };
 
 // args: what the kernel, a __global__ function, receives.

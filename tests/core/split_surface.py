@@ -103,15 +103,20 @@ def split_pieces(params: Params, block_n: int, num_lines: int, num_parts: int) -
 
 
 def plain_pieces(
-    params: Params, block_n: int, num_lines: int, num_parts: int, blocks_per_sm: int = 1, *, pairs: bool = False
+    params: Params, block_n: int, num_lines: int, num_parts: int, blocks_per_sm: int = 1, *, cluster: int = 1
 ) -> tuple[int, list[Piece]]:
     """Of plain decoding: into how many pieces each tile is cut, 0 where they are not cut alike, and all pieces."""
     cuts = c_int32()
-    of = functools.partial(_plain_pieces(), byref(params), block_n, num_lines, num_parts, blocks_per_sm, pairs)
+    of = functools.partial(_plain_pieces(), byref(params), block_n, num_lines, num_parts, blocks_per_sm, cluster)
     count = of(0, (c_int64 * 0)(), byref(cuts))
     values = (c_int64 * (_VALUES * count))()
     of(count, values, byref(cuts))
     return cuts.value, _pieces(values)
+
+
+def suits_clusters(params: Params, block_n: int, num_lines: int, blocks: int, multiprocessors: int) -> bool:
+    of = surface_function("suits_clusters", c_int32, [POINTER(Params), *[c_int32] * 4])
+    return bool(of(byref(params), block_n, num_lines, blocks, multiprocessors))
 
 
 def first_even_block(

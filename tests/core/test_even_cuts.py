@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from pyflash3._abi import Params
 from tests.core.problems import params
-from tests.core.split_surface import Piece, first_even_block, is_plain_decoding, plain_pieces, split_pieces
+from tests.core.split_surface import (
+    Piece,
+    first_even_block,
+    is_plain_decoding,
+    plain_pieces,
+    split_pieces,
+    suits_clusters,
+)
 from tests.core.surface import int32_array
 from tests.core.test_split_schedule import BLOCK_M, BLOCK_N, Tiles, check, layouts, tiles_of
 
@@ -169,7 +176,7 @@ def test_one_long_sequence_is_not_cut_like_the_others() -> None:
 @given(calls(st.integers(1, 60)))
 def test_thread_blocks_that_merge_two_by_two(call: Call) -> None:
     """Have the two pieces of a tile, side by side, and nothing else; otherwise all is as without them."""
-    cuts, pieces = plain_pieces(call.p, BLOCK_N, call.lines, call.num_parts, pairs=True)
+    cuts, pieces = plain_pieces(call.p, BLOCK_N, call.lines, call.num_parts, cluster=2)
     without = checked_pieces(call, 1)
     if cuts != 2 or call.parts_of_line % 2:
         assert (cuts, pieces) == without
@@ -184,6 +191,49 @@ def test_thread_blocks_that_merge_two_by_two(call: Call) -> None:
         assert sorted([*x.blocks, *y.blocks]) == list(range(*call.tiles[tile])), "every block once"
         (first, line), (second, other) = divmod(x.part, call.lines), divmod(y.part, call.lines)
         assert (first % 2, second, line) == (0, first + 1, other)
+
+
+@pytest.mark.parametrize("blocks", [4, 8])
+@given(calls(st.integers(1, 60)))
+def test_clusters_with_a_tile_each(blocks: int, call: Call) -> None:
+    """Whatever the lengths are, the thread blocks of a cluster have the pieces of a tile, and nothing else."""
+    cuts, pieces = plain_pieces(call.p, BLOCK_N, call.lines, call.num_parts, cluster=blocks)
+    assert cuts == blocks
+    assert all(x.entry.rows == 0 and not x.whole for x in pieces), "nothing is left to the merging kernel"
+    clusters = defaultdict(list)
+    for x in pieces:
+        part, line = divmod(x.part, call.lines)
+        clusters[part // blocks, line].append(x)
+    assert {(x.batch, x.kv_head, x.m_block) for x in pieces} == call.tiles.keys()
+    assert len(clusters) == len(call.tiles)
+    for own in clusters.values():
+        assert [x.part // call.lines % blocks for x in own] == list(range(blocks))
+        tile = (own[0].batch, own[0].kv_head, own[0].m_block)
+        assert sorted(n for x in own for n in x.blocks) == list(range(*call.tiles[tile])), "every block once"
+
+
+@pytest.mark.parametrize(
+    ("batch", "keys", "heads", "suited"),
+    [
+        (1, 512, (32, 8), [4]),  # eight thread blocks would have a key block each
+        (1, 1024, (32, 8), [8, 4]),
+        (1, 4096, (32, 8), [8, 4]),
+        (1, 12_000, (32, 8), [8]),
+        (1, 13_000, (32, 8), []),  # all multiprocessors and merging take less time
+        (2, 3000, (32, 8), [8, 4]),
+        (3, 8000, (32, 8), [4]),
+        (5, 512, (32, 8), []),  # more tiles than clusters of four
+        (1, 2048, (32, 1), []),  # tiles of more than eight rows
+        (16, 2048, (8, 1), [8, 4]),
+    ],
+)
+def test_which_calls_suit_clusters(batch: int, keys: int, heads: tuple[int, int], suited: list[int]) -> None:
+    """On 132 multiprocessors, with key blocks of 64."""
+    p = params(
+        batch=batch, nheads=heads[0], nheads_k=heads[1], seqlen_q=1, seqlen_k=keys, num_splits=0, head_dim=128,
+        head_dim_v=128,
+    )  # fmt: skip
+    assert [n for n in (8, 4) if suits_clusters(p, 64, heads[1], n, 132)] == suited
 
 
 @pytest.mark.parametrize(
@@ -208,4 +258,4 @@ def test_which_tiles_are_cut_in_two(batch: int, keys: int, heads: tuple[int, int
         batch=batch, nheads=heads[0], nheads_k=heads[1], seqlen_q=1, seqlen_k=keys, num_splits=0, head_dim=128,
         head_dim_v=128,
     )  # fmt: skip
-    assert plain_pieces(p, 64, heads[1], 132, pairs=True)[0] == cuts
+    assert plain_pieces(p, 64, heads[1], 132, cluster=2)[0] == cuts

@@ -1,5 +1,5 @@
-"""Decoding in which two thread blocks of a cluster have the two pieces of a tile, and merge them by themselves
-(core::SplitSchedule::merged_by_pairs): few tiles of few keys, and so many tiles that there are two blocks for each.
+"""Decoding in which the thread blocks of a cluster have the pieces of a tile, and merge them by themselves
+(core::SplitSchedule::merged_by_clusters): few tiles of few keys, and so many tiles that there are two blocks for each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DIMS = ((128, 128), (64, 64), (96, 96), (192, 192), (256, 256), (40, 40), (72, 1
 @pytest.mark.parametrize("rows", ROWS, ids=str)
 @pytest.mark.parametrize("dims", DIMS, ids=str)
 def test_every_head_dim(dims: tuple[int, int], rows: tuple[int, int, int]) -> None:
-    """Lengths that give one of the two blocks more keys than the other one, or none."""
+    """Lengths that give one block more keys than another one, or none: four blocks to up to eight rows, or two."""
     filled = (300, 1, 0, 64, 65, 129, 257, 30)
     nheads, nheads_k, seqlen_q = rows
     index = DIMS.index(dims) + ROWS.index(rows)
@@ -31,6 +31,21 @@ def test_every_head_dim(dims: tuple[int, int], rows: tuple[int, int, int]) -> No
             seqlen_q, 300, (None, 64, 16, 256)[index % 4], ("bfloat16", "float16")[index // 2 % 2], batch=len(filled),
             nheads=nheads, nheads_k=nheads_k, head_dim=dims[0], head_dim_v=dims[1], filled=filled,
             sinks=index % 3 == 0, causal=index % 5 == 0,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("page_size", [None, 1, 64])
+@pytest.mark.parametrize("keys", [64, 700, 3000, 7000])
+@pytest.mark.parametrize("batch", [1, 2, 3, 4])
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 192, 256])
+def test_few_sequences(head_dim: int, batch: int, keys: int, page_size: int | None) -> None:
+    """In clusters of eight, four or two, or none."""
+    filled = (keys, keys // 3, 0, keys - 65)[-batch:] if keys > 64 else (64, 1, 0, 63)[:batch]
+    check(
+        CacheCase(
+            1, keys, page_size, ("bfloat16", "float16")[batch % 2], batch=batch, nheads=32, nheads_k=8,
+            head_dim=head_dim, filled=filled, sinks=keys == 700,
         )
     )  # fmt: skip
 
@@ -71,7 +86,7 @@ def test_new_rows(head_dim: int, nheads: int, nheads_k: int, page_size: int | No
 def test_nan_stays_in_its_sequence_and_head(
     nheads: int, nheads_k: int, filled: tuple[int, ...], bad: tuple[int, int]
 ) -> None:
-    """Whichever of the two blocks has the key."""
+    """Whichever of the blocks has the key."""
     case = CacheCase(1, 500, None, "bfloat16", batch=3, nheads=nheads, nheads_k=nheads_k, head_dim=128, filled=filled)
     arguments = case.arguments()
     clean = [get(x).astype(np.float32) for x in call(on_device(arguments))]
@@ -88,15 +103,14 @@ def test_nan_stays_in_its_sequence_and_head(
 def test_splits_of_the_callers_say_the_same() -> None:
     case = CacheCase(1, 900, None, "bfloat16", batch=4, nheads=32, nheads_k=8, head_dim=128, filled=(900, 899, 5, 64))
     arguments = on_device(case.arguments())
-    pairs, lone = (pyflash3.flash_attn_with_kvcache(**arguments, return_lse=True, num_splits=n) for n in (0, 1))
+    clusters, lone = (pyflash3.flash_attn_with_kvcache(**arguments, return_lse=True, num_splits=n) for n in (0, 1))
     wait()
-    for x, y, most in zip(pairs, lone, (4e-3, 1e-5), strict=True):
+    for x, y, most in zip(clusters, lone, (4e-3, 1e-5), strict=True):
         assert np.abs(get(x).astype(np.float32) - get(y).astype(np.float32)).max() < most
 
 
-@pytest.mark.parametrize("nheads_k", [1, 8])
-def test_every_run_gives_the_same_bits(nheads_k: int) -> None:
-    batch = 64 // nheads_k
+@pytest.mark.parametrize(("nheads_k", "batch"), [(1, 64), (8, 8), (8, 3), (8, 1)])
+def test_every_run_gives_the_same_bits(nheads_k: int, batch: int) -> None:
     check_same_bits(
         CacheCase(1, 1100, None, "float16", batch=batch, nheads=32, nheads_k=nheads_k, head_dim=128,
                   filled=(1100,) * batch)
