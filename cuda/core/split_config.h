@@ -43,6 +43,8 @@ inline constexpr int32_t kLatentBlockN = 64;
 
 // Of calls that decode all keys, tiles of up to so many rows are computed by warps alone, each with keys of its own.
 inline constexpr int32_t kWarpRows = 8;
+// And up to which a warp of a warpgroup computes half as many as it could.
+inline constexpr int32_t kFewRows = 32;
 
 // Whether a call of the CUDA backend is one of latent attention; no other kernel has these head dims.
 inline bool is_latent(const flash3_params &p) {
@@ -161,17 +163,28 @@ inline void allow_pairs(const flash3_params &p, int64_t multiprocessors, SplitSc
   schedule->allow_pairs(block_bytes(p, *schedule), computed_by_warps(p), multiprocessors);
 }
 
+// Whether the threads of a warpgroup, each of which has two of eight columns, have whole items of 16 bytes for so many
+// blocks of a cluster; and registers.
+constexpr bool warpgroups_exchange(int32_t head_dim, int32_t blocks) {
+  return head_dim / 8 / blocks % 2 == 0 && head_dim <= 128;
+}
+
 // Whether clusters of so many thread blocks, one for each tile, are quicker than all multiprocessors and the merging
-// kernel even for as many keys as a sequence may have. Then cut_for_clusters() makes it so, likewise.
-inline bool suits_clusters(const flash3_params &p, const SplitSchedule &schedule, int64_t blocks,
+// kernel even for as many keys as a sequence may have. Then cut_for_clusters() makes it so, likewise. head_dim: of the
+// kernel.
+inline bool suits_clusters(const flash3_params &p, const SplitSchedule &schedule, int32_t head_dim, int32_t blocks,
                            int64_t multiprocessors) {
-  // Bytes that a thread block reads while the merging kernel, which takes longer to come where heads are wide, would
-  // merge; and key blocks for each, so that as many as eight pay. As measured.
-  const int64_t alone = (p.head_dim <= 128 ? 384 : 768) * 1024;
-  constexpr int64_t kLeastBlocks = 2, kFew = 4;
+  // As measured: tiles, since the clusters of fewer read too slowly together; key blocks for each thread block, so that
+  // as many as eight pay; and bytes that one reads while the merging kernel, which takes longer to come where heads are
+  // wide, would merge.
+  constexpr int64_t kLeastTiles = 4, kLeastBlocks = 2, kFew = 4;
+  const bool by_warps = computed_by_warps(p);
+  const int64_t alone = (!by_warps ? 240 : head_dim <= 128 ? 384 : 768) * 1024;
   const int64_t tiles = int64_t{p.batch} * p.nheads_k;
-  if (!merges_in_clusters(p) || !computed_by_warps(p) || !schedule.allows_even_cuts()) return false;
-  if (tiles == 0 || tiles * blocks > multiprocessors) return false;
+  if (!merges_in_clusters(p) || !schedule.allows_even_cuts()) return false;
+  if (tiles < kLeastTiles || tiles * blocks > multiprocessors) return false;
+  const int64_t rows = p.seqlen_q * (p.nheads / p.nheads_k);  // of a tile
+  if (!by_warps && (rows > kFewRows || !warpgroups_exchange(head_dim, blocks))) return false;
   const int64_t most = multiprocessors / tiles;  // of thread blocks for a tile
   const int64_t most_keys = schedule.k.filled.rows;
   if (blocks > kFew && most_keys < kLeastBlocks * blocks * schedule.block_n) return false;

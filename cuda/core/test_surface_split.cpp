@@ -134,7 +134,7 @@ FLASH3_API int32_t flash3_test_suits_clusters(const flash3_params *params, int32
                                               int32_t blocks, int32_t multiprocessors) {
   SplitSchedule schedule = split_schedule(*params, block_n, num_lines, multiprocessors);
   schedule.allow_even_cuts();
-  return suits_clusters(*params, schedule, blocks, multiprocessors);
+  return suits_clusters(*params, schedule, params->head_dim, blocks, multiprocessors);
 }
 
 // The first key block of a part if tiles are cut alike, as it is known before the lengths are: batch, kv_head, n.

@@ -21,8 +21,8 @@ struct ClusterExchange {
   static constexpr int kOthers = kBlocks - 1;
   static constexpr int kColumns = Traits::kHeadDim / kBlocks;  // of each block
   // Rows for which there is room, of each other block.
-  static constexpr int kRows = Traits::kByWarps ? core::kWarpRows : Traits::kBlockM;
-  static_assert(Traits::kByWarps || kBlocks == 2, "there is room for no more");
+  static constexpr int kRows = Traits::kByWarps ? core::kWarpRows : kBlocks > 2 ? core::kFewRows : Traits::kBlockM;
+  static_assert(kOthers * kRows <= Traits::kExchangeRows, "there is room");
 
   typename Traits::SharedStorage &smem;
   const uint32_t rank = ptx::cluster_rank();

@@ -20,9 +20,6 @@ enum class KeyLoads : int32_t {
   kAsyncCopy  // row by row: every other cache
 };
 
-// Rows of a tile of which a warp computes half as many as it could.
-inline constexpr int32_t kFewRows = 32;
-
 // Of calls whose new rows the kernel writes itself (core::appends_itself); otherwise all of it is 0.
 struct NewRows {
   TensorRows k, v;      // where they come from
@@ -37,7 +34,7 @@ struct SplitArgs {
   int32_t passing_cost;  // lines of up to this cost pass through L2 and leave in it what is there
   int32_t box_rows;      // latent attention: of a box of k_map
   bool follows_append;   // the kernel before writes new keys and rotated queries
-  bool few_rows;         // tiles have at most kFewRows
+  bool few_rows;         // tiles have at most core::kFewRows
   bool modifies_scores;  // softcap, ALiBi or a scale that is not positive
 
   TensorRows q, k, v, out;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/split_config.h"
 #include "core/split_pieces.h"
 #include "device/cluster_exchange.cuh"
 #include "device/packed_rows.cuh"
@@ -23,69 +24,19 @@ struct SplitClusters {
   typename Traits::SharedStorage &smem;
   const SplitStore<Traits> store;
 
-  // From the accumulators of the products of a warpgroup, in clusters of two. free_buffer: of those for Q; first_row:
-  // of the sequence, in out.
+  // From the accumulators of the products of a warpgroup. free_buffer: of those for Q; first_row: of the sequence, in
+  // out.
   __device__ __forceinline__ void merge(int free_buffer, const core::SplitPiece &piece, int64_t first_row,
                                         const PackedRows &rows, OnlineSoftmax &softmax,
                                         const float (&o)[kOutputs]) const {
-    constexpr int kColumns = Traits::kHeadDim / 2;  // of each block
-    constexpr int kEights = kOutputs / 8;           // of columns of a block, of which a thread has two each
-    static_assert(kEights % 2 == 0, "they are sent two at a time");
-    static_assert(kEights * 128 * sizeof(float4) <= sizeof(smem.q[0]), "there is room");
-    const SplitArgs &args = store.args;
-    using Exchange = ClusterExchange<Traits, 2>;
-    const Exchange exchange{smem};
-    const bool first = exchange.rank == 0;
-    const int lane = threadIdx.x % 32;
-    float4 *const places = reinterpret_cast<float4 *>(smem.q[free_buffer]) + threadIdx.x;
-    float sum[2];
-    if (threadIdx.x == 0) exchange.expect(store.schedule.tile_rows(piece.lengths, piece.m_block));
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      sum[r] = quad_sum(softmax.row_sum[r]);
-      if (!rows.exists[r]) continue;
-      if (lane % 4 == 0) exchange.send_row(0, rows.index(r), softmax.reference[r], sum[r]);
-#pragma unroll
-      for (int j = 0; j < kEights; j += 2) {
-        const auto of_other = [&](int i) {
-          const int at = 4 * (j + i / 2) + 2 * r + i % 2;
-          return first ? o[4 * kEights + at] : o[at];
-        };
-        exchange.send(0, &places[(r * kEights + j) / 2 * 128].x, {of_other(0), of_other(1), of_other(2), of_other(3)});
-      }
+    const uint32_t blocks = store.schedule.cluster_cuts.divisor;
+    if constexpr (core::warpgroups_exchange(Traits::kHeadDim, 8)) {
+      if (blocks == 8) return merge<8>(free_buffer, piece, first_row, rows, softmax, o);
     }
-    exchange.wait();
-    float own_weight[2], other_weight[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      if (!rows.exists[r]) continue;
-      const float2 other = exchange.row_of(0, rows.index(r));
-      const float top = fmaxf(softmax.reference[r], other.x);
-      own_weight[r] = Exchange::weight(softmax.reference[r], sum[r], top);
-      other_weight[r] = Exchange::weight(other.x, other.y, top);
-      softmax.reference[r] = top;
-      softmax.row_sum[r] = lane % 4 == 0 ? fmaf(sum[r], own_weight[r], other.y * other_weight[r]) : 0.f;
+    if constexpr (core::warpgroups_exchange(Traits::kHeadDim, 4)) {
+      if (blocks == 4) return merge<4>(free_buffer, piece, first_row, rows, softmax, o);
     }
-    const RowResults results = softmax.finish({{store.sink_of(rows.head[0]), store.sink_of(rows.head[1])}});
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      if (!rows.exists[r]) continue;
-      const int64_t row = first_row + rows.query[r];
-      if (first && lane % 4 == 0) store.lse(piece.batch, row, rows.head[r], results.lse[r]);
-      Element *const to = store.place(piece.batch, row, rows.head[r]);
-#pragma unroll
-      for (int j = 0; j < kEights; ++j) {
-        const int col = (first ? 0 : kColumns) + 8 * j + 2 * (lane % 4);
-        if (col >= args.head_dim_v) continue;
-        const float2 other = reinterpret_cast<const float2 *>(&places[(r * kEights + j) / 2 * 128])[j % 2];
-        const auto both = [&](int i, float x) {
-          const int at = 4 * j + 2 * r + i;
-          const float own = first ? o[at] : o[4 * kEights + at];
-          return fmaf(own, own_weight[r], x * other_weight[r]);
-        };
-        store.two(to + col, results.empty[r], results.factor[r], both(0, other.x), both(1, other.y));
-      }
-    }
+    merge<2>(free_buffer, piece, first_row, rows, softmax, o);
   }
 
   // From the sums over warps, four columns of a row a thread.
@@ -98,6 +49,93 @@ struct SplitClusters {
   }
 
  private:
+  // More than two blocks have few rows (SplitArgs::few_rows), one for each thread.
+  template <int kBlocks>
+  __device__ __forceinline__ void merge(int free_buffer, const core::SplitPiece &piece, int64_t first_row,
+                                        const PackedRows &rows, OnlineSoftmax &softmax,
+                                        const float (&o)[kOutputs]) const {
+    using Exchange = ClusterExchange<Traits, kBlocks>;
+    constexpr int kRows = kBlocks == 2 ? 2 : 1;
+    constexpr int kEights = Exchange::kColumns / 8;  // of columns of a block, of which a thread has two each
+    constexpr int kOthers = Exchange::kOthers;
+    static_assert(kEights % 2 == 0, "they are sent two at a time");
+    static_assert(kOthers * kRows * kEights / 2 * 128 * sizeof(float4) <= sizeof(smem.q[0]), "there is room");
+    const Exchange exchange{smem};
+    const int lane = threadIdx.x % 32;
+    const auto place = [&](int other, int r, int j) {
+      return reinterpret_cast<float4 *>(smem.q[free_buffer]) + ((other * kRows + r) * kEights + j) / 2 * 128 +
+             threadIdx.x;
+    };
+    // Of those that a block is responsible for. Registers cannot be asked for by number.
+    const auto columns_of = [&](uint32_t rank, int r, int j) {
+      float2 two;
+#pragma unroll
+      for (uint32_t i = 0; i < kBlocks; ++i) {
+        const float *const own = &o[4 * (i * kEights + j) + 2 * r];
+        if (i == 0 || i == rank) two = {own[0], own[1]};
+      }
+      return two;
+    };
+    float sum[2];
+    if (threadIdx.x == 0) exchange.expect(store.schedule.tile_rows(piece.lengths, piece.m_block));
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      sum[r] = quad_sum(softmax.row_sum[r]);
+      if (!rows.exists[r]) continue;
+#pragma unroll
+      for (int to = 0; to < kOthers; ++to) {
+        const uint32_t rank = (exchange.rank + 1 + to) % kBlocks;
+        if (lane % 4 == 0) exchange.send_row(to, rows.index(r), softmax.reference[r], sum[r]);
+#pragma unroll
+        for (int j = 0; j < kEights; j += 2) {
+          const float2 x = columns_of(rank, r, j), y = columns_of(rank, r, j + 1);
+          exchange.send(to, &place(Exchange::number_from(to), r, j)->x, {x.x, x.y, y.x, y.y});
+        }
+      }
+    }
+    exchange.wait();
+    float own_weight[kRows], weights[kRows][kOthers];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (!rows.exists[r]) continue;
+      const float own = softmax.reference[r];
+      float top = own;
+#pragma unroll
+      for (int i = 0; i < kOthers; ++i) top = fmaxf(top, exchange.row_of(i, rows.index(r)).x);
+      own_weight[r] = Exchange::weight(own, sum[r], top);
+      float total = sum[r] * own_weight[r];
+#pragma unroll
+      for (int i = 0; i < kOthers; ++i) {
+        const float2 other = exchange.row_of(i, rows.index(r));
+        weights[r][i] = Exchange::weight(other.x, other.y, top);
+        total = fmaf(other.y, weights[r][i], total);
+      }
+      softmax.reference[r] = top;
+      softmax.row_sum[r] = lane % 4 == 0 ? total : 0.f;
+    }
+    const RowResults results = softmax.finish({{store.sink_of(rows.head[0]), store.sink_of(rows.head[1])}});
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (!rows.exists[r]) continue;
+      const int64_t row = first_row + rows.query[r];
+      if (exchange.rank == 0 && lane % 4 == 0) store.lse(piece.batch, row, rows.head[r], results.lse[r]);
+      Element *const to = store.place(piece.batch, row, rows.head[r]);
+#pragma unroll
+      for (int j = 0; j < kEights; ++j) {
+        const int col = static_cast<int>(exchange.rank) * Exchange::kColumns + 8 * j + 2 * (lane % 4);
+        if (col >= store.args.head_dim_v) continue;
+        float2 both = columns_of(exchange.rank, r, j);
+        both = {both.x * own_weight[r], both.y * own_weight[r]};
+#pragma unroll
+        for (int i = 0; i < kOthers; ++i) {
+          const float2 other = reinterpret_cast<const float2 *>(place(i, r, j))[j % 2];
+          both = {fmaf(other.x, weights[r][i], both.x), fmaf(other.y, weights[r][i], both.y)};
+        }
+        store.two(to + col, results.empty[r], results.factor[r], both.x, both.y);
+      }
+    }
+  }
+
   template <int kBlocks>
   __device__ __forceinline__ void merge(const core::SplitPiece &piece, int64_t first_row, int32_t rows,
                                         const WarpSums<Traits> &sums) const {

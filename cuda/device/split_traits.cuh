@@ -67,6 +67,8 @@ struct SplitTraits {
   static constexpr int kColBlocks = kHeadDim / kBoxCols;
   static_assert(kHeadDim % kBoxCols == 0, "whole column blocks");
 
+  static constexpr int kExchangeRows = 7 * core::kFewRows;  // see ClusterExchange
+
   struct Barriers {
     uint64_t full[2][kStages], empty[2][kStages];  // of K, of V
     uint64_t exchange;                             // see ClusterExchange
@@ -81,7 +83,7 @@ struct SplitTraits {
     int32_t costs[kThreads];
     SplitPart part;
     uint32_t poison[kBlockN / 32];                             // see Poison; a bit a key
-    float2 exchange_rows[kBlockM];                             // see ClusterExchange
+    float2 exchange_rows[kExchangeRows];                       // see ClusterExchange
     float2 warp_rows[kConsumerThreads / 32][core::kWarpRows];  // see WarpSums
     alignas(1024) Element kv[kStages][2][kBlockN * kHeadDim];  // K, V; at the end, since not all stages may be there
   };

@@ -166,7 +166,7 @@ core::Status make_args(const flash3_params &p, const SplitKernel &kernel, int32_
   args->follows_append = has_append(p) && !appends;
   args->new_rows = {};
   if (appends) args->new_rows = {new_keys(p), new_values(p), core::Rotary::of(p)};
-  args->few_rows = core::SplitBounds::of(p).tile_rows <= device::kFewRows;
+  args->few_rows = core::SplitBounds::of(p).tile_rows <= core::kFewRows;
   args->modifies_scores = core::modifies_scores(p);
   args->q = appends ? given_queries(p) : queries(p);
   args->k = {p.k, packed_k ? 0 : p.k_batch_stride, p.k_row_stride, p.k_head_stride};
@@ -194,13 +194,14 @@ const void *function_of(const flash3_params &p, const SplitKernel &kernel, const
 
 // Which thread blocks are clusters, if any, and what that makes of the schedule. Only such as all run at once: one that
 // had to wait for others would be late.
-cudaError_t form_clusters(const flash3_params &p, const void *function, const core::SplitFlight &flight, int32_t device,
-                          int32_t multiprocessors, core::SplitSchedule *schedule, Start *how) {
+cudaError_t form_clusters(const flash3_params &p, const SplitKernel &kernel, const void *function,
+                          const core::SplitFlight &flight, int32_t device, int32_t multiprocessors,
+                          core::SplitSchedule *schedule, Start *how) {
   constexpr unsigned kSizes[] = {8, 4};
   const Start alone = *how;
   int32_t clusters = 0;
   for (const unsigned size : kSizes) {
-    if (!core::suits_clusters(p, *schedule, size, multiprocessors)) continue;
+    if (!core::suits_clusters(p, *schedule, kernel.head_dim, size, multiprocessors)) continue;
     how->cluster = {1, size, 1};
     const cudaError_t error = resident_clusters(function, *how, device, &clusters);
     if (error != cudaSuccess) return error;
@@ -274,7 +275,7 @@ core::Status split_forward(const flash3_params &params, const DeviceInfo &device
   cudaError_t error = allow_shared_memory(function, most_bytes, device.ordinal);
   if (error != cudaSuccess) return cuda_error("setting the size of shared memory", error);
   Start how{{}, kernel->threads, flight.shared_bytes};
-  error = form_clusters(params, function, flight, device.ordinal, multiprocessors, &args.schedule, &how);
+  error = form_clusters(params, *kernel, function, flight, device.ordinal, multiprocessors, &args.schedule, &how);
   if (error != cudaSuccess) return cuda_error("asking how many clusters run at once", error);
   how.blocks = dim3(static_cast<unsigned>(args.schedule.num_lines * core::blocks_of_tile(params)),
                     static_cast<unsigned>(args.schedule.parts_of_line));

@@ -223,7 +223,9 @@ def test_clusters_with_a_tile_each(blocks: int, call: Call) -> None:
         (2, 3000, (32, 8), [8, 4]),
         (3, 8000, (32, 8), [4]),
         (5, 512, (32, 8), []),  # more tiles than clusters of four
-        (1, 2048, (32, 1), []),  # tiles of more than eight rows
+        (8, 4096, (32, 1), [8]),
+        (8, 4096, (33, 1), []),  # tiles of more than 32 rows
+        (3, 1024, (32, 1), []),  # so few tiles
         (16, 2048, (8, 1), [8, 4]),
     ],
 )

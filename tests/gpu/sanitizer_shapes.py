@@ -102,13 +102,14 @@ CACHES: list[tuple[CacheCase, int]] = [
     (CacheCase(1, 1100, None, "bfloat16", batch=1, nheads=32, nheads_k=1, head_dim=128, full=True), 0),
     (CacheCase(1, 1100, None, "float16", batch=3, nheads=32, nheads_k=1, head_dim=64, full=True), 0),
     (CacheCase(2, 1100, 64, "bfloat16", batch=3, nheads=8, nheads_k=2, head_dim=96, sinks=True, full=True), 0),
-    # Thread blocks that merge what they have of a tile: four, as eight do in the last case, and two; and two that
-    # compute by a warpgroup.
+    # Thread blocks that merge what they have of a tile: four, as eight do in the last case, and two; and two and four
+    # that compute by a warpgroup.
     (CacheCase(1, 600, 64, "bfloat16", batch=2, nheads=8, nheads_k=2, head_dim=128, sinks=True, full=True), 0),
     (CacheCase(1, 300, None, "float16", batch=6, nheads=16, nheads_k=4, head_dim=96, sinks=True, full=True), 0),
     (CacheCase(1, 200, 64, "bfloat16", batch=15, nheads=24, nheads_k=3, head_dim=256, full=True), 0),
     (CacheCase(1, 500, None, "float16", batch=40, nheads=32, nheads_k=1, head_dim=128, full=True), 0),
     (CacheCase(3, 300, 16, "bfloat16", batch=3, nheads=16, nheads_k=1, head_dim=64, causal=True, full=True), 0),
+    (CacheCase(1, 300, 16, "bfloat16", batch=8, nheads=32, nheads_k=1, head_dim=128, sinks=True, full=True), 0),
     # New rows that the kernel writes itself.
     (CacheCase(1, 130, 64, "bfloat16", batch=40, nheads=8, head_dim=128, new="equal", rotary_dim=64, full=True), 0),
     (CacheCase(1, 1100, 1, "float16", nheads=8, head_dim=96, new="equal", rotary_dim=96, interleaved=False), 0),

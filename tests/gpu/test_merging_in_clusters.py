@@ -50,6 +50,22 @@ def test_few_sequences(head_dim: int, batch: int, keys: int, page_size: int | No
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("page_size", [None, 1, 64])
+@pytest.mark.parametrize("keys", [700, 3000])
+@pytest.mark.parametrize(("nheads", "nheads_k", "seqlen_q"), [(32, 1, 1), (9, 1, 1), (8, 2, 4), (16, 4, 8), (10, 5, 5)])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_few_sequences_of_many_rows(
+    head_dim: int, nheads: int, nheads_k: int, seqlen_q: int, keys: int, page_size: int | None
+) -> None:
+    """Which a warpgroup computes."""
+    check(
+        CacheCase(
+            seqlen_q, keys, page_size, "bfloat16", batch=4, nheads=nheads, nheads_k=nheads_k, head_dim=head_dim,
+            filled=(keys, 70, seqlen_q, keys // 2), causal=keys == 700, sinks=page_size == 64,
+        )
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("page_size", [None, 1, 64])
 @pytest.mark.parametrize(("nheads", "nheads_k", "seqlen_q"), [(8, 1, 1), (16, 8, 1), (32, 1, 1), (8, 1, 4)])
@@ -109,7 +125,7 @@ def test_splits_of_the_callers_say_the_same() -> None:
         assert np.abs(get(x).astype(np.float32) - get(y).astype(np.float32)).max() < most
 
 
-@pytest.mark.parametrize(("nheads_k", "batch"), [(1, 64), (8, 8), (8, 3), (8, 1)])
+@pytest.mark.parametrize(("nheads_k", "batch"), [(1, 64), (1, 9), (8, 8), (8, 3), (8, 1)])
 def test_every_run_gives_the_same_bits(nheads_k: int, batch: int) -> None:
     check_same_bits(
         CacheCase(1, 1100, None, "float16", batch=batch, nheads=32, nheads_k=nheads_k, head_dim=128,
