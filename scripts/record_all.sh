@@ -29,7 +29,7 @@ measure() {
 measure accuracy-bf16 --accuracy "$@"
 measure paper-bf16 --grid paper "$@"
 measure paper-fp16 --grid paper --dtype float16 "$@"
-for grid in extra serving varlen options small decode mla wide; do
+for grid in extra serving varlen options small decode few mla wide; do
   measure "$grid-bf16" --grid "$grid" "$@"
 done
 measure host-cost --host-cost "$@"

@@ -1,4 +1,4 @@
-"""The problems with a KV cache that are timed: the grids `decode` and `mla`."""
+"""The problems with a KV cache that are timed: the grids `decode`, `few` and `mla`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ CHUNKS: tuple[tuple[tuple[int, ...], int, int, int], ...] = (
     ((8192,) * 16, 64, 32, 8),
     ((2048,) * 64, 32, 32, 8),
 )
+FEW = ((1, 512), (1, 2048), (1, 8192), (2, 2048), (3, 4096), (4, 1024), (8, 512))  # batch and context
 OTHERS = ((32, 1, 128), (8, 8, 128), (32, 8, 64), (32, 8, 256))  # heads, KV heads, head dim
 
 
@@ -85,6 +86,16 @@ class CacheShape:
         return asdict(self) | {
             "lengths": lengths, "causal": self.causal, "packed": False, "window": (-1, -1), "options": (),
         }  # fmt: skip
+
+
+def few() -> list[CacheShape]:
+    """Decoding with so few keys that what counts is how a call begins and ends."""
+    return [
+        *(CacheShape((n,) * b, page_size=size) for b, n in FEW for size in PAGES_OF_OTHERS),
+        *(CacheShape((2048,) * b, head_dim=d) for d in (64, 96, 256) for b in (1, 2)),
+        *(CacheShape((n,) * b, 4) for b, n in ((1, 2048), (2, 2048), (3, 4096))),
+        *(CacheShape((n,) * b, 1, 32, 1) for b, n in ((8, 2048), (16, 1024), (16, 4096), (64, 512))),
+    ]
 
 
 def mla() -> list[CacheShape]:

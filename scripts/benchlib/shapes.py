@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .cache_shapes import decode, mla
+from .cache_shapes import decode, few, mla
 
 TOKENS = 16_384
 WIDTH = 2048  # heads * head_dim of the paper's grid
@@ -128,7 +128,7 @@ def _wide() -> list[Shape]:
 
 
 def grids() -> dict[str, list[Any]]:
-    """All grids by name: lists of Shape, or of CacheShape for decode and mla."""
+    """All grids by name: lists of Shape, or of CacheShape for decode, few and mla."""
     dims = (64, 128, 256)
     return {
         "paper": _paper(dims, (512, 1024, 2048, 4096, 8192, 16_384)),
@@ -139,6 +139,7 @@ def grids() -> dict[str, list[Any]]:
         "options": _options(),
         "small": [Shape((n,), 8, 8, 128, causal) for causal in (False, True) for n in (512, 1024, 2048, 4096)],
         "decode": decode(),
+        "few": few(),
         "wide": _wide(),
         "mla": mla(),
     }

@@ -1,4 +1,4 @@
-"""The grid `decode` without a GPU: its shapes, rows, table, and the serving peer on disk."""
+"""The grids `decode` and `few` without a GPU: their shapes, rows, table, and the serving peer on disk."""
 
 from __future__ import annotations
 
@@ -31,6 +31,13 @@ def test_the_grid() -> None:
     for shape in grid:
         assert shape.capacity % (shape.page_size or 1) == 0
         assert max(shape.lengths) <= shape.capacity < max(shape.lengths) + 256
+
+
+def test_the_grid_of_few_keys() -> None:
+    grid = grids()["few"]
+    assert len({str(shape) for shape in grid}) == len(grid)
+    assert max(sum(shape.lengths) for shape in grid) < 100_000
+    assert CacheShape((2048,), page_size=64) in grid
 
 
 def test_what_a_shape_costs() -> None:
