@@ -143,54 +143,6 @@ inline bool appends_itself(const flash3_params &p) {
   return decodes_all_keys(p) && p.seqlen_q == 1 && p.k_new != nullptr && p.seqlen_k_new == 1;
 }
 
-// Whether thread blocks of a call may merge in clusters (SplitSchedule::merged_by_clusters). The kernel that writes new
-// rows and computes by a warpgroup has no registers left for it: 4 to 7 % of small calls.
-inline bool merges_in_clusters(const flash3_params &p) {
-  return is_plain_decoding(p) && !is_latent(p) && (computed_by_warps(p) || !appends_itself(p));
-}
-
-// Bytes of K and V of a key block.
-inline int64_t block_bytes(const flash3_params &p, const SplitSchedule &schedule) {
-  return int64_t{schedule.block_n} * (p.head_dim + p.head_dim_v) * 2;
-}
-
-// Whether they may do so two by two as the schedule of the call is. Then allow_pairs() makes it so, where the GPU holds
-// as many clusters.
-inline bool may_merge_in_pairs(const flash3_params &p, const SplitSchedule &schedule) {
-  return merges_in_clusters(p) && schedule.allows_pairs();
-}
-inline void allow_pairs(const flash3_params &p, int64_t multiprocessors, SplitSchedule *schedule) {
-  schedule->allow_pairs(block_bytes(p, *schedule), computed_by_warps(p), multiprocessors);
-}
-
-// Whether the threads of a warpgroup, each of which has two of eight columns, have whole items of 16 bytes for so many
-// blocks of a cluster; and registers.
-constexpr bool warpgroups_exchange(int32_t head_dim, int32_t blocks) {
-  return head_dim / 8 / blocks % 2 == 0 && head_dim <= 128;
-}
-
-// Whether clusters of so many thread blocks, one for each tile, are quicker than all multiprocessors and the merging
-// kernel even for as many keys as a sequence may have. Then cut_for_clusters() makes it so, likewise. head_dim: of the
-// kernel.
-inline bool suits_clusters(const flash3_params &p, const SplitSchedule &schedule, int32_t head_dim, int32_t blocks,
-                           int64_t multiprocessors) {
-  // As measured: tiles, since the clusters of fewer read too slowly together; key blocks for each thread block, so that
-  // as many as eight pay; and bytes that one reads while the merging kernel, which takes longer to come where heads are
-  // wide, would merge.
-  constexpr int64_t kLeastTiles = 4, kLeastBlocks = 2, kFew = 4;
-  const bool by_warps = computed_by_warps(p);
-  const int64_t alone = (!by_warps ? 240 : head_dim <= 128 ? 384 : 768) * 1024;
-  const int64_t tiles = int64_t{p.batch} * p.nheads_k;
-  if (!merges_in_clusters(p) || !schedule.allows_even_cuts()) return false;
-  if (tiles < kLeastTiles || tiles * blocks > multiprocessors) return false;
-  const int64_t rows = p.seqlen_q * (p.nheads / p.nheads_k);  // of a tile
-  if (!by_warps && (rows > kFewRows || !warpgroups_exchange(head_dim, blocks))) return false;
-  const int64_t most = multiprocessors / tiles;  // of thread blocks for a tile
-  const int64_t most_keys = schedule.k.filled.rows;
-  if (blocks > kFew && most_keys < kLeastBlocks * blocks * schedule.block_n) return false;
-  return most_keys * block_bytes(p, schedule) / schedule.block_n * (most - blocks) <= alone * blocks * most;
-}
-
 // Rows of out and q in all.
 inline int64_t query_rows(const flash3_params &p) {
   return p.cu_seqlens_q != nullptr ? p.total_q : int64_t{p.batch} * p.seqlen_q;
@@ -224,5 +176,55 @@ struct SplitBounds {
     return b;
   }
 };
+
+// Whether no tile has more rows than a warpgroup computes with one for each thread.
+inline bool has_few_rows(const flash3_params &p) { return SplitBounds::of(p).tile_rows <= kFewRows; }
+
+// Bytes of K and V of a key block.
+inline int64_t block_bytes(const flash3_params &p, const SplitSchedule &schedule) {
+  return int64_t{schedule.block_n} * (p.head_dim + p.head_dim_v) * 2;
+}
+
+// Whether thread blocks of a call may merge in clusters (SplitSchedule::merged_by_clusters). The kernel that writes new
+// rows and computes by a warpgroup has no registers left for it: 4 to 7 % of small calls.
+inline bool merges_in_clusters(const flash3_params &p) {
+  return is_plain_decoding(p) && !is_latent(p) && (computed_by_warps(p) || !appends_itself(p));
+}
+
+// Whether they may do so two by two as the schedule of the call is. Then allow_pairs() makes it so, where the GPU holds
+// as many clusters.
+inline bool may_merge_in_pairs(const flash3_params &p, const SplitSchedule &schedule) {
+  return merges_in_clusters(p) && schedule.allows_pairs();
+}
+inline void allow_pairs(const flash3_params &p, int64_t multiprocessors, SplitSchedule *schedule) {
+  schedule->allow_pairs(block_bytes(p, *schedule), computed_by_warps(p), multiprocessors);
+}
+
+// Whether the threads of a warpgroup, each of which has two of eight columns, have whole items of 16 bytes for so many
+// blocks of a cluster; and registers.
+constexpr bool warpgroups_exchange(int32_t head_dim, int32_t blocks) {
+  return head_dim / 8 / blocks % 2 == 0 && head_dim <= 128;
+}
+
+// Whether clusters of so many thread blocks, one for each tile, are quicker than all multiprocessors and the merging
+// kernel even for as many keys as a sequence may have. Then cut_for_clusters() makes it so, likewise. head_dim: of the
+// kernel.
+inline bool suits_clusters(const flash3_params &p, const SplitSchedule &schedule, int32_t head_dim, int32_t blocks,
+                           int64_t multiprocessors) {
+  // As measured: tiles, since the clusters of fewer read too slowly together; key blocks for each thread block, so that
+  // as many as eight pay; and bytes that one reads while the merging kernel, which takes longer to come where heads are
+  // wide, would merge.
+  constexpr int64_t kLeastTiles = 4, kLeastBlocks = 2, kFew = 4;
+  const bool by_warps = computed_by_warps(p);
+  const int64_t alone = (!by_warps ? 240 : head_dim <= 128 ? 384 : 768) * 1024;
+  const int64_t tiles = int64_t{p.batch} * p.nheads_k;
+  if (!merges_in_clusters(p) || !schedule.allows_even_cuts()) return false;
+  if (tiles < kLeastTiles || tiles * blocks > multiprocessors) return false;
+  if (!by_warps && !(has_few_rows(p) && warpgroups_exchange(head_dim, blocks))) return false;
+  const int64_t most = multiprocessors / tiles;  // of thread blocks for a tile
+  const int64_t most_keys = schedule.k.filled.rows;
+  if (blocks > kFew && most_keys < kLeastBlocks * blocks * schedule.block_n) return false;
+  return most_keys * block_bytes(p, schedule) / schedule.block_n * (most - blocks) <= alone * blocks * most;
+}
 
 }  // namespace flash3::core

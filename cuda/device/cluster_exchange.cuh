@@ -27,11 +27,11 @@ struct ClusterExchange {
   typename Traits::SharedStorage &smem;
   const uint32_t rank = ptx::cluster_rank();
 
-  // The number of another block, as counted from this one, by its rank.
-  __device__ __forceinline__ int other(uint32_t of_rank) const {
-    return static_cast<int>((of_rank - rank - 1) % kBlocks);
+  // Of another block, by its number as counted from this one.
+  __device__ __forceinline__ uint32_t rank_of(int other) const {
+    return (rank + 1 + static_cast<uint32_t>(other)) % kBlocks;
   }
-  // Of this one, as counted from another one.
+  // The number of this one, as counted from another one.
   static __device__ __forceinline__ int number_from(int other) { return kOthers - 1 - other; }
 
   // What the other blocks are to send, by one thread.
@@ -53,6 +53,14 @@ struct ClusterExchange {
   // What another block has sent of a row.
   __device__ __forceinline__ float2 row_of(int other, int row) const { return smem.exchange_rows[other * kRows + row]; }
 
+  // The largest score of a row in all blocks.
+  __device__ __forceinline__ float top_of_all(int row, float own) const {
+    float top = own;
+#pragma unroll
+    for (int i = 0; i < kOthers; ++i) top = fmaxf(top, row_of(i, row).x);
+    return top;
+  }
+
   // The factor of a block's sums. NaN stays NaN, and a piece that has seen no key counts nothing.
   static __device__ __forceinline__ float weight(float top, float sum, float of_all) {
     return top == -INFINITY && sum == 0.f ? 0.f : ptx::ex2(top - of_all);
@@ -60,7 +68,7 @@ struct ClusterExchange {
 
  private:
   __device__ __forceinline__ uint32_t address(int other, const void *own) const {
-    return ptx::mapa(ptx::shared_address(own), (rank + 1 + static_cast<uint32_t>(other)) % kBlocks);
+    return ptx::mapa(ptx::shared_address(own), rank_of(other));
   }
 };
 

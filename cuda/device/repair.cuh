@@ -152,9 +152,9 @@ struct Repair {
           const float x = of_lane(p, of + i);
           if (lane / kLanesOfRow == i) weight = x;
         }
-        const int32_t key = end - 1 - of - lane / kLanesOfRow;
-        if (key < own.begin || !has_columns) continue;
-        const uint4 v = *reinterpret_cast<const uint4 *>(v_rows.at(key) + Traits::first_column() + col);
+        const int32_t key_of_row = end - 1 - of - lane / kLanesOfRow;
+        if (key_of_row < own.begin || !has_columns) continue;
+        const uint4 v = *reinterpret_cast<const uint4 *>(v_rows.at(key_of_row) + Traits::first_column() + col);
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
           o[i] = fmaf(weight, static_cast<float>(reinterpret_cast<const Element *>(&v)[i]), o[i]);

@@ -84,7 +84,7 @@ struct SplitClusters {
       if (!rows.exists[r]) continue;
 #pragma unroll
       for (int to = 0; to < kOthers; ++to) {
-        const uint32_t rank = (exchange.rank + 1 + to) % kBlocks;
+        const uint32_t rank = exchange.rank_of(to);
         if (lane % 4 == 0) exchange.send_row(to, rows.index(r), softmax.reference[r], sum[r]);
 #pragma unroll
         for (int j = 0; j < kEights; j += 2) {
@@ -99,9 +99,7 @@ struct SplitClusters {
     for (int r = 0; r < kRows; ++r) {
       if (!rows.exists[r]) continue;
       const float own = softmax.reference[r];
-      float top = own;
-#pragma unroll
-      for (int i = 0; i < kOthers; ++i) top = fmaxf(top, exchange.row_of(i, rows.index(r)).x);
+      const float top = exchange.top_of_all(rows.index(r), own);
       own_weight[r] = Exchange::weight(own, sum[r], top);
       float total = sum[r] * own_weight[r];
 #pragma unroll
@@ -150,7 +148,7 @@ struct SplitClusters {
       const int quad = item % (Exchange::kOthers * kQuads);
       const int to = quad / kQuads;
       const int col = quad % kQuads * 4;
-      const int first_col = static_cast<int>((exchange.rank + 1 + to) % kBlocks) * Exchange::kColumns;
+      const int first_col = static_cast<int>(exchange.rank_of(to)) * Exchange::kColumns;
       float4 sum;
       const RowLse of_row = sums.add_up(row, first_col + col, -INFINITY, &sum);
       if (col == 0) exchange.send_row(to, row, of_row.top, sum_of(of_row));
@@ -165,9 +163,7 @@ struct SplitClusters {
       const int32_t head = store.head_of(piece, row);
       float4 sum;
       const RowLse of_row = sums.add_up(row, first_col + col, -INFINITY, &sum);
-      float top = of_row.top;
-#pragma unroll
-      for (int i = 0; i < Exchange::kOthers; ++i) top = fmaxf(top, exchange.row_of(i, row).x);
+      const float top = exchange.top_of_all(row, of_row.top);
       const float own = Exchange::weight(of_row.top, sum_of(of_row), top);
       float total = sum_of(of_row) * own;
       sum = {sum.x * own, sum.y * own, sum.z * own, sum.w * own};

@@ -19,8 +19,8 @@ cudaError_t resident_clusters(const void *kernel, const Start &how, int32_t devi
   static std::mutex mutex;
   static std::map<std::tuple<const void *, int32_t, uint32_t, unsigned>, int32_t> known;
   const std::lock_guard<std::mutex> lock(mutex);
-  const unsigned blocks = how.cluster.x * how.cluster.y;
-  const auto found = known.find({kernel, device, how.shared_bytes, blocks});
+  const auto asked = std::make_tuple(kernel, device, how.shared_bytes, how.blocks_of_cluster());
+  const auto found = known.find(asked);
   if (found != known.end()) {
     *clusters = found->second;
     return cudaSuccess;
@@ -35,7 +35,7 @@ cudaError_t resident_clusters(const void *kernel, const Start &how, int32_t devi
   config.attrs = &attribute;
   config.numAttrs = 1;
   error = cudaOccupancyMaxActiveClusters(clusters, kernel, &config);
-  if (error == cudaSuccess) known[{kernel, device, how.shared_bytes, blocks}] = *clusters;
+  if (error == cudaSuccess) known[asked] = *clusters;
   return error;
 }
 

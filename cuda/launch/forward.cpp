@@ -208,13 +208,18 @@ cudaError_t enqueue_scheduler(const flash3_params &p, const FwdKernel &kernel, c
                                state.first_m_block, state.tile_counter, stream);
 }
 
+Start start_of(const FwdKernel &kernel, unsigned blocks) {
+  Start how{dim3(blocks), kernel.threads, kernel.shared_bytes};
+  if (kernel.paired) how.cluster = {2, 1, 1};
+  return how;
+}
+
 cudaError_t enqueue_forward(const FwdKernel &kernel, device::FwdArgs *args, unsigned blocks, int32_t device,
                             cudaStream_t stream) {
   const cudaError_t error = allow_shared_memory(kernel.function, kernel.shared_bytes, device);
   if (error != cudaSuccess) return error;
-  Start how{dim3(blocks), kernel.threads, kernel.shared_bytes};
+  Start how = start_of(kernel, blocks);
   how.early = !kernel.paired && args->tile_counter != nullptr;  // there is a preparing kernel
-  if (kernel.paired) how.cluster = {2, 1, 1};
   return start(kernel.function, how, args, stream);
 }
 
@@ -238,9 +243,7 @@ core::Status forward(const flash3_params &params, void *stream) {
   int32_t pairs = 0;
   cudaError_t error = cudaSuccess;
   if (kernel->paired) {
-    Start how{dim3(2), kernel->threads, kernel->shared_bytes};
-    how.cluster = {2, 1, 1};
-    error = resident_clusters(kernel->function, how, device.ordinal, &pairs);
+    error = resident_clusters(kernel->function, start_of(*kernel, 2), device.ordinal, &pairs);
     if (error != cudaSuccess) return cuda_error("asking how many clusters run at once", error);
     // Where no two multiprocessors form a cluster, one after the other computes the same bits.
     if (pairs == 0) status = find_kernel(params, route, device.multiprocessors, false, &kernel);

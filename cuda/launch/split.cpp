@@ -166,7 +166,7 @@ core::Status make_args(const flash3_params &p, const SplitKernel &kernel, int32_
   args->follows_append = has_append(p) && !appends;
   args->new_rows = {};
   if (appends) args->new_rows = {new_keys(p), new_values(p), core::Rotary::of(p)};
-  args->few_rows = core::SplitBounds::of(p).tile_rows <= core::kFewRows;
+  args->few_rows = core::has_few_rows(p);
   args->modifies_scores = core::modifies_scores(p);
   args->q = appends ? given_queries(p) : queries(p);
   args->k = {p.k, packed_k ? 0 : p.k_batch_stride, p.k_row_stride, p.k_head_stride};
@@ -198,29 +198,28 @@ cudaError_t form_clusters(const flash3_params &p, const SplitKernel &kernel, con
                           const core::SplitFlight &flight, int32_t device, int32_t multiprocessors,
                           core::SplitSchedule *schedule, Start *how) {
   constexpr unsigned kSizes[] = {8, 4};
-  const Start alone = *how;
+  Start clustered = *how;
   int32_t clusters = 0;
   for (const unsigned size : kSizes) {
     if (!core::suits_clusters(p, *schedule, kernel.head_dim, size, multiprocessors)) continue;
-    how->cluster = {1, size, 1};
-    const cudaError_t error = resident_clusters(function, *how, device, &clusters);
+    clustered.cluster = {1, size, 1};
+    const cudaError_t error = resident_clusters(function, clustered, device, &clusters);
     if (error != cudaSuccess) return error;
     if (clusters < p.batch * p.nheads_k) continue;
     schedule->cut_for_clusters(static_cast<int32_t>(size));
+    *how = clustered;
     return cudaSuccess;
   }
-  *how = alone;
   // Where two thread blocks share a multiprocessor the memory is slower for clusters: 3 to 7 % of long calls.
   const bool pays = flight.blocks_per_sm == 1 || has_few_keys(*schedule);
   if (!pays || !core::may_merge_in_pairs(p, *schedule)) return cudaSuccess;
-  how->cluster = {1, 2, 1};
-  const cudaError_t error = resident_clusters(function, *how, device, &clusters);
-  if (int64_t{2} * clusters >= int64_t{schedule->num_lines} * schedule->parts_of_line) {
-    core::allow_pairs(p, multiprocessors, schedule);
-  } else {
-    *how = alone;
-  }
-  return error;
+  clustered.cluster = {1, 2, 1};
+  const cudaError_t error = resident_clusters(function, clustered, device, &clusters);
+  if (error != cudaSuccess) return error;
+  if (int64_t{2} * clusters < int64_t{schedule->num_lines} * schedule->parts_of_line) return cudaSuccess;
+  core::allow_pairs(p, multiprocessors, schedule);
+  *how = clustered;
+  return cudaSuccess;
 }
 
 }  // namespace

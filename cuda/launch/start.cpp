@@ -15,7 +15,7 @@ cudaError_t start(const void *kernel, const Start &how, void *args, cudaStream_t
     attributes[count].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
     attributes[count++].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
   }
-  if (how.has_clusters()) attributes[count++] = cluster_attribute(how);
+  if (how.blocks_of_cluster() > 1) attributes[count++] = cluster_attribute(how);
   cudaLaunchConfig_t config = {};
   config.gridDim = how.blocks;
   config.blockDim = dim3(static_cast<unsigned>(how.threads));

@@ -18,7 +18,7 @@ struct Start {
   bool leaves_room = false;
   dim3 cluster = {1, 1, 1};  // thread blocks, along the axes of the grid
 
-  bool has_clusters() const { return cluster.x * cluster.y > 1; }
+  unsigned blocks_of_cluster() const { return cluster.x * cluster.y * cluster.z; }
 };
 
 // args: what the kernel, a __global__ function, receives.

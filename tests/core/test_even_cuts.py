@@ -173,33 +173,10 @@ def test_one_long_sequence_is_not_cut_like_the_others() -> None:
     assert max(len(x.blocks) for x in pieces) < 20
 
 
-@given(calls(st.integers(1, 60)))
-def test_thread_blocks_that_merge_two_by_two(call: Call) -> None:
-    """Have the two pieces of a tile, side by side, and nothing else; otherwise all is as without them."""
-    cuts, pieces = plain_pieces(call.p, BLOCK_N, call.lines, call.num_parts, cluster=2)
-    without = checked_pieces(call, 1)
-    if cuts != 2 or call.parts_of_line % 2:
-        assert (cuts, pieces) == without
-        return
+def check_clusters(call: Call, pieces: list[Piece], blocks: int) -> None:
+    """The thread blocks of a cluster, side by side, have the pieces of a tile, and nothing else."""
     assert all(x.entry.rows == 0 and not x.whole for x in pieces), "nothing is left to the merging kernel"
     assert len({x.part for x in pieces}) == len(pieces)
-    tiles = defaultdict(list)
-    for x in pieces:
-        tiles[x.batch, x.kv_head, x.m_block].append(x)
-    assert tiles.keys() == call.tiles.keys()
-    for tile, (x, y) in tiles.items():
-        assert sorted([*x.blocks, *y.blocks]) == list(range(*call.tiles[tile])), "every block once"
-        (first, line), (second, other) = divmod(x.part, call.lines), divmod(y.part, call.lines)
-        assert (first % 2, second, line) == (0, first + 1, other)
-
-
-@pytest.mark.parametrize("blocks", [4, 8])
-@given(calls(st.integers(1, 60)))
-def test_clusters_with_a_tile_each(blocks: int, call: Call) -> None:
-    """Whatever the lengths are, the thread blocks of a cluster have the pieces of a tile, and nothing else."""
-    cuts, pieces = plain_pieces(call.p, BLOCK_N, call.lines, call.num_parts, cluster=blocks)
-    assert cuts == blocks
-    assert all(x.entry.rows == 0 and not x.whole for x in pieces), "nothing is left to the merging kernel"
     clusters = defaultdict(list)
     for x in pieces:
         part, line = divmod(x.part, call.lines)
@@ -208,8 +185,28 @@ def test_clusters_with_a_tile_each(blocks: int, call: Call) -> None:
     assert len(clusters) == len(call.tiles)
     for own in clusters.values():
         assert [x.part // call.lines % blocks for x in own] == list(range(blocks))
-        tile = (own[0].batch, own[0].kv_head, own[0].m_block)
+        (tile,) = {(x.batch, x.kv_head, x.m_block) for x in own}
         assert sorted(n for x in own for n in x.blocks) == list(range(*call.tiles[tile])), "every block once"
+
+
+@given(calls(st.integers(1, 60)))
+def test_thread_blocks_that_merge_two_by_two(call: Call) -> None:
+    """Where tiles are cut in two; otherwise all is as without them."""
+    cuts, pieces = plain_pieces(call.p, BLOCK_N, call.lines, call.num_parts, cluster=2)
+    without = checked_pieces(call, 1)
+    if cuts != 2 or call.parts_of_line % 2:
+        assert (cuts, pieces) == without
+        return
+    check_clusters(call, pieces, 2)
+
+
+@pytest.mark.parametrize("blocks", [4, 8])
+@given(calls(st.integers(1, 60)))
+def test_clusters_with_a_tile_each(blocks: int, call: Call) -> None:
+    """Whatever the lengths are."""
+    cuts, pieces = plain_pieces(call.p, BLOCK_N, call.lines, call.num_parts, cluster=blocks)
+    assert cuts == blocks
+    check_clusters(call, pieces, blocks)
 
 
 @pytest.mark.parametrize(
