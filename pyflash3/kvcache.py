@@ -44,6 +44,7 @@ def flash_attn_with_kvcache(
     out: Array | None = None,
     return_lse: bool = False,
     d_v: int | None = None,
+    max_seqlen_k: int | None = None,
 ) -> Any:
     """Exact attention of new queries over cached keys, after the keys of this step have been added to the cache.
 
@@ -91,6 +92,9 @@ def flash_attn_with_kvcache(
         rotary_seqlens: (batch,) int32, takes the place of cache_seqlens in the positions of q and k.
         rotary_interleaved: columns 2i and 2i + 1 are turned together (GPT-J), otherwise i and i + rotary_dim / 2
             (GPT-NeoX).
+        max_seqlen_k: keys of the longest sequence, new ones included, as far as the caller knows: a hint for tuning, and
+            worth giving where the cache has room for many more; a wrong one changes rounding at most. Three bits of it
+            count, the rest is rounded up, so that calls whose caches grow by a row are not prepared anew.
 
     Returns:
         out (batch, seqlen_q, nheads, head_dim_v) or (total_q, nheads, head_dim_v); with return_lse (out, lse), lse
@@ -109,12 +113,21 @@ def flash_attn_with_kvcache(
     options = Options(
         softmax_scale, causal, window_size, softcap, alibi_slopes, sinks, num_splits, pack_gqa, sm_margin, d_v
     )
-    lengths = (cu_seqlens_q, None, None, cache_seqlens, max_seqlen_q, None)
+    lengths = (cu_seqlens_q, None, None, cache_seqlens, max_seqlen_q, coarse_hint(max_seqlen_k))
     cache = Cache(
         page_table, cache_batch_idx, cache_leftpad, k, v, cu_seqlens_k_new, rotary_cos, rotary_sin, rotary_seqlens,
         rotary_interleaved, kvcache=True,
     )  # fmt: skip
     return attend(q, k_cache, v_cache, options, out, return_lse, lengths, cache)
+
+
+def coarse_hint(keys: int | None) -> int | None:
+    """max_seqlen_k rounded up to a number of three bits and zeros."""
+    if keys is None:
+        return None
+    number = _values.integer("max_seqlen_k", keys)
+    step = 1 << max(number.bit_length() - 3, 0)
+    return min(-(-number // step) * step, MAX_ROWS) if 0 < number <= MAX_ROWS else number
 
 
 def same_for_all(value: int | np.integer[Any], q: Array, cu_seqlens_q: Array | None, wait: bool = False) -> Array:

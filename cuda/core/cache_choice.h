@@ -111,7 +111,7 @@ inline int64_t reading_clocks(const flash3_params &p, int64_t keys) {
 inline CacheCosts cache_costs(const flash3_params &p, const TileConfig &config) {
   const int64_t group = p.nheads / p.nheads_k;
   const int64_t rows = mean_queries(p);
-  const int64_t keys = p.page_table != nullptr ? int64_t{p.max_pages} * p.page_size : p.seqlen_k;
+  const int64_t keys = most_keys(p);
   const Mask mask{Window::make(p.window_left, p.window_right), static_cast<int32_t>(rows), static_cast<int32_t>(keys)};
 
   const int64_t tiles_of_head = ceil_div(mask.seqlen_q, config.block_m);

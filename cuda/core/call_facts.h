@@ -1,6 +1,7 @@
 // What several choices ask of a call. params have passed validate and have at least one sequence.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "core/seqlen.h"
@@ -16,6 +17,15 @@ inline SeqSide q_side(const flash3_params &p) {
 // Queries of a sequence, of packed ones on average: their lengths are in device memory.
 inline int64_t mean_queries(const flash3_params &p) {
   return p.cu_seqlens_q != nullptr ? (p.total_q + p.batch - 1) / p.batch : p.seqlen_q;
+}
+
+// Keys that a sequence has room for, and that one has at most as far as the caller says, who may be wrong. Not of packed
+// keys.
+inline int64_t key_capacity(const flash3_params &p) {
+  return p.page_table != nullptr ? int64_t{p.max_pages} * p.page_size : p.seqlen_k;
+}
+inline int64_t most_keys(const flash3_params &p) {
+  return p.max_seqlen_k > 0 ? std::min(p.max_seqlen_k, key_capacity(p)) : key_capacity(p);
 }
 
 inline bool has_device_lengths(const flash3_params &p) {

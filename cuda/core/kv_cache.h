@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/call_facts.h"
 #include "core/divisor.h"
 #include "core/macros.h"
 #include "core/seqlen.h"
@@ -44,10 +45,7 @@ struct KvCache {
   // params have passed validate.
   static KvCache of(const flash3_params &p) {
     KvCache cache = {};
-    const bool packed = p.cu_seqlens_k != nullptr;
-    const bool paged = p.page_table != nullptr;
-    const int64_t capacity = paged ? int64_t{p.max_pages} * p.page_size : p.seqlen_k;
-    cache.filled = {p.cu_seqlens_k, p.seqused_k, packed ? p.total_k : capacity};
+    cache.filled = {p.cu_seqlens_k, p.seqused_k, p.cu_seqlens_k != nullptr ? p.total_k : key_capacity(p)};
     if (p.k_new != nullptr) {
       cache.appended = {p.cu_seqlens_k_new, nullptr, p.cu_seqlens_k_new != nullptr ? p.total_k_new : p.seqlen_k_new};
     }

@@ -222,9 +222,9 @@ inline bool suits_clusters(const flash3_params &p, const SplitSchedule &schedule
   if (tiles < kLeastTiles || tiles * blocks > multiprocessors) return false;
   if (!by_warps && !(has_few_rows(p) && warpgroups_exchange(head_dim, blocks))) return false;
   const int64_t most = multiprocessors / tiles;  // of thread blocks for a tile
-  const int64_t most_keys = schedule.k.filled.rows;
-  if (blocks > kFew && most_keys < kLeastBlocks * blocks * schedule.block_n) return false;
-  return most_keys * block_bytes(p, schedule) / schedule.block_n * (most - blocks) <= alone * blocks * most;
+  const int64_t keys = most_keys(p);
+  if (blocks > kFew && keys < kLeastBlocks * blocks * schedule.block_n) return false;
+  return keys * block_bytes(p, schedule) / schedule.block_n * (most - blocks) <= alone * blocks * most;
 }
 
 }  // namespace flash3::core

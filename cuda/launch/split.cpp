@@ -42,13 +42,10 @@ const SplitLaunch &launch_of(const flash3_params &p, const SplitKernel &kernel, 
   return core::computed_by_warps(p) && p.page_table == nullptr ? kernel.dense_for_warps : kernel.boxes;
 }
 
-// Key blocks of a sequence at most.
-int64_t most_key_blocks(const core::SplitSchedule &s) { return s.k.filled.rows / s.block_n + 2; }
-
-// Whether no sequence has more than some: short enough that merging counts most.
-bool has_few_keys(const core::SplitSchedule &s) {
-  constexpr int64_t kFewBlocks = 66;
-  return most_key_blocks(s) <= kFewBlocks;
+// Whether no sequence has more than some key blocks: short enough that merging counts most.
+bool has_few_keys(const flash3_params &p, const core::SplitSchedule &s) {
+  constexpr int64_t kFewBlocks = 64;
+  return core::most_keys(p) / s.block_n <= kFewBlocks;
 }
 
 core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &kernel, const core::SplitFlight &how,
@@ -71,10 +68,11 @@ core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &ker
   s.parts_of_line = blocks / s.num_lines;
   // Without an odd one all may be in pairs.
   const bool all_may_be_cut = int64_t{2} * s.batch * s.heads_of_line <= s.parts_of_line;
-  if (all_may_be_cut && has_few_keys(s) && core::merges_in_clusters(p)) s.parts_of_line &= ~1;
+  if (all_may_be_cut && has_few_keys(p, s) && core::merges_in_clusters(p)) s.parts_of_line &= ~1;
   // The line of a balanced schedule has 32-bit places, whatever cu_seqlens_q holds.
   const core::SplitBounds bounds = core::SplitBounds::of(p);
-  if (s.balanced() && bounds.most_tiles > core::SplitSchedule::kMostPlaces / most_key_blocks(s)) s.num_splits = 1;
+  const int64_t most_key_blocks = s.k.filled.rows / s.block_n + 2;  // of a sequence, whatever the caller says
+  if (s.balanced() && bounds.most_tiles > core::SplitSchedule::kMostPlaces / most_key_blocks) s.num_splits = 1;
   if (s.balanced() && core::is_plain_decoding(p) && !core::is_latent(p)) {
     s.allow_even_cuts();
     s.allow_lone_blocks(how.blocks_per_sm, bounds.tile_rows);
@@ -211,7 +209,7 @@ cudaError_t form_clusters(const flash3_params &p, const SplitKernel &kernel, con
     return cudaSuccess;
   }
   // Where two thread blocks share a multiprocessor the memory is slower for clusters: 3 to 7 % of long calls.
-  const bool pays = flight.blocks_per_sm == 1 || has_few_keys(*schedule);
+  const bool pays = flight.blocks_per_sm == 1 || has_few_keys(p, *schedule);
   if (!pays || !core::may_merge_in_pairs(p, *schedule)) return cudaSuccess;
   clustered.cluster = {1, 2, 1};
   const cudaError_t error = resident_clusters(function, clustered, device, &clusters);

@@ -36,6 +36,8 @@ class CacheShape:
     captured: bool = False  # the call is replayed from a captured graph; timed beside the same call launched directly
     label: str = field(default="", compare=False)  # instead of the lengths
     latent_dim_v: int | None = None  # the values are so many columns of the keys; None: an array of their own
+    room: int = 0  # rows of each sequence in the cache, where these are more than its keys
+    told: bool = False  # the call is told how long the longest sequence is
 
     @property
     def dim_v(self) -> int:
@@ -50,7 +52,7 @@ class CacheShape:
     @property
     def capacity(self) -> int:
         """Rows of each sequence in the cache: whole pages of the largest size."""
-        return -(-max(self.lengths) // 256) * 256
+        return -(-max(self.room, *self.lengths) // 256) * 256
 
     def __str__(self) -> str:
         """One line that tells it from every other shape of all grids."""
@@ -59,7 +61,8 @@ class CacheShape:
         cache = "dense" if self.page_size is None else f"pages of {self.page_size}"
         queries = [] if self.seqlen_q == 1 else [f"q{self.seqlen_q}"]
         dim = f"d{self.head_dim}" if self.latent_dim_v is None else f"latent d{self.head_dim}/{self.latent_dim_v}"
-        marks = [*["append"] * self.append, *["captured"] * self.captured]
+        marks = [f"room for {self.room}"] * (self.room > 0) + ["told"] * self.told
+        marks += ["append"] * self.append + ["captured"] * self.captured
         return " ".join([f"cache {length}", *queries, heads, dim, cache, *marks])
 
     def flops(self) -> float:
@@ -92,6 +95,7 @@ def few() -> list[CacheShape]:
     """Decoding with so few keys that what counts is how a call begins and ends."""
     return [
         *(CacheShape((n,) * b, page_size=size) for b, n in FEW for size in PAGES_OF_OTHERS),
+        *(CacheShape((2048,) * b, page_size=64, room=32_768, told=told) for b in (1, 2) for told in (False, True)),
         *(CacheShape((2048,) * b, head_dim=d) for d in (64, 96, 256) for b in (1, 2)),
         *(CacheShape((n,) * b, 4) for b, n in ((1, 2048), (2, 2048), (3, 4096))),
         *(CacheShape((n,) * b, 1, 32, 1) for b, n in ((8, 2048), (16, 1024), (16, 4096), (64, 512))),

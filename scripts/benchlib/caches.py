@@ -89,6 +89,7 @@ def _ours(shape: CacheShape, arrays: list[Any], table: Any) -> Calls:
     options: dict[str, Any] = {
         "cache_seqlens": cupy.asarray(np.array(shape.lengths, np.int32)), "causal": shape.causal, "return_lse": True,
         "page_table": None if table is None else cupy.asarray(table), "d_v": shape.latent_dim_v,
+        "max_seqlen_k": max(shape.lengths) if shape.told else None,
     }  # fmt: skip
 
     def plain() -> Any:
