@@ -88,7 +88,8 @@ def flash_attn_with_kvcache(
             no two may add rows to the same one, and none may have a row as a key that another one adds.
         cu_seqlens_q: (batch + 1,) int32: q is packed, as in flash_attn_varlen_func.
         cu_seqlens_k_new: (batch + 1,) int32: k and v are packed likewise.
-        max_seqlen_q: longest query sequence, a hint for tuning; a wrong one changes rounding at most.
+        max_seqlen_q: longest query sequence of packed q, a hint for tuning, as in flash_attn_varlen_func: worth giving,
+            and a wrong one changes rounding at most.
         rotary_seqlens: (batch,) int32, takes the place of cache_seqlens in the positions of q and k.
         rotary_interleaved: columns 2i and 2i + 1 are turned together (GPT-J), otherwise i and i + rotary_dim / 2
             (GPT-NeoX).

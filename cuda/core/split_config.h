@@ -108,10 +108,35 @@ inline Route route_of(const flash3_params &p) {
 
 inline bool takes_split_kernel(const flash3_params &p) { return route_of(p).split; }
 
-// Whether the window of a call hides no key from anybody.
+// Queries of a packed sequence at most, as far as the caller says, who may be wrong.
+inline int64_t expected_queries(const flash3_params &p) {
+  if (p.max_seqlen_q > 0) return std::min(p.max_seqlen_q, p.total_q);
+  return p.total_q <= p.batch ? 1 : p.total_q;
+}
+
+// Whether queries are packed, and those of a sequence make one tile for each KV head as far as is known. A kernel that
+// is told so is right all the same where they are more (SplitSurplus). Lengths are such that a line has places for all.
+inline bool has_few_packed_queries(const flash3_params &p) {
+  if (p.cu_seqlens_q == nullptr || p.total_q == 0 || p.seqused_q != nullptr || is_latent(p)) return false;
+  if (p.k_new != nullptr || p.rotary_cos != nullptr || p.cu_seqlens_k != nullptr) return false;
+  constexpr int64_t kLeastBlockN = 64;
+  const int64_t most_blocks = key_capacity(p) / kLeastBlockN + 2;
+  if (int64_t{p.batch} * p.nheads_k > SplitSchedule::kMostPlaces / most_blocks) return false;
+  return p.window_right <= 0 && expected_queries(p) * (p.nheads / p.nheads_k) <= SplitSchedule::kBlockM;
+}
+
+// Queries of a sequence in its only tile; of packed ones those that are expected.
+inline int32_t tile_queries(const flash3_params &p) {
+  return static_cast<int32_t>(has_few_packed_queries(p) ? expected_queries(p) : p.seqlen_q);
+}
+
+// Whether the window of a call hides no key from anybody, or from no query that a tile holds.
 inline bool sees_all_keys(const flash3_params &p) {
   const bool single = p.cu_seqlens_q == nullptr && p.seqlen_q == 1;
   return p.window_left < 0 && (p.window_right < 0 || single);
+}
+inline bool tiles_see_all_keys(const flash3_params &p) {
+  return sees_all_keys(p) || (p.window_left < 0 && has_few_packed_queries(p) && tile_queries(p) == 1);
 }
 
 // Whether every sequence has one tile for each KV head, whatever the lengths are.
@@ -126,16 +151,18 @@ inline bool has_one_tile(const flash3_params &p) {
 // first load is waiting for code.
 inline bool is_plain_decoding(const flash3_params &p) {
   const bool keys_by_length = p.cu_seqlens_k == nullptr && p.cu_seqlens_k_new == nullptr && p.cache_leftpad == nullptr;
-  return p.num_splits == 0 && has_one_tile(p) && keys_by_length && !modifies_scores(p) && p.window_left < 0;
+  const bool one_tile = has_one_tile(p) || has_few_packed_queries(p);
+  return p.num_splits == 0 && one_tile && keys_by_length && !modifies_scores(p) && p.window_left < 0;
 }
+inline bool is_packed_decoding(const flash3_params &p) { return is_plain_decoding(p) && has_few_packed_queries(p); }
 
 // The same without a diagonal, and not of latent attention.
 inline bool decodes_all_keys(const flash3_params &p) {
-  return is_plain_decoding(p) && sees_all_keys(p) && !is_latent(p);
+  return is_plain_decoding(p) && tiles_see_all_keys(p) && !is_latent(p);
 }
 
 inline bool computed_by_warps(const flash3_params &p) {
-  return decodes_all_keys(p) && p.seqlen_q * (p.nheads / p.nheads_k) <= kWarpRows;
+  return decodes_all_keys(p) && tile_queries(p) * (p.nheads / p.nheads_k) <= kWarpRows;
 }
 
 // And with one query and one new row of every sequence the kernel does the work of the append itself, too.
@@ -159,8 +186,9 @@ struct SplitBounds {
   static SplitBounds of(const flash3_params &p) {
     const int64_t block_m = SplitSchedule::kBlockM * int64_t{blocks_of_tile(p)};
     const int64_t group = p.nheads / p.nheads_k;
-    const bool packed = p.cu_seqlens_q != nullptr;
-    const int64_t longest = (packed ? p.total_q : p.seqlen_q) * group;
+    const bool decodes = is_packed_decoding(p);
+    const bool packed = p.cu_seqlens_q != nullptr && !decodes;
+    const int64_t longest = (packed ? p.total_q : tile_queries(p)) * group;
     SplitBounds b;
     const int64_t m_blocks = packed ? longest / block_m + p.batch : (longest + block_m - 1) / block_m * p.batch;
     b.tiles = m_blocks * p.nheads_k;

@@ -49,28 +49,68 @@ struct SplitTile {
       if (kv_head >= s.nheads_k) {
         kv_head %= s.num_lines;
         do lengths = s.lengths(++batch);
-        while (lengths.seqlen_q == 0);
+        while (!s.packs_few && lengths.seqlen_q == 0);
       }
     }
     range = s.range(lengths, m_block);
   }
 };
 
+// Queries that are more than SplitSchedule::most_queries of their sequence: each is computed as a tile with all its keys,
+// behind the line. They have numbers, and a thread block takes, with all KV heads, every one that is as many numbers
+// behind the one before as there are thread blocks.
+struct SplitSurplus {
+  static constexpr int32_t kNotYet = -1, kBetween = -2;
+  int32_t next = -1;         // number; -1: none
+  int32_t query = kNotYet;   // in its sequence, where the cursor is at one
+};
+
 // Walks through the pieces of one part.
 struct SplitCursor {
   const SplitSchedule &schedule;
   int32_t at, end;  // places on the line: where it is, and where the part ends
-  SplitTile tile;   // that holds `at`
+  SplitTile tile;   // that holds `at`; or of a surplus query
+  SplitSurplus surplus = {};
 
-  FLASH3_HD bool done() const { return at >= end; }
+  FLASH3_HD bool on_line() const { return at < end; }
+  FLASH3_HD bool done() const { return !on_line() && !at_surplus(); }
+
+  // When it is done with the line, or a surplus query: goes on to the next of those, if there is one.
+  FLASH3_HD bool take_surplus() {
+    if (!schedule.packs_few || surplus.next < 0) return false;
+    int32_t kv_head = surplus.query == SplitSurplus::kBetween ? tile.kv_head + 1 : 0;
+    if (kv_head == schedule.nheads_k) {
+      kv_head = 0;
+      surplus.next += schedule.parts_of_line * schedule.num_lines;
+    }
+    int32_t behind = 0;
+    for (int32_t b = 0; b < schedule.batch; ++b) {
+      const SplitLengths all = schedule.lengths_of_sequence(b);
+      const int32_t more = all.seqlen_q - schedule.most_queries;
+      const int32_t before = behind;
+      behind = SplitSchedule::behind(behind, more > 0 ? more : 0);
+      if (surplus.next >= behind) continue;
+      surplus.query = schedule.most_queries + surplus.next - before;
+      tile.batch = b;
+      tile.kv_head = kv_head;
+      tile.m_block = 0;
+      tile.lengths = schedule.some_queries(all, surplus.query, 1);
+      tile.range = schedule.range(tile.lengths, 0);
+      return true;
+    }
+    surplus.next = -1;
+    return false;
+  }
 
   // Only before the end.
   FLASH3_HD SplitPiece piece() const {
+    if (at_surplus()) return surplus_piece();
     SplitPiece p;
     p.batch = tile.batch;
     p.kv_head = tile.kv_head;
     p.m_block = tile.m_block;
     p.lengths = tile.lengths;
+    p.first_query = 0;
     p.range = tile.range;
     p.tile_begin = tile.begin;
     p.tile_end = tile_end();
@@ -100,11 +140,23 @@ struct SplitCursor {
   }
 
   FLASH3_HD void advance() {
+    if (at_surplus()) {
+      surplus.query = SplitSurplus::kBetween;
+      return;
+    }
     at = piece_end();
-    if (!done() && at == tile_end()) tile.next(schedule);
+    if (on_line() && at == tile_end()) tile.next(schedule);
   }
 
  private:
+  FLASH3_HD bool at_surplus() const { return schedule.packs_few && surplus.query >= 0; }
+
+  FLASH3_HD SplitPiece surplus_piece() const {
+    const BlockRange &range = tile.range;
+    return {tile.batch,  tile.kv_head, 0,    tile.lengths, surplus.query, range, range.begin,
+            range.end,   1,            true, true,         at,            at,    at};
+  }
+
   FLASH3_HD int32_t tile_end() const { return tile.begin + schedule.tile_cost(tile.range); }
 
   FLASH3_HD int32_t piece_end() const {

@@ -40,6 +40,7 @@ struct SplitPartId {
 struct SplitPiece {
   int32_t batch, kv_head, m_block;
   SplitLengths lengths;
+  int32_t first_query;     // of the tile's rows, in the sequence; 0 but for one that is computed by itself
   BlockRange range;        // of the tile
   int32_t n_begin, n_end;  // key blocks of the piece: n_begin, n_begin + n_step, .., before n_end
   int32_t n_step;          // 1 except where tiles are cut alike

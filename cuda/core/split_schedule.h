@@ -54,6 +54,11 @@ struct SplitSchedule {
   int32_t parts_of_line;  // thread blocks to share each line out to
   // Every sequence has one tile for each KV head, known without looking at lengths.
   bool one_tile = false;
+  // Queries are packed, and a sequence should have few: so many at most are in its tile, which is there without any, too,
+  // and more are computed one by one (SplitSurplus). And whether none of them sees keys behind its own.
+  bool packs_few = false;
+  int32_t most_queries = 0;
+  bool hides_later_keys = false;
   // Of a balanced schedule with one tile: into how many pieces all tiles may be cut alike, and the cut of such a line.
   // Then a part has whole tiles, or equally many parts share each tile, and there is little to merge, or nothing.
   Divisor cuts = {1, 0, 0};
@@ -143,7 +148,21 @@ struct SplitSchedule {
 
   FLASH3_HD bool balanced() const { return num_splits == 0; }
 
-  FLASH3_HD SplitLengths lengths(int32_t b) const { return {q.span(b).len, k.span(b).len}; }
+  // Of a sequence in q and out.
+  FLASH3_HD int64_t first_row(int32_t b) const { return packs_few ? packed_row(b, 0) : q.span(b).start; }
+  FLASH3_HD SplitLengths lengths_of_sequence(int32_t b) const {
+    return {packs_few ? packed_row(b + 1, packed_row(b, 0)) - packed_row(b, 0) : q.span(b).len, k.span(b).len};
+  }
+  // Of what its tiles hold.
+  FLASH3_HD SplitLengths lengths(int32_t b) const { return of_tiles(lengths_of_sequence(b)); }
+  FLASH3_HD SplitLengths of_tiles(const SplitLengths &all) const {
+    return packs_few && all.seqlen_q > most_queries ? some_queries(all, 0, most_queries) : all;
+  }
+  // `count` queries of a sequence, from `first` on, and the keys that they see: as another sequence.
+  FLASH3_HD SplitLengths some_queries(const SplitLengths &all, int32_t first, int32_t count) const {
+    const int32_t hidden = hides_later_keys ? all.seqlen_q - first - count : 0;
+    return {count, all.seqlen_k > hidden ? all.seqlen_k - hidden : 0};
+  }
 
   FLASH3_HD int64_t rows(const SplitLengths &s) const { return int64_t{s.seqlen_q} * group.divisor; }
   FLASH3_HD int32_t num_m_blocks(const SplitLengths &s) const {
@@ -158,6 +177,7 @@ struct SplitSchedule {
   }
 
   FLASH3_HD BlockRange range(const SplitLengths &s, int32_t m_block) const {
+    if (packs_few && s.seqlen_q == 0) return {0, 0, 0, 0};
     const int64_t first = int64_t{m_block} * block_m;
     const int64_t last = first + block_m < rows(s) ? first + block_m - 1 : rows(s) - 1;
     return block_range({window, s.seqlen_q, s.seqlen_k}, query(first), query(last) + 1, block_n);
@@ -260,6 +280,12 @@ struct SplitSchedule {
   FLASH3_HD bool nothing_to_merge() const { return all_whole() || merged_by_clusters(); }
 
  private:
+  // Of cu_seqlens_q, in few instructions: rows of packed tensors have 32-bit numbers.
+  FLASH3_HD int32_t packed_row(int32_t b, int32_t least) const {
+    const int32_t x = q.cu_seqlens[b], rows = static_cast<int32_t>(q.rows);
+    return x < least ? least : x < rows ? x : rows;
+  }
+
   // Whether no tile of a line costs much more than the mean.
   FLASH3_HD bool equal(int32_t total, int32_t largest) const {
     return int64_t{batch} * heads_of_line * largest * 16 <= int64_t{total} * 17;

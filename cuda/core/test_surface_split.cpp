@@ -18,6 +18,7 @@ namespace {
 using namespace flash3::core;  // this file is nothing but a window onto it
 
 SplitSchedule split_schedule(const flash3_params &p, int32_t block_n, int32_t num_lines, int32_t num_parts) {
+  const bool packed = is_packed_decoding(p);
   return {q_side(p),
           KvCache::of(p),
           Window::make(p.window_left, p.window_right),
@@ -30,35 +31,57 @@ SplitSchedule split_schedule(const flash3_params &p, int32_t block_n, int32_t nu
           num_lines,
           p.nheads_k / num_lines,
           num_parts / num_lines,
-          has_one_tile(p)};
+          packed || has_one_tile(p),
+          packed,
+          packed ? tile_queries(p) : 0,
+          packed && p.window_right == 0};
 }
 
 // The pieces of all parts of a schedule; see flash3_test_split_pieces.
 int64_t put_pieces(const SplitSchedule &schedule, const SplitParts &parts, int64_t capacity, int64_t *pieces) {
   int64_t count = 0;
-  for (int32_t part = 0; part < parts.parts * schedule.num_lines; ++part) {
+  const bool packed = schedule.packs_few;  // where parts without places may have surplus queries
+  for (int32_t part = 0; part < (packed ? schedule.parts_of_line : parts.parts) * schedule.num_lines; ++part) {
     const SplitPartId id = {part % schedule.num_lines, part / schedule.num_lines};
     const int32_t first = parts.begin(id.index);
     int32_t b = 0;
     int32_t begin = 0;
-    for (; schedule.behind(begin, schedule.sequence_cost(b)) <= first; ++b) begin += schedule.sequence_cost(b);
-    const SplitTile tile = SplitTile::find(schedule, id.line, first, b, begin);
+    const bool exists = first < parts.begin(id.index + 1);
+    for (; exists && schedule.behind(begin, schedule.sequence_cost(b)) <= first; ++b) {
+      begin += schedule.sequence_cost(b);
+    }
+    const SplitTile tile = exists ? SplitTile::find(schedule, id.line, first, b, begin) : SplitTile{};
     SplitCursor cursor{schedule, first, parts.begin(id.index + 1), tile};
-    for (; !cursor.done(); cursor.advance(), ++count) {
+    if (packed) cursor.surplus.next = part;
+    for (; !cursor.done() || cursor.take_surplus(); cursor.advance(), ++count) {
       if (count >= capacity) continue;
       const SplitPiece x = cursor.piece();
       const SplitEntries entries{schedule};
       SplitEntry e = {};
-      if (schedule.balanced() && x.begin == first) e = entries.of_part(x, parts, id);
+      if (schedule.balanced() && x.begin == first && cursor.on_line()) e = entries.of_part(x, parts, id);
       // What the merging kernel finds for itself.
       if (schedule.even) {
-        e = x.first && !schedule.nothing_to_merge() ? entries.of_even_tile(entries.place_of(x)) : SplitEntry{};
+        e = x.first && cursor.on_line() && !schedule.nothing_to_merge() ? entries.of_even_tile(entries.place_of(x)) : SplitEntry{};
       }
       if (schedule.num_splits > 1 && x.first) e = entries.of_tile(x.batch, x.kv_head, x.m_block);
-      const int64_t values[] = {
-          part,   x.batch, x.kv_head,     x.m_block,    x.n_begin, x.n_end, x.n_step, x.whole, schedule.number(x, id),
-          e.rows, e.count, e.first_piece, e.next_piece, e.step};
-      std::memcpy(pieces + 14 * count, values, sizeof(values));
+      const int64_t values[] = {part,
+                                x.batch,
+                                x.kv_head,
+                                x.m_block,
+                                x.n_begin,
+                                x.n_end,
+                                x.n_step,
+                                x.whole,
+                                schedule.number(x, id),
+                                x.first_query,
+                                x.lengths.seqlen_q,
+                                x.lengths.seqlen_k,
+                                e.rows,
+                                e.count,
+                                e.first_piece,
+                                e.next_piece,
+                                e.step};
+      std::memcpy(pieces + 17 * count, values, sizeof(values));
     }
   }
   return count;
@@ -94,10 +117,10 @@ FLASH3_API int32_t flash3_test_split_places(const flash3_params *params, int32_t
   return sum;
 }
 
-// Returns the number of pieces of all parts, of which up to `capacity` are written, fourteen numbers each: part, batch,
-// kv_head, m_block, n_begin, n_end, n_step, whole, its number among the partial results, and of the entry of its tile
-// that begins with it or, of a balanced schedule, that it is to write, rows (0: nothing to merge), count, first_piece,
-// next_piece, step.
+// Returns the number of pieces of all parts, of which up to `capacity` are written, seventeen numbers each: part, batch,
+// kv_head, m_block, n_begin, n_end, n_step, whole, its number among the partial results, the first query of the tile's
+// rows, queries and keys as the tile has them, and of the entry of its tile that begins with it or, of a balanced
+// schedule, that it is to write, rows (0: nothing to merge), count, first_piece, next_piece, step.
 FLASH3_API int64_t flash3_test_split_pieces(const flash3_params *params, int32_t block_n, int32_t num_lines,
                                             int32_t num_parts, int64_t capacity, int64_t *pieces) {
   const SplitSchedule schedule = split_schedule(*params, block_n, num_lines, num_parts);

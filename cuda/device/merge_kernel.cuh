@@ -60,6 +60,12 @@ __global__ void __launch_bounds__(kMergeThreads, kCols <= 4 ? 1 : 0)
   const auto row_of_entry = [&args](int32_t item) {
     return item - static_cast<int32_t>(args.rows_of_entry.quotient(item) * args.rows_of_entry.divisor);
   };
+  // Of a tile that is cut like all others.
+  const auto has_row = [&](int32_t item) {
+    if (!schedule.packs_few) return true;  // all of them have as many
+    const auto place = static_cast<int32_t>(args.rows_of_entry.quotient(item));
+    return row_of_entry(item) < core::SplitEntries{schedule}.of_even_tile(place).rows;
+  };
   // Where the pieces of the first row are, if tiles are cut alike: divisions that need no results.
   typename Merge<Element, kCols>::Row ahead = {};
   if (schedule.even) {
@@ -77,7 +83,8 @@ __global__ void __launch_bounds__(kMergeThreads, kCols <= 4 ? 1 : 0)
     for (int32_t base = unit; base < args.num_items; base += 32 * num_units) {
       // Most have nothing to merge: each lane looks at one.
       const int32_t own = base + lane * num_units;
-      const bool there = own < args.num_items && (schedule.even || row_of_entry(own) < __ldcg(&entry_of(own)->rows));
+      const bool there = own < args.num_items &&
+                         (schedule.even ? has_row(own) : row_of_entry(own) < __ldcg(&entry_of(own)->rows));
       uint32_t todo = __ballot_sync(0xffffffffu, there);
       if (!real) todo = 1;
 #pragma unroll 1

@@ -19,6 +19,7 @@ template <class Element_, bool kPlain_>
 struct MlaTraits {
   using Element = Element_;
   static constexpr bool kPlain = kPlain_;
+  static constexpr bool kPacked = false;
   static constexpr bool kMergesInClusters = false;
   static constexpr bool kSeesAllKeys = kPlain;
   static constexpr bool kWholeTiles = true;  // see PartFinder: to merge partial results takes long, they are large

@@ -11,6 +11,7 @@ namespace flash3::device {
 struct SequenceCosts {
   int32_t total = 0;  // of one KV head each
   int32_t largest = core::SplitSchedule::kTileCost;
+  bool surplus = false;  // some have more queries than their tiles hold
 
   // Of the sequences first, first + step, .., before `end`.
   static __device__ __forceinline__ SequenceCosts of(const core::SplitSchedule &schedule, int32_t first, int32_t step,
@@ -18,9 +19,11 @@ struct SequenceCosts {
     SequenceCosts costs;
 #pragma unroll 1
     for (int32_t b = first; b < end; b += step) {
-      const int32_t cost = schedule.head_cost(schedule.lengths(b));
+      const core::SplitLengths all = schedule.lengths_of_sequence(b);
+      const int32_t cost = schedule.head_cost(schedule.of_tiles(all));
       costs.total += cost;
       costs.largest = max(costs.largest, cost);
+      if (schedule.packs_few) costs.surplus |= all.seqlen_q > schedule.most_queries;
     }
     return costs;
   }

@@ -40,7 +40,7 @@ struct SplitConsumer : SplitConsumerBase<Traits, SplitConsumer<Traits>> {
 
   __device__ __forceinline__ void compute(const core::SplitPiece &piece, const core::SplitCursor &next,
                                           const core::SplitPartId &part) {
-    const core::SeqSpan q_span = schedule.q.span(piece.batch);
+    const int64_t first_row = first_row_of(piece);
     const PackedRows rows(schedule, piece, threadIdx.x / 32 * (few_rows() ? 8 : 16), few_rows());
     const core::Mask mask{schedule.window, piece.lengths.seqlen_q, piece.lengths.seqlen_k};
     RowScores scores;
@@ -71,17 +71,18 @@ struct SplitConsumer : SplitConsumerBase<Traits, SplitConsumer<Traits>> {
     await_q();  // in front of the stores: the fence would wait for them
     const SplitStore<Traits> results{args, schedule, hint};
     if constexpr (Traits::kMergesInClusters) {
-      if (schedule.merged_by_clusters()) {
-        return SplitClusters<Traits>{smem, results}.merge(q_buffer ^ 1, piece, q_span.start, rows, softmax, o);
+      if (schedule.merged_by_clusters() && !(Traits::kPacked && piece.whole)) {
+        return SplitClusters<Traits>{smem, results}.merge(q_buffer ^ 1, piece, first_row, rows, softmax, o);
       }
     }
-    store(piece, part, q_span.start, rows, softmax, o, results);
+    store(piece, part, first_row, rows, softmax, o, results);
   }
 
  private:
   using Base::args;
   using Base::await_q;
   using Base::few_rows;
+  using Base::first_row_of;
   using Base::hint;
   using Base::k_ring;
   using Base::load_next_q;

@@ -43,6 +43,7 @@ struct SplitConsumerBase {
   __device__ __forceinline__ void run(core::SplitCursor cursor, const core::SplitPartId &part) {
     // Also where there is nothing to do, so that this kernel ends behind the one before.
     if (args.follows_append) ptx::wait_for_previous_kernel();
+    if constexpr (Traits::kPacked) return run_packed(cursor, part);
     if (cursor.done()) return;
     core::SplitPiece piece = cursor.piece();
     load_q(piece, q_buffer);
@@ -61,12 +62,17 @@ struct SplitConsumerBase {
   // All consumer warps have come here, with what they have copied to shared memory or read from it.
   __device__ __forceinline__ void sync() const { ptx::bar_sync(kBarrier, Traits::kConsumerThreads); }
 
+  // The row of q and out that a tile's rows are counted from.
+  __device__ __forceinline__ int64_t first_row_of(const core::SplitPiece &piece) const {
+    return schedule.first_row(piece.batch) + (Traits::kPacked ? piece.first_query : 0);
+  }
+
   // Starts to load the rows of the tile, if the piece has keys, in the layout of the tensor maps. What lies behind them
   // in shared memory may be anything: a row of a product depends on nothing but its own row of Q.
   __device__ __forceinline__ void load_q(const core::SplitPiece &piece, int buffer) const {
     constexpr int kChunks = Traits::kHeadDim / 8;
     if (piece.n_begin >= piece.n_end) return;
-    const core::SeqSpan q_span = schedule.q.span(piece.batch);
+    const int64_t first_row = first_row_of(piece);
     const int32_t rows = schedule.tile_rows(piece.lengths, piece.m_block);
     const uint32_t to = ptx::shared_address(smem.q[buffer]);
 #pragma unroll 1
@@ -77,7 +83,7 @@ struct SplitConsumerBase {
       const int32_t query = schedule.query(packed);
       const auto in_group = static_cast<int32_t>(packed - int64_t{query} * schedule.group.divisor);
       const bool inside = col < args.head_dim;
-      const auto *const from = row_of<Element>(args.q, piece.batch, q_span.start + query,
+      const auto *const from = row_of<Element>(args.q, piece.batch, first_row + query,
                                                int64_t{piece.kv_head} * schedule.group.divisor + in_group);
       ptx::cp_async_16(to + Traits::template offset<Traits::kBlockM>(PackedRows::place(row, few_rows()), col),
                        from + (inside ? col : 0), inside ? 16 : 0);
@@ -106,6 +112,36 @@ struct SplitConsumerBase {
   }
 
   __device__ __forceinline__ bool few_rows() const { return Traits::kPlain && !Traits::kByWarps && args.few_rows; }
+
+ private:
+  // Behind the line there may be surplus queries, whose rows are asked for when everything else is done: only then is
+  // the place free through which the blocks of a cluster merge (ClusterExchange).
+  __device__ __forceinline__ void run_packed(core::SplitCursor cursor, const core::SplitPartId &part) {
+    bool there = false;  // the queries of the piece
+#pragma unroll 1
+    while (true) {
+      if (cursor.done()) {
+        if (!cursor.take_surplus()) return;
+        there = false;
+      }
+      const core::SplitPiece piece = cursor.piece();
+      if (!there) {
+        sync();
+        load_q(piece, q_buffer);
+        await_q();
+      }
+      cursor.advance();
+      if (piece.lengths.seqlen_q > 0) {
+        static_cast<Consumer &>(*this).compute(piece, cursor, part);
+      } else {
+        sync();
+        load_next_q(cursor);
+        await_q();
+      }
+      there = true;
+      q_buffer ^= 1;
+    }
+  }
 };
 
 }  // namespace flash3::device

@@ -21,7 +21,9 @@ struct SplitPart {
 // Lengths that are in no cache come from memory, while barriers are initialised.
 __device__ __forceinline__ void prefetch_lengths(const core::SplitSchedule &schedule) {
   const auto b = static_cast<int32_t>(threadIdx.x);
-  if (b < schedule.batch && schedule.k.filled.seqused != nullptr) ptx::prefetch(schedule.k.filled.seqused + b);
+  if (b >= schedule.batch) return;
+  if (schedule.k.filled.seqused != nullptr) ptx::prefetch(schedule.k.filled.seqused + b);
+  if (schedule.packs_few) ptx::prefetch(schedule.q.cu_seqlens + b);
 }
 
 // The entry of a part.
@@ -29,7 +31,7 @@ __device__ __forceinline__ void note_part(const core::SplitSchedule &schedule, c
                                           const core::SplitCursor &cursor, const core::SplitPartId &part,
                                           const core::SplitParts &parts) {
   core::SplitEntry &entry = partials.entries[part.index * schedule.num_lines + part.line];
-  if (cursor.done()) {
+  if (!cursor.on_line()) {
     entry.rows = 0;
   } else {
     entry = core::SplitEntries{schedule}.of_part(cursor.piece(), parts, part);
@@ -41,7 +43,7 @@ __device__ __forceinline__ void note_tiles(const core::SplitSchedule &schedule, 
                                            core::SplitCursor cursor, const core::SplitPartId &part,
                                            const core::SplitParts &parts) {
 #pragma unroll 1
-  for (; !cursor.done(); cursor.advance()) {
+  for (; cursor.on_line(); cursor.advance()) {
     const core::SplitPiece piece = cursor.piece();
     const core::SplitEntry entry = core::SplitEntries{schedule}.of_part(piece, parts, part);
     if (piece.whole || entry.rows > 0) partials.entries[core::SplitEntries{schedule}.place_of(piece)] = entry;
@@ -201,25 +203,19 @@ struct PlainPartFinder {
     __syncthreads();
     int32_t largest = 0;
     int32_t of_warp[kWarps];
+    bool surplus = false;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
       of_warp[w] = smem.warp_costs[w];
       total += of_warp[w];
       largest = max(largest, smem.warp_largest[w]);
+      if constexpr (Traits::kPacked) surplus |= smem.warp_surplus[w];
     }
     const core::SplitParts parts = schedule.plain_parts(total, largest);
     found.at = parts.begin(part.index);
     found.end = parts.begin(part.index + 1);
-    if (found.done()) return parts;
-    int32_t b = 0, begin = 0;
-    if (schedule.even) {
-      const auto cuts = static_cast<int32_t>(schedule.cuts.divisor);
-      b = schedule.sequence_of_even_tile(schedule.even_tile(found.at));
-      begin = b * schedule.heads_of_line * cuts;
-    } else {
-      find_sequence(of_warp, &b, &begin);
-    }
-    found.tile = core::SplitTile::find(schedule, part.line, found.at, b, begin);
+    if (found.on_line()) find_tile(part, of_warp);
+    if (Traits::kPacked && surplus) found.surplus.next = part.index * schedule.num_lines + part.line;
     return parts;
   }
 
@@ -241,6 +237,19 @@ struct PlainPartFinder {
  private:
   __device__ __forceinline__ int32_t share() const { return core::ceil_div(schedule.batch, kThreads); }
 
+  // The tile that a part begins with.
+  __device__ __forceinline__ void find_tile(const core::SplitPartId &part, const int32_t (&of_warp)[kWarps]) {
+    int32_t b = 0, begin = 0;
+    if (schedule.even) {
+      const auto cuts = static_cast<int32_t>(schedule.cuts.divisor);
+      b = schedule.sequence_of_even_tile(schedule.even_tile(found.at));
+      begin = b * schedule.heads_of_line * cuts;
+    } else {
+      find_sequence(of_warp, &b, &begin);
+    }
+    found.tile = core::SplitTile::find(schedule, part.line, found.at, b, begin);
+  }
+
   // Of each thread its sequences' costs, of each warp those of its threads, and the largest tile.
   __device__ __forceinline__ void add_up() const {
     const int32_t first = static_cast<int32_t>(threadIdx.x) * share();
@@ -248,6 +257,10 @@ struct PlainPartFinder {
     costs.total *= schedule.heads_of_line;
     smem.costs[threadIdx.x] = costs.total;
     costs.put_warp(smem.warp_costs, smem.warp_largest);
+    if constexpr (Traits::kPacked) {
+      const bool surplus = __any_sync(0xffffffffu, costs.surplus);
+      if (threadIdx.x % 32 == 0) smem.warp_surplus[threadIdx.x / 32] = surplus;
+    }
   }
 
   // That of place `found.at`, and where it begins.

@@ -48,7 +48,15 @@ struct SplitProducer {
         ring(ring_size<Traits>(a), 1),
         awaits_new_rows(a.follows_append) {}
 
-  __device__ __forceinline__ void run(const core::SplitCursor &cursor) {
+  __device__ __forceinline__ void run(core::SplitCursor cursor) {
+    if (Traits::kPacked && half > 0 && args.key_loads == KeyLoads::kTma) return;  // it has nothing to load
+    do load_pieces(cursor);
+    while (Traits::kPacked && cursor.take_surplus());
+  }
+
+ private:
+  // Until the cursor is done.
+  __device__ __forceinline__ void load_pieces(core::SplitCursor &cursor) {
     if (args.key_loads == KeyLoads::kAsyncCopy) {
       for_each_piece(cursor, [this](const auto &piece, const auto &span) { copy_rows(piece, span); });
     } else if (half == 0) {
@@ -62,13 +70,16 @@ struct SplitProducer {
     }
   }
 
- private:
   template <class Body>
-  __device__ __forceinline__ void for_each_piece(core::SplitCursor cursor, Body body) {
+  __device__ __forceinline__ void for_each_piece(core::SplitCursor &cursor, Body body) {
 #pragma unroll 1
     for (; !cursor.done(); cursor.advance()) {
       const core::SplitPiece piece = cursor.piece();
-      if (piece.n_begin < piece.n_end) body(piece, schedule.k.span(piece.batch));
+      if (piece.n_begin >= piece.n_end) continue;
+      core::KeySpan span = schedule.k.span(piece.batch);
+      // Of some queries, keys that they see alone: others' NaN would reach their products.
+      if constexpr (Traits::kPacked) span.len = piece.lengths.seqlen_k;
+      body(piece, span);
     }
   }
 

@@ -17,28 +17,45 @@ __device__ __forceinline__ core::SplitSchedule known_schedule(core::SplitSchedul
   s.block_n = Traits::kBlockN;
   s.even = false;
   if constexpr (Traits::kPlain) {
-    s.q.cu_seqlens = s.q.seqused = nullptr;
+    s.q.seqused = nullptr;
+    if constexpr (!Traits::kPacked) s.q.cu_seqlens = nullptr;
     s.k.filled.cu_seqlens = s.k.appended.cu_seqlens = s.k.appended.seqused = s.k.leftpad = nullptr;
     s.window.left = -1;
     if constexpr (Traits::kSeesAllKeys) s.window.right = -1;
     s.num_splits = 0;
     s.one_tile = true;
   }
+  s.packs_few = Traits::kPacked;
   if constexpr (!Traits::kMergesInClusters) s.cluster_cuts.divisor = 1;
   return s;
 }
 
 // Which calls a kernel is for: all, those that core::is_plain_decoding, those of them that core::sees_all_keys, or
-// those of these that are core::computed_by_warps; and those of the last two kinds that are core::appends_itself.
-enum class SplitCalls { kAll, kPlain, kSeeAllKeys, kByWarps, kAppend, kAppendByWarps };
+// those of these that are core::computed_by_warps; those of the last two kinds that are core::appends_itself; and the
+// same as the second, third and fourth kind with packed queries.
+enum class SplitCalls {
+  kAll,
+  kPlain,
+  kSeeAllKeys,
+  kByWarps,
+  kAppend,
+  kAppendByWarps,
+  kPacked,
+  kPackedSeeAllKeys,
+  kPackedByWarps
+};
 
 template <class Element_, int kConfigIndex, SplitCalls kCalls>
 struct SplitTraits {
   using Element = Element_;
   static constexpr bool kPlain = kCalls != SplitCalls::kAll;
   static constexpr bool kAppends = kCalls == SplitCalls::kAppend || kCalls == SplitCalls::kAppendByWarps;
-  static constexpr bool kByWarps = kCalls == SplitCalls::kByWarps || kCalls == SplitCalls::kAppendByWarps;
-  static constexpr bool kSeesAllKeys = kCalls == SplitCalls::kSeeAllKeys || kByWarps || kAppends;
+  static constexpr bool kPacked = kCalls == SplitCalls::kPacked || kCalls == SplitCalls::kPackedSeeAllKeys ||
+                                  kCalls == SplitCalls::kPackedByWarps;
+  static constexpr bool kByWarps =
+      kCalls == SplitCalls::kByWarps || kCalls == SplitCalls::kAppendByWarps || kCalls == SplitCalls::kPackedByWarps;
+  static constexpr bool kSeesAllKeys =
+      kCalls == SplitCalls::kSeeAllKeys || kCalls == SplitCalls::kPackedSeeAllKeys || kByWarps || kAppends;
   static constexpr bool kWholeTiles = false;                                    // see PartFinder
   static constexpr bool kMergesInClusters = kPlain && (kByWarps || !kAppends);  // see core::merges_in_clusters
   static constexpr core::SplitConfig kConfig = core::kSplitConfigs[kConfigIndex];
@@ -80,6 +97,7 @@ struct SplitTraits {
     Barriers barriers;
     // See PartFinder and PlainPartFinder.
     int32_t warp_costs[kThreads / 32], warp_largest[kThreads / 32];
+    bool warp_surplus[kThreads / 32];
     int32_t costs[kThreads];
     SplitPart part;
     uint32_t poison[kBlockN / 32];                             // see Poison; a bit a key

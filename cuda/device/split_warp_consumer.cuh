@@ -61,8 +61,8 @@ struct SplitWarpConsumer : SplitConsumerBase<Traits, SplitWarpConsumer<Traits>> 
     sums.put(rows, state, o);
     sync();
     const SplitStore<Traits> results{args, schedule, hint};
-    const int64_t first_row = schedule.q.span(piece.batch).start;
-    if (schedule.merged_by_clusters()) {
+    const int64_t first_row = first_row_of(piece);
+    if (schedule.merged_by_clusters() && !(Traits::kPacked && piece.whole)) {
       return SplitClusters<Traits>{smem, results}.merge(piece, first_row, rows, sums);
     }
     store(piece, part, first_row, rows, sums, results);
@@ -71,6 +71,7 @@ struct SplitWarpConsumer : SplitConsumerBase<Traits, SplitWarpConsumer<Traits>> 
  private:
   using Base::args;
   using Base::await_q;
+  using Base::first_row_of;
   using Base::hint;
   using Base::k_ring;
   using Base::load_next_q;

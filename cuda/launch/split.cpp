@@ -73,6 +73,12 @@ core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &ker
   const core::SplitBounds bounds = core::SplitBounds::of(p);
   const int64_t most_key_blocks = s.k.filled.rows / s.block_n + 2;  // of a sequence, whatever the caller says
   if (s.balanced() && bounds.most_tiles > core::SplitSchedule::kMostPlaces / most_key_blocks) s.num_splits = 1;
+  if (core::is_packed_decoding(p)) {
+    s.one_tile = s.packs_few = true;
+    s.most_queries = core::tile_queries(p);
+    s.hides_later_keys = p.window_right == 0;
+    if (core::tiles_see_all_keys(p)) s.window = core::Window{-1, -1};
+  }
   if (s.balanced() && core::is_plain_decoding(p) && !core::is_latent(p)) {
     s.allow_even_cuts();
     s.allow_lone_blocks(how.blocks_per_sm, bounds.tile_rows);
@@ -185,8 +191,12 @@ core::Status make_args(const flash3_params &p, const SplitKernel &kernel, int32_
 const void *function_of(const flash3_params &p, const SplitKernel &kernel, const core::SplitSchedule &schedule,
                         bool appends) {
   if (!core::is_plain_decoding(p) || !schedule.balanced()) return kernel.function;
-  if (core::computed_by_warps(p)) return appends ? kernel.appends_by_warps : kernel.by_warps;
+  const bool packed = core::is_packed_decoding(p);
+  if (core::computed_by_warps(p)) {
+    return appends ? kernel.appends_by_warps : packed ? kernel.packed_by_warps : kernel.by_warps;
+  }
   if (appends) return kernel.appends;
+  if (packed) return core::tiles_see_all_keys(p) ? kernel.packed_sees_all_keys : kernel.packed;
   return core::sees_all_keys(p) ? kernel.sees_all_keys : kernel.plain;
 }
 

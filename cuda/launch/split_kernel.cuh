@@ -21,11 +21,17 @@ SplitKernel split_kernel() {
   using ByWarps = device::SplitTraits<Element, kConfigIndex, device::SplitCalls::kByWarps>;
   using Appends = device::SplitTraits<Element, kConfigIndex, device::SplitCalls::kAppend>;
   using AppendsByWarps = device::SplitTraits<Element, kConfigIndex, device::SplitCalls::kAppendByWarps>;
+  using Packed = device::SplitTraits<Element, kConfigIndex, device::SplitCalls::kPacked>;
+  using PackedSeesAllKeys = device::SplitTraits<Element, kConfigIndex, device::SplitCalls::kPackedSeeAllKeys>;
+  using PackedByWarps = device::SplitTraits<Element, kConfigIndex, device::SplitCalls::kPackedByWarps>;
   static_assert(sizeof(typename Traits::SharedStorage) == sizeof(typename Plain::SharedStorage));
   static_assert(sizeof(typename Traits::SharedStorage) == sizeof(typename SeesAllKeys::SharedStorage));
   static_assert(sizeof(typename Traits::SharedStorage) == sizeof(typename ByWarps::SharedStorage));
   static_assert(sizeof(typename Traits::SharedStorage) == sizeof(typename Appends::SharedStorage));
   static_assert(sizeof(typename Traits::SharedStorage) == sizeof(typename AppendsByWarps::SharedStorage));
+  static_assert(sizeof(typename Traits::SharedStorage) == sizeof(typename Packed::SharedStorage));
+  static_assert(sizeof(typename Traits::SharedStorage) == sizeof(typename PackedSeesAllKeys::SharedStorage));
+  static_assert(sizeof(typename Traits::SharedStorage) == sizeof(typename PackedByWarps::SharedStorage));
   constexpr int kMergeCols = Traits::kHeadDim <= 64 ? 2 : Traits::kHeadDim <= 128 ? 4 : 8;
   SplitKernel kernel;
   kernel.function = reinterpret_cast<const void *>(&device::split_kernel_sm90<Traits>);
@@ -34,6 +40,9 @@ SplitKernel split_kernel() {
   kernel.by_warps = reinterpret_cast<const void *>(&device::split_kernel_sm90<ByWarps>);
   kernel.appends = reinterpret_cast<const void *>(&device::split_kernel_sm90<Appends>);
   kernel.appends_by_warps = reinterpret_cast<const void *>(&device::split_kernel_sm90<AppendsByWarps>);
+  kernel.packed = reinterpret_cast<const void *>(&device::split_kernel_sm90<Packed>);
+  kernel.packed_sees_all_keys = reinterpret_cast<const void *>(&device::split_kernel_sm90<PackedSeesAllKeys>);
+  kernel.packed_by_warps = reinterpret_cast<const void *>(&device::split_kernel_sm90<PackedByWarps>);
   kernel.merge_parts = reinterpret_cast<const void *>(&device::merge_parts_kernel<Element, kMergeCols>);
   kernel.merge_splits = reinterpret_cast<const void *>(&device::merge_splits_kernel<Element, kMergeCols>);
   const auto launch = [](const core::SplitFlight &f) { return SplitLaunch{f, Traits::launch_bytes(f)}; };

@@ -19,6 +19,8 @@ struct SplitKernel {
   const void *sees_all_keys;               // the same for those of them that core::sees_all_keys
   const void *by_warps;                    // the same for those that are core::computed_by_warps; NULL: there are none
   const void *appends, *appends_by_warps;  // the same for those of the last two that core::appends_itself, or NULL
+  // plain, sees_all_keys and by_warps for calls that are core::is_packed_decoding, or NULL.
+  const void *packed, *packed_sees_all_keys, *packed_by_warps;
   const void *merge_parts, *merge_splits;  // __global__ void(device::MergeArgs), of a balanced schedule and of others
   SplitLaunch boxes, rows, dense_for_warps;
   int32_t threads, merge_threads;

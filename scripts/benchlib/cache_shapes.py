@@ -19,6 +19,7 @@ CHUNKS: tuple[tuple[tuple[int, ...], int, int, int], ...] = (
     ((2048,) * 64, 32, 32, 8),
 )
 FEW = ((1, 512), (1, 2048), (1, 8192), (2, 2048), (3, 4096), (4, 1024), (8, 512))  # batch and context
+PACKED = ((8, 512), (8, 2048), (64, 8192), (1, 2048), (256, 512))
 OTHERS = ((32, 1, 128), (8, 8, 128), (32, 8, 64), (32, 8, 256))  # heads, KV heads, head dim
 
 
@@ -38,6 +39,7 @@ class CacheShape:
     latent_dim_v: int | None = None  # the values are so many columns of the keys; None: an array of their own
     room: int = 0  # rows of each sequence in the cache, where these are more than its keys
     told: bool = False  # the call is told how long the longest sequence is
+    packed: bool = False  # queries are packed, in a call of flash_attn_varlen_func
 
     @property
     def dim_v(self) -> int:
@@ -62,7 +64,7 @@ class CacheShape:
         queries = [] if self.seqlen_q == 1 else [f"q{self.seqlen_q}"]
         dim = f"d{self.head_dim}" if self.latent_dim_v is None else f"latent d{self.head_dim}/{self.latent_dim_v}"
         marks = [f"room for {self.room}"] * (self.room > 0) + ["told"] * self.told
-        marks += ["append"] * self.append + ["captured"] * self.captured
+        marks += ["packed"] * self.packed + ["append"] * self.append + ["captured"] * self.captured
         return " ".join([f"cache {length}", *queries, heads, dim, cache, *marks])
 
     def flops(self) -> float:
@@ -96,6 +98,9 @@ def few() -> list[CacheShape]:
     return [
         *(CacheShape((n,) * b, page_size=size) for b, n in FEW for size in PAGES_OF_OTHERS),
         *(CacheShape((2048,) * b, page_size=64, room=32_768, told=told) for b in (1, 2) for told in (False, True)),
+        *(CacheShape((n,) * b, page_size=64, packed=True) for b, n in PACKED),
+        *(CacheShape((n,) * b, 1, 32, 1, page_size=64, packed=True) for b, n in PACKED[:3]),
+        *(CacheShape((2048,) * b, 4, page_size=64, packed=True) for b in (1, 8)),
         *(CacheShape((2048,) * b, head_dim=d) for d in (64, 96, 256) for b in (1, 2)),
         *(CacheShape((n,) * b, 4) for b, n in ((1, 2048), (2, 2048), (3, 4096))),
         *(CacheShape((n,) * b, 1, 32, 1) for b, n in ((8, 2048), (16, 1024), (16, 4096), (64, 512))),

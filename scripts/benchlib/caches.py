@@ -95,6 +95,9 @@ def _ours(shape: CacheShape, arrays: list[Any], table: Any) -> Calls:
     def plain() -> Any:
         return pyflash3.flash_attn_with_kvcache(q, k, v, **options)
 
+    if shape.packed:
+        return {OURS: _packed(shape, q, k, v, options)}
+
     if not shape.append:
         return _beside_a_graph(plain) if shape.captured else {OURS: plain}
     new_k, new_v = (cupy.ascontiguousarray(x[:, :1]) for x in arrays[1:])
@@ -106,6 +109,21 @@ def _ours(shape: CacheShape, arrays: list[Any], table: Any) -> Calls:
         return pyflash3.flash_attn_with_kvcache(q, k, v, new_k, new_v, cos, sin, **appending)
 
     return _beside_a_graph(append) if shape.captured else {OURS: append, WITHOUT_APPEND: plain}
+
+
+def _packed(shape: CacheShape, q: Any, k: Any, v: Any, options: dict[str, Any]) -> Callable[[], Any]:
+    """The same through the function for packed sequences, which is told the longest ones, as the peer is."""
+    starts = cupy.arange(len(shape.lengths) + 1, dtype=np.int32) * shape.seqlen_q
+    packed_q = q.reshape(-1, *q.shape[2:])
+
+    def call() -> Any:
+        out, lse = pyflash3.flash_attn_varlen_func(
+            packed_q, k, v, starts, None, shape.seqlen_q, max(shape.lengths), seqused_k=options["cache_seqlens"],
+            page_table=options["page_table"], causal=shape.causal, return_lse=True,
+        )  # fmt: skip
+        return out.reshape(q.shape), lse
+
+    return call
 
 
 def _beside_a_graph(call: Callable[[], Any]) -> Calls:

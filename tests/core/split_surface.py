@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pyflash3._abi import Params
 from tests.core.surface import surface_function
 
-_VALUES = 14  # numbers of a piece
+_VALUES = 17  # numbers of a piece
 
 
 def takes_split_kernel(params: Params) -> bool:
@@ -66,6 +66,9 @@ class Piece(NamedTuple):
     n_step: int
     whole: bool
     number: int
+    first_query: int  # of the tile's rows, in the sequence
+    queries: int  # of the sequence as the tile has it
+    keys: int
     entry: Entry
 
     @property
@@ -132,6 +135,6 @@ def first_even_block(
 def _pieces(values: Any) -> list[Piece]:
     pieces = []
     for i in range(0, len(values), _VALUES):
-        part, b, head, m, n_begin, n_end, n_step, whole, number, *entry = values[i : i + _VALUES]
-        pieces.append(Piece(part, b, head, m, n_begin, n_end, n_step, bool(whole), number, Entry(*entry)))
+        part, b, head, m, n_begin, n_end, n_step, whole, *others = values[i : i + _VALUES]
+        pieces.append(Piece(part, b, head, m, n_begin, n_end, n_step, bool(whole), *others[:4], Entry(*others[4:])))
     return pieces

@@ -34,6 +34,7 @@ class CacheCase:
     leftpad: bool = False
     batch_idx: bool = False
     packed_q: bool = False
+    queries: tuple[int, ...] = ()  # of each sequence, packed; empty: drawn, where they are packed
     rotary_dim: int = 0
     interleaved: bool = True
     rotary_seqlens: bool = False
@@ -77,6 +78,8 @@ class CacheCase:
             **({"v_cache": None, "d_v": self.head_dim_v} if self.latent else {}),
         }  # fmt: skip
         lengths_q = rng.integers(0, self.seqlen_q + 1, self.batch) if self.packed_q else None
+        if self.queries:
+            lengths_q = np.array(self.queries)
         if lengths_q is None:
             arguments["q"] = normal(self.batch, self.seqlen_q, self.nheads, self.head_dim)
         else:
