@@ -103,14 +103,14 @@ inline bool may_pack(int64_t rows, int64_t group) {
 
 // Of so many keys a sequence, each once. Lengths may be such that their bytes need more than 64 bits.
 inline int64_t reading_clocks(const flash3_params &p, int64_t keys) {
-  const double rows = static_cast<double>(keys) * p.batch * p.nheads_k;
+  const double rows = static_cast<double>(keys) * static_cast<double>(CountedQueries::of(p).sequences) * p.nheads_k;
   return static_cast<int64_t>(2. * rows * (p.head_dim + p.head_dim_v) / kReadBytesPerClock);
 }
 
 // For num_splits 0 or 1 and a call with more rows than a tile of the split-KV kernel; no head dim is too large.
 inline CacheCosts cache_costs(const flash3_params &p, const TileConfig &config) {
   const int64_t group = p.nheads / p.nheads_k;
-  const int64_t rows = mean_queries(p);
+  const auto [batch, rows] = CountedQueries::of(p);
   const int64_t keys = most_keys(p);
   const Mask mask{Window::make(p.window_left, p.window_right), static_cast<int32_t>(rows), static_cast<int32_t>(keys)};
 
@@ -118,19 +118,19 @@ inline CacheCosts cache_costs(const flash3_params &p, const TileConfig &config) 
   const int64_t clocks = estimated_clocks(config, mask) / tiles_of_head;  // of a tile, on average
   const int64_t key_clocks = clocks > config.tile_clocks ? clocks - config.tile_clocks : 0;
   TileWork work;
-  work.tiles = tiles_of_head * p.nheads * p.batch;
+  work.tiles = tiles_of_head * p.nheads * batch;
   work.tile_clocks = clocks - key_clocks;
   work.key_clocks = key_clocks;
   work.blocks = key_clocks / config.block_clocks;
   work.reading_clocks = reading_clocks(p, keys);
-  work.rows = rows * p.batch * p.nheads;
+  work.rows = rows * batch * p.nheads;
   work.result_bytes = work.rows * p.head_dim_v * int64_t{sizeof(float)};
   CacheCosts costs;
   costs.whole = work.clocks(1);
   costs.best = {1, 1, costs.whole};
   if (p.num_splits == 0 && !modifies_scores(p)) {
     work.improve(1, &costs.best);
-    const int64_t packed_tiles = (rows * group + config.block_m - 1) / config.block_m * p.nheads_k * p.batch;
+    const int64_t packed_tiles = (rows * group + config.block_m - 1) / config.block_m * p.nheads_k * batch;
     const int64_t most_rows = p.cu_seqlens_q != nullptr ? p.total_q : rows;
     if (may_pack(most_rows, group) && packed_tiles < work.tiles) {
       work.tiles = packed_tiles;
@@ -143,7 +143,7 @@ inline CacheCosts cache_costs(const flash3_params &p, const TileConfig &config) 
   const int64_t split_clocks =
       split->tile_clocks + key_clocks * config.block_n / config.block_clocks * split->clocks_of_64_keys / 64;
   const int64_t split_tiles =
-      (rows * group + SplitSchedule::kBlockM - 1) / SplitSchedule::kBlockM * p.nheads_k * p.batch;
+      (rows * group + SplitSchedule::kBlockM - 1) / SplitSchedule::kBlockM * p.nheads_k * batch;
   const int64_t shared = split_tiles * split_clocks / kUsualMultiprocessors;
   const int64_t uncut = shared > split_clocks ? shared : split_clocks;
   costs.split = p.num_splits == 1 ? uncut : shared + kSplitStartClocks;

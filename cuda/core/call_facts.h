@@ -28,6 +28,18 @@ inline int64_t most_keys(const flash3_params &p) {
   return p.max_seqlen_k > 0 ? std::min(p.max_seqlen_k, key_capacity(p)) : key_capacity(p);
 }
 
+// How many sequences of how many queries a call is counted as where its kernel is chosen. Where not all rows of packed
+// sequences are in use, these are as many as there must be of the longest (core::TwoSteps).
+struct CountedQueries {
+  int64_t sequences, queries;
+
+  static CountedQueries of(const flash3_params &p) {
+    const bool in_part = p.cu_seqlens_q != nullptr && p.seqused_q != nullptr;
+    if (!in_part || p.max_seqlen_q <= mean_queries(p)) return {p.batch, mean_queries(p)};
+    return {std::max((p.total_q - p.batch) / p.max_seqlen_q, int64_t{1}), std::min(p.max_seqlen_q, p.total_q)};
+  }
+};
+
 inline bool has_device_lengths(const flash3_params &p) {
   return p.cu_seqlens_q != nullptr || p.cu_seqlens_k != nullptr || p.seqused_q != nullptr || p.seqused_k != nullptr;
 }

@@ -75,6 +75,8 @@ struct Route {
   bool in_pieces() const { return !split && !pieces.whole_tiles_of_heads(); }
 };
 
+inline bool is_packed_decoding(const flash3_params &p);
+
 // The split-KV kernel computes calls with splits, those with so few queries that one tile holds them and the keys are
 // what takes time, and those with a cache that are not better off in the forward kernel. Dense calls whose tiles are
 // few and long are computed like those with a cache, too: where that takes no more than 3/5 of the time.
@@ -85,9 +87,9 @@ inline Route route_of(const flash3_params &p) {
   if (p.num_splits > 1 || is_latent(p)) return kSplit;
   const TileConfig *const config = cache_config(p.head_dim, p.head_dim_v);
   const int64_t group = p.nheads / p.nheads_k;
-  const int64_t mean_q = mean_queries(p);
+  const int64_t mean_q = CountedQueries::of(p).queries;
   const bool one_tile = mean_q * group <= SplitSchedule::kBlockM;
-  if (has_kv_cache(p)) return config == nullptr || one_tile ? kSplit : quicker(cache_costs(p, *config));
+  if (has_kv_cache(p)) return config == nullptr || one_tile || is_packed_decoding(p) ? kSplit : quicker(cache_costs(p, *config));
 
   if (p.num_splits == 1 || p.head_dim > kMostSplitDim || p.head_dim_v > kMostSplitDim) return kWhole;
   const bool packed_q = p.cu_seqlens_q != nullptr;
@@ -108,9 +110,15 @@ inline Route route_of(const flash3_params &p) {
 
 inline bool takes_split_kernel(const flash3_params &p) { return route_of(p).split; }
 
-// Queries of a packed sequence at most, as far as the caller says, who may be wrong.
+// In the place of max_seqlen_q: nothing is asked for but what sequences with a single query have of it (TwoSteps).
+inline constexpr int64_t kSinglesAlone = -1;
+
+// Queries of a packed sequence at most, as far as the caller says, who may be wrong: where there are more in all, that
+// is so.
 inline int64_t expected_queries(const flash3_params &p) {
-  if (p.max_seqlen_q > 0) return std::min(p.max_seqlen_q, p.total_q);
+  if (p.max_seqlen_q == kSinglesAlone) return 1;
+  const bool may_be = p.max_seqlen_q > 0 && p.total_q <= p.max_seqlen_q * p.batch;
+  if (may_be) return std::min(p.max_seqlen_q, p.total_q);
   return p.total_q <= p.batch ? 1 : p.total_q;
 }
 
@@ -154,9 +162,18 @@ inline bool is_plain_decoding(const flash3_params &p) {
   const bool one_tile = has_one_tile(p) || has_few_packed_queries(p);
   return p.num_splits == 0 && one_tile && keys_by_length && !modifies_scores(p) && p.window_left < 0;
 }
+// The same of packed queries.
 inline bool is_packed_decoding(const flash3_params &p) { return is_plain_decoding(p) && has_few_packed_queries(p); }
 
-// The same without a diagonal, and not of latent attention.
+// Makes the schedule of one what it is beside that of dense queries.
+inline void pack_few(const flash3_params &p, SplitSchedule *schedule) {
+  schedule->one_tile = schedule->packs_few = true;
+  schedule->most_queries = tile_queries(p);
+  schedule->hides_later_keys = p.window_right == 0;
+  if (tiles_see_all_keys(p)) schedule->window = Window{-1, -1};
+}
+
+// Plain decoding without a diagonal, and not of latent attention.
 inline bool decodes_all_keys(const flash3_params &p) {
   return is_plain_decoding(p) && tiles_see_all_keys(p) && !is_latent(p);
 }

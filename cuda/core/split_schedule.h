@@ -54,11 +54,11 @@ struct SplitSchedule {
   int32_t parts_of_line;  // thread blocks to share each line out to
   // Every sequence has one tile for each KV head, known without looking at lengths.
   bool one_tile = false;
-  // Queries are packed, and a sequence should have few: so many at most are in its tile, which is there without any, too,
-  // and more are computed one by one (SplitSurplus). And whether none of them sees keys behind its own.
+  // Queries are packed, and a sequence should have few: so many at most are in its tile, which is there in any case. More
+  // are computed one by one (SplitSurplus), or all by another kernel. And whether none sees keys behind its own.
   bool packs_few = false;
   int32_t most_queries = 0;
-  bool hides_later_keys = false;
+  bool leaves_longer = false, hides_later_keys = false;
   // Of a balanced schedule with one tile: into how many pieces all tiles may be cut alike, and the cut of such a line.
   // Then a part has whole tiles, or equally many parts share each tile, and there is little to merge, or nothing.
   Divisor cuts = {1, 0, 0};
@@ -148,7 +148,6 @@ struct SplitSchedule {
 
   FLASH3_HD bool balanced() const { return num_splits == 0; }
 
-  // Of a sequence in q and out.
   FLASH3_HD int64_t first_row(int32_t b) const { return packs_few ? packed_row(b, 0) : q.span(b).start; }
   FLASH3_HD SplitLengths lengths_of_sequence(int32_t b) const {
     return {packs_few ? packed_row(b + 1, packed_row(b, 0)) - packed_row(b, 0) : q.span(b).len, k.span(b).len};
@@ -156,8 +155,9 @@ struct SplitSchedule {
   // Of what its tiles hold.
   FLASH3_HD SplitLengths lengths(int32_t b) const { return of_tiles(lengths_of_sequence(b)); }
   FLASH3_HD SplitLengths of_tiles(const SplitLengths &all) const {
-    return packs_few && all.seqlen_q > most_queries ? some_queries(all, 0, most_queries) : all;
+    return packs_few && has_more(all) ? some_queries(all, 0, leaves_longer ? 0 : most_queries) : all;
   }
+  FLASH3_HD bool has_more(const SplitLengths &all) const { return all.seqlen_q > most_queries; }
   // `count` queries of a sequence, from `first` on, and the keys that they see: as another sequence.
   FLASH3_HD SplitLengths some_queries(const SplitLengths &all, int32_t first, int32_t count) const {
     const int32_t hidden = hides_later_keys ? all.seqlen_q - first - count : 0;

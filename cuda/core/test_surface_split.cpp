@@ -11,6 +11,8 @@
 #include "core/split_cursor.h"
 #include "core/split_entries.h"
 #include "core/split_schedule.h"
+#include "core/two_steps.h"
+#include "core/workspace.h"
 #include "flash3.h"
 
 namespace {
@@ -18,8 +20,7 @@ namespace {
 using namespace flash3::core;  // this file is nothing but a window onto it
 
 SplitSchedule split_schedule(const flash3_params &p, int32_t block_n, int32_t num_lines, int32_t num_parts) {
-  const bool packed = is_packed_decoding(p);
-  return {q_side(p),
+  SplitSchedule schedule = {q_side(p),
           KvCache::of(p),
           Window::make(p.window_left, p.window_right),
           Divisor::make(p.nheads / p.nheads_k),
@@ -31,10 +32,9 @@ SplitSchedule split_schedule(const flash3_params &p, int32_t block_n, int32_t nu
           num_lines,
           p.nheads_k / num_lines,
           num_parts / num_lines,
-          packed || has_one_tile(p),
-          packed,
-          packed ? tile_queries(p) : 0,
-          packed && p.window_right == 0};
+          has_one_tile(p)};
+  if (is_packed_decoding(p)) pack_few(p, &schedule);
+  return schedule;
 }
 
 // The pieces of all parts of a schedule; see flash3_test_split_pieces.
@@ -103,6 +103,16 @@ FLASH3_API void flash3_test_pieces(const flash3_params *params, int32_t *pieces)
 }
 
 FLASH3_API int32_t flash3_test_is_plain_decoding(const flash3_params *params) { return is_plain_decoding(*params); }
+
+// Whether a call is computed as two; bytes: of the workspace of either, and of all.
+FLASH3_API int32_t flash3_test_two_steps(const flash3_params *params, uint64_t *bytes) {
+  if (!takes_two_steps(*params)) return 0;
+  const TwoSteps steps = TwoSteps::of(*params);
+  bytes[0] = workspace_layout(steps.singles).bytes;
+  bytes[1] = workspace_layout(steps.others).bytes;
+  bytes[2] = steps.bytes;
+  return 1;
+}
 
 // Whether a call of plain decoding writes its new rows itself.
 FLASH3_API int32_t flash3_test_appends_itself(const flash3_params *params) { return appends_itself(*params); }

@@ -2,6 +2,7 @@
 
 #include "core/dtype.h"
 #include "core/split_config.h"
+#include "core/two_steps.h"
 
 namespace flash3::core {
 namespace {
@@ -15,6 +16,10 @@ uint64_t padded(uint64_t bytes) {
 WorkspaceLayout workspace_layout(const flash3_params &params) {
   WorkspaceLayout layout = {};
   if (params.backend != FLASH3_BACKEND_CUDA || params.batch == 0) return layout;
+  if (takes_two_steps(params)) {
+    layout.bytes = TwoSteps::of(params).bytes;
+    return layout;
+  }
   uint64_t end = 0;
   const auto place = [&](uint64_t bytes) {
     const uint64_t begin = end;

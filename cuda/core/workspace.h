@@ -20,7 +20,7 @@ struct WorkspaceLayout {
   uint64_t lse_partial;  // float (partial_rows)
   uint64_t out_partial;  // float (partial_rows, head_dim_v)
   uint64_t rotated_q;    // (rows of q, nheads, head_dim) of dtype, only with rotary_cos; may be left unused
-  uint64_t bytes;        // all of it
+  uint64_t bytes;        // all of it; of a call in two steps (TwoSteps) there is nothing else here
 };
 
 // params have passed validate_problem. The host backend needs no workspace.

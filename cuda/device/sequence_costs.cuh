@@ -23,7 +23,7 @@ struct SequenceCosts {
       const int32_t cost = schedule.head_cost(schedule.of_tiles(all));
       costs.total += cost;
       costs.largest = max(costs.largest, cost);
-      if (schedule.packs_few) costs.surplus |= all.seqlen_q > schedule.most_queries;
+      if (schedule.packs_few) costs.surplus |= schedule.has_more(all) && !schedule.leaves_longer;
     }
     return costs;
   }

@@ -55,6 +55,8 @@ struct SplitArgs {
 
   Partials partials;
   NewRows new_rows;
+  // Where another kernel computes what SplitSchedule::leaves_longer: (batch), what queries it has of each sequence.
+  int32_t *others;
 };
 
 }  // namespace flash3::device

@@ -35,6 +35,15 @@ __device__ __forceinline__ void init_split(const SplitArgs &args, typename Trait
   ptx::fence_mbarrier_init();
 }
 
+// What is left of each sequence to another kernel; by one warp of a call.
+__device__ __forceinline__ void note_others(const core::SplitSchedule &schedule, int32_t *others) {
+#pragma unroll 1
+  for (int32_t b = threadIdx.x % 32; b < schedule.batch; b += 32) {
+    const core::SplitLengths all = schedule.lengths_of_sequence(b);
+    others[b] = schedule.has_more(all) ? all.seqlen_q : 0;
+  }
+}
+
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads) __maxnreg__(Traits::kLaunchRegisters)
     split_kernel_sm90(const __grid_constant__ SplitArgs args) {
@@ -80,6 +89,11 @@ __global__ void __launch_bounds__(Traits::kThreads) __maxnreg__(Traits::kLaunchR
     if constexpr (!Traits::kByWarps) ptx::setmaxnreg_dec<Traits::kProducerRegisters>();
     const ptx::L2Hint hint = pass ? ptx::L2Hint::kEvictFirst : ptx::L2Hint::kNormal;
     SplitProducer<Traits>(args, schedule, smem, side, producer / 2, hint).run(cursor);
+    if constexpr (Traits::kPacked) {
+      if (args.others != nullptr && warp == Traits::kThreads / 32 - 1 && part.index + part.line == 0) {
+        note_others(schedule, args.others);
+      }
+    }
     if (threadIdx.x == Traits::kThreads - 1) finder.note(part, parts);
   }
 }

@@ -21,9 +21,7 @@ struct SplitPart {
 // Lengths that are in no cache come from memory, while barriers are initialised.
 __device__ __forceinline__ void prefetch_lengths(const core::SplitSchedule &schedule) {
   const auto b = static_cast<int32_t>(threadIdx.x);
-  if (b >= schedule.batch) return;
-  if (schedule.k.filled.seqused != nullptr) ptx::prefetch(schedule.k.filled.seqused + b);
-  if (schedule.packs_few) ptx::prefetch(schedule.q.cu_seqlens + b);
+  if (b < schedule.batch && schedule.k.filled.seqused != nullptr) ptx::prefetch(schedule.k.filled.seqused + b);
 }
 
 // The entry of a part.

@@ -13,7 +13,7 @@
 #include "launch/cache.h"
 #include "launch/clusters.h"
 #include "launch/device_info.h"
-#include "launch/fwd.h"
+#include "launch/forward_step.h"
 #include "launch/kernel_table.h"
 #include "launch/prepare.h"
 #include "launch/shared_memory.h"
@@ -225,14 +225,10 @@ cudaError_t enqueue_forward(const FwdKernel &kernel, device::FwdArgs *args, unsi
 
 }  // namespace
 
-core::Status forward(const flash3_params &params, void *stream) {
-  DeviceInfo device;
-  core::Status status = usable_device(params.device, &device);
-  if (!status.ok()) return status;
-  const DeviceGuard guard(device.ordinal);
-  if (guard.error() != cudaSuccess) return cuda_error("cudaSetDevice", guard.error());
+core::Status forward_step(const flash3_params &params, const DeviceInfo &device, cudaStream_t stream) {
   const core::Route route = built_route(params);
-  if (route.split) return split_forward(params, device, static_cast<cudaStream_t>(stream));
+  if (route.split) return split_forward(params, device, stream);
+  core::Status status;
   const SplitKernel *merging = nullptr;
   if (route.pieces.count > 1) status = find_split_kernel(params, &merging);
   if (!status.ok()) return status;
@@ -271,15 +267,15 @@ core::Status forward(const flash3_params &params, void *stream) {
   device::FwdArgs args;
   status = make_args(params, *kernel, state, route.pieces, blocks, &args);
   if (!status.ok()) return status;
-  error = launch_append(params, static_cast<cudaStream_t>(stream));
+  error = launch_append(params, stream);
   if (error != cudaSuccess) return cuda_error("launching the append", error);
-  error = enqueue_scheduler(params, *kernel, state, route.pieces, static_cast<cudaStream_t>(stream));
+  error = enqueue_scheduler(params, *kernel, state, route.pieces, stream);
   if (error != cudaSuccess) return cuda_error("preparing the tile scheduler", error);
   error =
-      enqueue_forward(*kernel, &args, static_cast<unsigned>(blocks), device.ordinal, static_cast<cudaStream_t>(stream));
+      enqueue_forward(*kernel, &args, static_cast<unsigned>(blocks), device.ordinal, stream);
   if (error != cudaSuccess) return cuda_error("launching the forward kernel", error);
   if (merging == nullptr) return {};
-  return merge_pieces(params, *merging, route.pieces.count, device, static_cast<cudaStream_t>(stream));
+  return merge_pieces(params, *merging, route.pieces.count, device, stream);
 }
 
 }  // namespace flash3::launch

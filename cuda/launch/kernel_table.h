@@ -11,9 +11,9 @@ namespace flash3::launch {
 
 // How many kernels a build holds at most: of two dtypes and every tile config, with and without modified scores, with
 // and without lengths from device memory, and in pairs; of every cache config, with and without modified scores, and in
-// pieces; six of every split config, and two of latent attention.
+// pieces; nine of every split config, and two of latent attention.
 inline constexpr int32_t kMostKernels =
-    2 * core::kNumTileConfigs * (2 * 2 + 1) + 2 * core::kNumCacheConfigs * 3 + 2 * 6 * core::kNumSplitConfigs + 2 * 2;
+    2 * core::kNumTileConfigs * (2 * 2 + 1) + 2 * core::kNumCacheConfigs * 3 + 2 * 9 * core::kNumSplitConfigs + 2 * 2;
 
 // How this build computes a call: as core::route_of says, but a call that is routed for its speed alone takes whole
 // tiles where the kernel for that was left out.

@@ -73,12 +73,7 @@ core::SplitSchedule make_schedule(const flash3_params &p, const SplitKernel &ker
   const core::SplitBounds bounds = core::SplitBounds::of(p);
   const int64_t most_key_blocks = s.k.filled.rows / s.block_n + 2;  // of a sequence, whatever the caller says
   if (s.balanced() && bounds.most_tiles > core::SplitSchedule::kMostPlaces / most_key_blocks) s.num_splits = 1;
-  if (core::is_packed_decoding(p)) {
-    s.one_tile = s.packs_few = true;
-    s.most_queries = core::tile_queries(p);
-    s.hides_later_keys = p.window_right == 0;
-    if (core::tiles_see_all_keys(p)) s.window = core::Window{-1, -1};
-  }
+  if (core::is_packed_decoding(p)) core::pack_few(p, &s);
   if (s.balanced() && core::is_plain_decoding(p) && !core::is_latent(p)) {
     s.allow_even_cuts();
     s.allow_lone_blocks(how.blocks_per_sm, bounds.tile_rows);
@@ -158,7 +153,7 @@ bool appends_itself(const flash3_params &p, const core::SplitSchedule &schedule)
   return core::appends_itself(p) && schedule.balanced();
 }
 
-core::Status make_args(const flash3_params &p, const SplitKernel &kernel, int32_t multiprocessors,
+core::Status make_args(const flash3_params &p, const SplitKernel &kernel, int32_t multiprocessors, int32_t *others,
                        device::SplitArgs *args) {
   const bool packed_k = p.cu_seqlens_k != nullptr;
   args->key_loads = key_loads(p, kernel);
@@ -185,6 +180,7 @@ core::Status make_args(const flash3_params &p, const SplitKernel &kernel, int32_
   args->alibi_batch_stride = p.alibi_batch_stride;
   args->zero = 0;
   args->partials = partials_of(p);
+  args->schedule.leaves_longer = (args->others = others) != nullptr;
   return encode_maps(p, kernel, args);
 }
 
@@ -259,7 +255,8 @@ core::Status merge_pieces(const flash3_params &params, const SplitKernel &kernel
   return {};
 }
 
-core::Status split_forward(const flash3_params &params, const DeviceInfo &device, cudaStream_t stream) {
+core::Status split_forward(const flash3_params &params, const DeviceInfo &device, cudaStream_t stream,
+                           int32_t *others) {
   const SplitKernel *kernel = nullptr;
   core::Status status = find_split_kernel(params, &kernel);
   if (status.ok() && core::is_latent(params)) status = check_latent(params);
@@ -272,7 +269,7 @@ core::Status split_forward(const flash3_params &params, const DeviceInfo &device
   }
   device::SplitArgs args;
   const int32_t multiprocessors = std::max(device.multiprocessors - params.sm_margin, 1);
-  status = make_args(params, *kernel, multiprocessors, &args);
+  status = make_args(params, *kernel, multiprocessors, others, &args);
   if (!status.ok()) return status;
   const bool appends = appends_itself(params, args.schedule);
   const void *const function = function_of(params, *kernel, args.schedule, appends);

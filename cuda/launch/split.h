@@ -12,8 +12,10 @@
 namespace flash3::launch {
 
 // Enqueues a call of the split-KV kernel (core::Route): the append, attention, and the merging of partial results. The
-// device is current.
-core::Status split_forward(const flash3_params &params, const DeviceInfo &device, cudaStream_t stream);
+// device is current. others: of a call that is core::is_packed_decoding, where sequences with more queries than that
+// expects are left to another call: (batch), gets the queries of those and 0 of others.
+core::Status split_forward(const flash3_params &params, const DeviceInfo &device, cudaStream_t stream,
+                           int32_t *others = nullptr);
 
 // Where the partial results of a call lie in its workspace, whichever kernel computes it.
 device::Partials partials_of(const flash3_params &params);

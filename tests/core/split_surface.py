@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from ctypes import POINTER, byref, c_int32, c_int64
+from ctypes import POINTER, byref, c_int32, c_int64, c_uint64
 from typing import Any, NamedTuple
 
 from pyflash3._abi import Params
@@ -32,6 +32,13 @@ def pieces_of(params: Params) -> Pieces:
 
 def is_plain_decoding(params: Params) -> bool:
     return bool(surface_function("is_plain_decoding", c_int32, [POINTER(Params)])(byref(params)))
+
+
+def two_steps(params: Params) -> tuple[int, int, int] | None:
+    """Of a call that is computed as two the bytes of workspace: of either, and of all. None: it is not."""
+    size = (c_uint64 * 3)()
+    taken = surface_function("two_steps", c_int32, [POINTER(Params), POINTER(c_uint64)])(byref(params), size)
+    return (size[0], size[1], size[2]) if taken else None
 
 
 def appends_itself(params: Params) -> bool:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pyflash3._abi import Params
 from tests.core.problems import ADDRESS, params
-from tests.core.split_surface import Piece, is_plain_decoding, plain_pieces
+from tests.core.split_surface import Piece, is_plain_decoding, plain_pieces, two_steps
 from tests.core.surface import int32_array
 from tests.core.test_split_schedule import BLOCK_M, BLOCK_N, layouts
 
@@ -42,7 +42,7 @@ def seen(piece: Piece, row: int, causal: bool) -> list[int]:
 @given(
     of=st.lists(st.tuples(st.sampled_from([0, 1, 1, 1, 2, 3, 7, 40]), st.integers(0, CAPACITY)), min_size=1, max_size=8),
     layout=layouts,
-    hint=st.integers(1, 3),
+    more=st.integers(0, 2),
     causal=st.booleans(),
     parts_of_line=st.integers(1, 20),
     cluster=st.sampled_from([1, 2, 4]),
@@ -50,15 +50,16 @@ def seen(piece: Piece, row: int, causal: bool) -> list[int]:
 def test_every_query_meets_its_keys_once(
     of: list[tuple[int, int]],
     layout: tuple[int, int, int],
-    hint: int,
+    more: int,
     causal: bool,
     parts_of_line: int,
     cluster: int,
 ) -> None:
-    """Whatever the caller says of them."""
+    """Though some sequences have more than the caller says, and others less."""
     nheads, nheads_k, lines = layout
-    p = decoding(of, (nheads, nheads_k), hint, causal)
-    if p.total_q == 0:
+    least = -(-sum(n for n, _ in of) // len(of))  # fewer is what the library does not believe
+    p = decoding(of, (nheads, nheads_k), max(1, least + more), causal)
+    if p.total_q == 0 or (least + more) * nheads > BLOCK_M * nheads_k:
         return
     assert is_plain_decoding(p)
     _, pieces = plain_pieces(p, BLOCK_N, lines, parts_of_line * lines, cluster=cluster)
@@ -89,6 +90,7 @@ def test_every_query_meets_its_keys_once(
         ([1] * 5 + [0] * 3, 0, 4, True),
         ([2] * 8, 0, 4, True),  # all of them fit a tile
         ([2] * 20, 0, 4, False),  # one sequence might have all of them
+        ([2] * 20, 1, 4, False),  # that cannot be
         ([2] * 20, 2, 4, True),
         ([2] * 20, 16, 4, True),
         ([2] * 20, 17, 4, False),
@@ -120,3 +122,47 @@ def test_what_is_left_to_the_general_kernel(change: dict[str, int]) -> None:
     for name, value in change.items():
         setattr(p, name, value)
     assert not is_plain_decoding(p)
+
+
+def prompts_beside(singles: int, prompts: int, longest: int, **changes: int) -> Params:
+    """A call of so many single queries and as many prompts of `longest`, as far as the host knows."""
+    given = {
+        "batch": singles + prompts, "nheads": 32, "nheads_k": 8, "head_dim": 128, "head_dim_v": 128, "seqlen_q": 0,
+        "total_q": singles + prompts * longest, "max_seqlen_q": longest, "cu_seqlens_q": ADDRESS, "seqlen_k": 0,
+        "page_table": ADDRESS, "page_size": 64, "max_pages": 100, "num_pages": 1000, "seqused_k": ADDRESS,
+        "num_splits": 0, "window_right": 0,
+    }  # fmt: skip
+    return params(**(given | changes))
+
+
+@pytest.mark.parametrize(
+    ("singles", "prompts", "longest", "taken"),
+    [
+        (32, 1, 512, True),
+        (8, 1, 512, True),
+        (7, 1, 512, False),  # few
+        (128, 4, 4096, True),
+        (8, 9, 512, False),
+        (64, 1, 16, False),  # all of them fit a tile
+        (64, 1, 17, True),
+    ],
+)
+def test_which_calls_are_computed_as_two(singles: int, prompts: int, longest: int, taken: bool) -> None:
+    """And that these have workspaces of their own, with a place for lengths between them."""
+    p = prompts_beside(singles, prompts, longest)
+    size = two_steps(p)
+    assert (size is not None) == taken
+    if size is not None:
+        assert size[0] + size[1] + 4 * (singles + prompts) <= size[2] < size[0] + size[1] + 4 * (singles + prompts) + 256
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seqused_q": ADDRESS}, {"num_splits": 1}, {"window_left": 9}, {"max_seqlen_q": 0}, {"softcap": 1.0}],
+    ids=str,
+)
+def test_what_is_computed_at_once(change: dict[str, int]) -> None:
+    p = prompts_beside(32, 1, 512)
+    for name, value in change.items():
+        setattr(p, name, value)
+    assert two_steps(p) is None

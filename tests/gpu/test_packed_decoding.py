@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("cuda")  # the host engine has no kernels o
 
 ONES = (1, 1, 1, 1, 1, 1, 1)
 SOME = (1, 0, 1, 1, 0, 1, 0)
-MORE = (1, 3, 0, 1, 2, 1, 9)
+MORE = (0, 3, 0, 1, 0, 1, 2)
 FILLED = (300, 1, 0, 64, 65, 129, 257)
 HEADS = ((4, 1), (8, 2), (8, 8), (32, 1), (9, 1), (64, 1))
 DIMS = ((128, 128), (64, 64), (96, 96), (192, 192), (256, 256), (72, 104), (192, 128), (64, 256))
@@ -36,7 +36,7 @@ def test_every_head_dim(dims: tuple[int, int], heads: tuple[int, int], queries: 
     check(case, max_seqlen_q=1)
 
 
-@pytest.mark.parametrize("hint", [None, 1, 2, 4, 7])
+@pytest.mark.parametrize("hint", [None, 1, 2, 3, 4, 7])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("page_size", [None, 1, 64])
 @pytest.mark.parametrize(("nheads", "nheads_k", "head_dim"), [(8, 2, 128), (32, 1, 128), (16, 8, 64), (8, 1, 256)])
@@ -46,7 +46,7 @@ def test_several_queries(
     """Of some sequences more than the caller says."""
     case = CacheCase(
         7, 1000, page_size, "bfloat16", batch=5, nheads=nheads, nheads_k=nheads_k, head_dim=head_dim,
-        filled=(1000, 70, 5, 999, 0), queries=(4, 1, 7, 0, 2), causal=causal, sinks=page_size == 64,
+        filled=(1000, 70, 5, 999, 0), queries=(4, 0, 3, 0, 1) if hint == 2 else (4, 1, 7, 0, 2), causal=causal, sinks=page_size == 64,
     )  # fmt: skip
     check(case, max_seqlen_q=hint)
 
@@ -78,9 +78,41 @@ def test_a_hint_of_keys(seqlen_q: int, batch: int, told: int) -> None:
     check(case, max_seqlen_k=told)
 
 
+MIXED = ((1,) * 9 + (100,), (1,) * 16 + (40, 0, 70, 1, 2), (200, *(1,) * 8, 0, 150), (0,) * 20 + (33, 1))
+
+
+@pytest.mark.parametrize("queries", MIXED, ids=str)
+@pytest.mark.parametrize("page_size", [1, 16, 64])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("nheads", "nheads_k", "head_dim"), [(8, 2, 128), (32, 1, 128), (16, 16, 64), (8, 4, 256)])
+def test_prompts_beside_single_queries(
+    nheads: int, nheads_k: int, head_dim: int, causal: bool, page_size: int, queries: tuple[int, ...]
+) -> None:
+    """In one call: computed as two (core/two_steps.h)."""
+    rng = np.random.default_rng(len(queries))
+    filled = tuple(max(n, int(keys)) for n, keys in zip(queries, rng.integers(0, 700, len(queries)), strict=True))
+    case = CacheCase(
+        1, 700, page_size, ("bfloat16", "float16")[page_size == 16], batch=len(queries), nheads=nheads,
+        nheads_k=nheads_k, head_dim=head_dim, filled=filled, queries=queries, causal=causal, sinks=page_size == 1,
+    )  # fmt: skip
+    check(case, max_seqlen_q=max(queries) + (page_size == 64))
+
+
+@pytest.mark.parametrize("told", [70, 90, 5000])
+def test_no_single_query_where_most_should_be(told: int) -> None:
+    queries = (0, 20, 0, 0, 3, 0, 2, 0, 0, 0, 90, 0)
+    case = CacheCase(
+        1, 500, 64, "bfloat16", batch=len(queries), nheads=8, nheads_k=2, head_dim=128, queries=queries, causal=True,
+        filled=tuple(100 + n for n in queries),
+    )  # fmt: skip
+    check(case, max_seqlen_q=told)
+
+
 def test_nan_of_a_later_token_stays_there() -> None:
     """A query that the caller did not announce sees the keys up to its own, and no NaN behind them."""
-    case = CacheCase(3, 200, None, "bfloat16", batch=1, nheads=8, nheads_k=2, filled=(150,), queries=(3,), causal=True)
+    case = CacheCase(
+        3, 200, None, "bfloat16", batch=3, nheads=8, nheads_k=2, filled=(150, 3, 3), queries=(3, 0, 0), causal=True
+    )
     arguments = case.arguments()
     arguments["v_cache"][0, 149, 0, 5] = np.nan  # of the last query alone
     arguments["v_cache"][0, 148, 1, 7] = np.nan  # of the last two
