@@ -93,7 +93,7 @@ def flash_attn_with_kvcache(
         rotary_seqlens: (batch,) int32, takes the place of cache_seqlens in the positions of q and k.
         rotary_interleaved: columns 2i and 2i + 1 are turned together (GPT-J), otherwise i and i + rotary_dim / 2
             (GPT-NeoX).
-        max_seqlen_k: keys of the longest sequence, new ones included, as far as the caller knows: a hint for tuning, and
+        max_seqlen_k: keys of the longest sequence, new ones included, as far as the caller knows: a hint for tuning,
             worth giving where the cache has room for many more; a wrong one changes rounding at most. Three bits of it
             count, the rest is rounded up, so that calls whose caches grow by a row are not prepared anew.
 

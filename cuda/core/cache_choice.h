@@ -142,8 +142,7 @@ inline CacheCosts cache_costs(const flash3_params &p, const TileConfig &config) 
   while (split->head_dim < config.head_dim) ++split;
   const int64_t split_clocks =
       split->tile_clocks + key_clocks * config.block_n / config.block_clocks * split->clocks_of_64_keys / 64;
-  const int64_t split_tiles =
-      (rows * group + SplitSchedule::kBlockM - 1) / SplitSchedule::kBlockM * p.nheads_k * batch;
+  const int64_t split_tiles = (rows * group + SplitSchedule::kBlockM - 1) / SplitSchedule::kBlockM * p.nheads_k * batch;
   const int64_t shared = split_tiles * split_clocks / kUsualMultiprocessors;
   const int64_t uncut = shared > split_clocks ? shared : split_clocks;
   costs.split = p.num_splits == 1 ? uncut : shared + kSplitStartClocks;

@@ -19,8 +19,8 @@ inline int64_t mean_queries(const flash3_params &p) {
   return p.cu_seqlens_q != nullptr ? (p.total_q + p.batch - 1) / p.batch : p.seqlen_q;
 }
 
-// Keys that a sequence has room for, and that one has at most as far as the caller says, who may be wrong. Not of packed
-// keys.
+// Keys that a sequence has room for, and that one has at most as far as the caller says, who may be wrong. Not of
+// packed keys.
 inline int64_t key_capacity(const flash3_params &p) {
   return p.page_table != nullptr ? int64_t{p.max_pages} * p.page_size : p.seqlen_k;
 }

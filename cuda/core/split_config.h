@@ -89,7 +89,8 @@ inline Route route_of(const flash3_params &p) {
   const int64_t group = p.nheads / p.nheads_k;
   const int64_t mean_q = CountedQueries::of(p).queries;
   const bool one_tile = mean_q * group <= SplitSchedule::kBlockM;
-  if (has_kv_cache(p)) return config == nullptr || one_tile || is_packed_decoding(p) ? kSplit : quicker(cache_costs(p, *config));
+  if (has_kv_cache(p))
+    return config == nullptr || one_tile || is_packed_decoding(p) ? kSplit : quicker(cache_costs(p, *config));
 
   if (p.num_splits == 1 || p.head_dim > kMostSplitDim || p.head_dim_v > kMostSplitDim) return kWhole;
   const bool packed_q = p.cu_seqlens_q != nullptr;

@@ -56,13 +56,13 @@ struct SplitTile {
   }
 };
 
-// Queries that are more than SplitSchedule::most_queries of their sequence: each is computed as a tile with all its keys,
-// behind the line. They have numbers, and a thread block takes, with all KV heads, every one that is as many numbers
-// behind the one before as there are thread blocks.
+// Queries that are more than SplitSchedule::most_queries of their sequence: each is computed as a tile with all its
+// keys, behind the line. They have numbers, and a thread block takes, with all KV heads, every one that is as many
+// numbers behind the one before as there are thread blocks.
 struct SplitSurplus {
   static constexpr int32_t kNotYet = -1, kBetween = -2;
-  int32_t next = -1;         // number; -1: none
-  int32_t query = kNotYet;   // in its sequence, where the cursor is at one
+  int32_t next = -1;        // number; -1: none
+  int32_t query = kNotYet;  // in its sequence, where the cursor is at one
 };
 
 // Walks through the pieces of one part.
@@ -153,8 +153,8 @@ struct SplitCursor {
 
   FLASH3_HD SplitPiece surplus_piece() const {
     const BlockRange &range = tile.range;
-    return {tile.batch,  tile.kv_head, 0,    tile.lengths, surplus.query, range, range.begin,
-            range.end,   1,            true, true,         at,            at,    at};
+    return {tile.batch, tile.kv_head, 0, tile.lengths, surplus.query, range, range.begin, range.end, 1, true, true,
+            at,         at,           at};
   }
 
   FLASH3_HD int32_t tile_end() const { return tile.begin + schedule.tile_cost(tile.range); }

@@ -54,8 +54,8 @@ struct SplitSchedule {
   int32_t parts_of_line;  // thread blocks to share each line out to
   // Every sequence has one tile for each KV head, known without looking at lengths.
   bool one_tile = false;
-  // Queries are packed, and a sequence should have few: so many at most are in its tile, which is there in any case. More
-  // are computed one by one (SplitSurplus), or all by another kernel. And whether none sees keys behind its own.
+  // Queries are packed, and a sequence should have few: so many at most are in its tile, which is there in any case.
+  // More are computed one by one (SplitSurplus), or all by another kernel. And whether none sees keys behind its own.
   bool packs_few = false;
   int32_t most_queries = 0;
   bool leaves_longer = false, hides_later_keys = false;

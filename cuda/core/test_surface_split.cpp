@@ -21,18 +21,18 @@ using namespace flash3::core;  // this file is nothing but a window onto it
 
 SplitSchedule split_schedule(const flash3_params &p, int32_t block_n, int32_t num_lines, int32_t num_parts) {
   SplitSchedule schedule = {q_side(p),
-          KvCache::of(p),
-          Window::make(p.window_left, p.window_right),
-          Divisor::make(p.nheads / p.nheads_k),
-          p.nheads_k,
-          p.batch,
-          SplitSchedule::kBlockM * blocks_of_tile(p),
-          block_n,
-          p.num_splits,
-          num_lines,
-          p.nheads_k / num_lines,
-          num_parts / num_lines,
-          has_one_tile(p)};
+                            KvCache::of(p),
+                            Window::make(p.window_left, p.window_right),
+                            Divisor::make(p.nheads / p.nheads_k),
+                            p.nheads_k,
+                            p.batch,
+                            SplitSchedule::kBlockM * blocks_of_tile(p),
+                            block_n,
+                            p.num_splits,
+                            num_lines,
+                            p.nheads_k / num_lines,
+                            num_parts / num_lines,
+                            has_one_tile(p)};
   if (is_packed_decoding(p)) pack_few(p, &schedule);
   return schedule;
 }
@@ -61,7 +61,8 @@ int64_t put_pieces(const SplitSchedule &schedule, const SplitParts &parts, int64
       if (schedule.balanced() && x.begin == first && cursor.on_line()) e = entries.of_part(x, parts, id);
       // What the merging kernel finds for itself.
       if (schedule.even) {
-        e = x.first && cursor.on_line() && !schedule.nothing_to_merge() ? entries.of_even_tile(entries.place_of(x)) : SplitEntry{};
+        e = x.first && cursor.on_line() && !schedule.nothing_to_merge() ? entries.of_even_tile(entries.place_of(x))
+                                                                        : SplitEntry{};
       }
       if (schedule.num_splits > 1 && x.first) e = entries.of_tile(x.batch, x.kv_head, x.m_block);
       const int64_t values[] = {part,
@@ -127,10 +128,10 @@ FLASH3_API int32_t flash3_test_split_places(const flash3_params *params, int32_t
   return sum;
 }
 
-// Returns the number of pieces of all parts, of which up to `capacity` are written, seventeen numbers each: part, batch,
-// kv_head, m_block, n_begin, n_end, n_step, whole, its number among the partial results, the first query of the tile's
-// rows, queries and keys as the tile has them, and of the entry of its tile that begins with it or, of a balanced
-// schedule, that it is to write, rows (0: nothing to merge), count, first_piece, next_piece, step.
+// Returns the number of pieces of all parts, of which up to `capacity` are written, seventeen numbers each: part,
+// batch, kv_head, m_block, n_begin, n_end, n_step, whole, its number among the partial results, the first query of the
+// tile's rows, queries and keys as the tile has them, and of the entry of its tile that begins with it or, of a
+// balanced schedule, that it is to write, rows (0: nothing to merge), count, first_piece, next_piece, step.
 FLASH3_API int64_t flash3_test_split_pieces(const flash3_params *params, int32_t block_n, int32_t num_lines,
                                             int32_t num_parts, int64_t capacity, int64_t *pieces) {
   const SplitSchedule schedule = split_schedule(*params, block_n, num_lines, num_parts);

@@ -12,18 +12,19 @@
 
 namespace flash3::core {
 
-// Whether the call is one of these, as far as the longest sequence that the caller names says. All sequences may turn out
-// to be one or the other: that takes longer, and is no less right.
+// Whether the call is one of these, as far as the longest sequence that the caller names says, and would be the
+// split-KV kernel's as a whole: the forward kernel, which computes calls of more queries, takes as long for both, as
+// measured. All sequences may turn out to be one or the other: that takes longer, and is no less right.
 inline bool takes_two_steps(const flash3_params &p) {
   constexpr int64_t kLeastSingles = 8;
+  const int64_t group = p.nheads / p.nheads_k;
   if (p.backend != FLASH3_BACKEND_CUDA || p.cu_seqlens_q == nullptr || p.seqused_q != nullptr) return false;
   if (p.max_seqlen_q == kSinglesAlone) return false;
   if (!has_kv_cache(p) || p.head_dim > kMostSplitDim || p.head_dim_v > kMostSplitDim) return false;
   flash3_params singles = p;
   singles.max_seqlen_q = kSinglesAlone;
-  if (!is_packed_decoding(singles) || expected_queries(p) * (p.nheads / p.nheads_k) <= SplitSchedule::kBlockM) {
-    return false;
-  }
+  if (!is_packed_decoding(singles) || mean_queries(p) * group > SplitSchedule::kBlockM) return false;
+  if (expected_queries(p) * group <= SplitSchedule::kBlockM) return false;
   const int64_t most_more = p.max_seqlen_q - 1;  // of a sequence
   if (most_more <= 0) return false;
   const int64_t longer = std::max((p.total_q - p.batch + most_more - 1) / most_more, int64_t{1});  // at least

@@ -83,8 +83,8 @@ __global__ void __launch_bounds__(kMergeThreads, kCols <= 4 ? 1 : 0)
     for (int32_t base = unit; base < args.num_items; base += 32 * num_units) {
       // Most have nothing to merge: each lane looks at one.
       const int32_t own = base + lane * num_units;
-      const bool there = own < args.num_items &&
-                         (schedule.even ? has_row(own) : row_of_entry(own) < __ldcg(&entry_of(own)->rows));
+      const bool there =
+          own < args.num_items && (schedule.even ? has_row(own) : row_of_entry(own) < __ldcg(&entry_of(own)->rows));
       uint32_t todo = __ballot_sync(0xffffffffu, there);
       if (!real) todo = 1;
 #pragma unroll 1
@@ -132,6 +132,41 @@ __global__ void __launch_bounds__(kMergeThreads) merge_splits_kernel(const __gri
 #pragma unroll 1
       for (int32_t r = first; r < entry.rows; r += step) merger.merge(merger.row(entry, r));
     }
+  }
+}
+
+// The sequence that a row of packed queries is in, if it is in any. By a warp, whose lanes look at one sequence each.
+__device__ __forceinline__ int32_t sequence_of(const core::SplitSchedule &schedule, int64_t row) {
+  const int lane = threadIdx.x % 32;
+  int32_t first = 0, left = schedule.batch;
+  while (left > 1) {
+    const int32_t step = core::ceil_div(left, 32);
+    const bool begins_before = lane * step < left && schedule.q.cu_seqlens[first + lane * step] <= row;
+    const int32_t last = max(__popc(__ballot_sync(0xffffffffu, begins_before)) - 1, 0) * step;
+    first += last;
+    left = min(step, left - last);
+  }
+  return first;
+}
+
+// The same of packed queries, whose sequences may be of very different lengths: row by row.
+template <class Element, int kCols>
+__global__ void __launch_bounds__(kMergeThreads) merge_packed_kernel(const __grid_constant__ MergeArgs args) {
+  __shared__ MergeShared<kCols> shared;
+  const Merge<Element, kCols> merger{args, shared, true};
+  const core::SplitSchedule &s = args.schedule;
+  const int32_t warp = threadIdx.x / 32;
+  const int32_t units = kMergeWarps / args.warps_of_row;
+  const int64_t nheads = int64_t{s.group.divisor} * s.nheads_k;
+  ptx::wait_for_previous_kernel();
+#pragma unroll 1
+  for (int64_t item = int64_t{units} * blockIdx.x + warp / args.warps_of_row; item < s.q.rows * nheads;
+       item += int64_t{units} * gridDim.x) {
+    const int64_t row = item / nheads;
+    const int32_t b = sequence_of(s, row);
+    const core::SeqSpan span = s.q.span(b);
+    if (row < span.start || row >= span.start + span.len) continue;
+    merger.merge(merger.packed_row(b, row, static_cast<int32_t>(item - row * nheads)));
   }
 }
 

@@ -75,6 +75,13 @@ struct Merge {
     return r;
   }
 
+  // Of a fixed number of splits of packed queries: of a row of q and out, in sequence b.
+  __device__ __forceinline__ Row packed_row(int32_t b, int64_t row, int32_t head) const {
+    const core::SplitSchedule &s = args.schedule;
+    const auto place = [&](int32_t split) { return args.partials.row(s, split, 0, row, head); };
+    return {b, head, s.num_splits, row, place(0), place(1), args.partials.stride(s, 1)};
+  }
+
   __device__ __forceinline__ int32_t column(int vector) const { return kVector * (lane + 32 * vector); }
 
   __device__ __forceinline__ Sum add_up(const Row &r, int32_t first, int32_t step) const {

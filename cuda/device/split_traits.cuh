@@ -50,8 +50,8 @@ struct SplitTraits {
   using Element = Element_;
   static constexpr bool kPlain = kCalls != SplitCalls::kAll;
   static constexpr bool kAppends = kCalls == SplitCalls::kAppend || kCalls == SplitCalls::kAppendByWarps;
-  static constexpr bool kPacked = kCalls == SplitCalls::kPacked || kCalls == SplitCalls::kPackedSeeAllKeys ||
-                                  kCalls == SplitCalls::kPackedByWarps;
+  static constexpr bool kPacked =
+      kCalls == SplitCalls::kPacked || kCalls == SplitCalls::kPackedSeeAllKeys || kCalls == SplitCalls::kPackedByWarps;
   static constexpr bool kByWarps =
       kCalls == SplitCalls::kByWarps || kCalls == SplitCalls::kAppendByWarps || kCalls == SplitCalls::kPackedByWarps;
   static constexpr bool kSeesAllKeys =

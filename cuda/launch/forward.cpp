@@ -271,8 +271,7 @@ core::Status forward_step(const flash3_params &params, const DeviceInfo &device,
   if (error != cudaSuccess) return cuda_error("launching the append", error);
   error = enqueue_scheduler(params, *kernel, state, route.pieces, stream);
   if (error != cudaSuccess) return cuda_error("preparing the tile scheduler", error);
-  error =
-      enqueue_forward(*kernel, &args, static_cast<unsigned>(blocks), device.ordinal, stream);
+  error = enqueue_forward(*kernel, &args, static_cast<unsigned>(blocks), device.ordinal, stream);
   if (error != cudaSuccess) return cuda_error("launching the forward kernel", error);
   if (merging == nullptr) return {};
   return merge_pieces(params, *merging, route.pieces.count, device, stream);

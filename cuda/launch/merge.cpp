@@ -28,6 +28,11 @@ MergeLaunch splits_launch(const flash3_params &p, const SplitKernel &kernel, con
   const int64_t tiles_of_pair = std::clamp(tiles / pairs, int64_t{1}, kMostBlocks / pairs);
   const bool share_rows = args.schedule.num_splits > kManyPieces && args.partials.rows_of_split < kRowsOfBlocks;
   merge->warps_of_row = share_rows ? kernel.merge_threads / 32 : 1;
+  if (args.packed_q) {
+    const int64_t units = kernel.merge_threads / 32 / merge->warps_of_row;
+    return {kernel.merge_packed,
+            dim3(static_cast<unsigned>(std::min((args.partials.rows_of_split + units - 1) / units, kMostBlocks)))};
+  }
   const int64_t most_rows = share_rows ? std::max(kMostRows, kRowsAtOnce / (pairs * tiles_of_pair)) : kMostRows;
   const dim3 blocks(static_cast<unsigned>(pairs), static_cast<unsigned>(tiles_of_pair),
                     static_cast<unsigned>(std::min(int64_t{args.partials.tile_rows}, most_rows)));

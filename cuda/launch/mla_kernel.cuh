@@ -24,6 +24,7 @@ SplitKernel mla_kernel() {
   kernel.sees_all_keys = reinterpret_cast<const void *>(&device::mla_kernel_sm90<Plain>);
   kernel.merge_parts = reinterpret_cast<const void *>(&device::merge_parts_kernel<Element, Traits::kHeadDimV / 32>);
   kernel.merge_splits = reinterpret_cast<const void *>(&device::merge_splits_kernel<Element, Traits::kHeadDimV / 32>);
+  kernel.merge_packed = reinterpret_cast<const void *>(&device::merge_packed_kernel<Element, Traits::kHeadDimV / 32>);
   kernel.by_warps = kernel.appends = kernel.appends_by_warps = nullptr;
   kernel.boxes = kernel.rows = kernel.dense_for_warps = {{0, 1}, sizeof(typename Traits::SharedStorage)};
   kernel.threads = Traits::kThreads;

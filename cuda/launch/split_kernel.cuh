@@ -45,6 +45,7 @@ SplitKernel split_kernel() {
   kernel.packed_by_warps = reinterpret_cast<const void *>(&device::split_kernel_sm90<PackedByWarps>);
   kernel.merge_parts = reinterpret_cast<const void *>(&device::merge_parts_kernel<Element, kMergeCols>);
   kernel.merge_splits = reinterpret_cast<const void *>(&device::merge_splits_kernel<Element, kMergeCols>);
+  kernel.merge_packed = reinterpret_cast<const void *>(&device::merge_packed_kernel<Element, kMergeCols>);
   const auto launch = [](const core::SplitFlight &f) { return SplitLaunch{f, Traits::launch_bytes(f)}; };
   kernel.boxes = launch(Traits::kConfig.boxes);
   kernel.rows = launch(Traits::kConfig.rows);

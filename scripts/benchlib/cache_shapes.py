@@ -94,7 +94,7 @@ class CacheShape:
 
 
 def few() -> list[CacheShape]:
-    """Decoding with so few keys that what counts is how a call begins and ends."""
+    """Decoding with so few keys that what counts is how a call begins and ends, and with packed queries."""
     return [
         *(CacheShape((n,) * b, page_size=size) for b, n in FEW for size in PAGES_OF_OTHERS),
         *(CacheShape((2048,) * b, page_size=64, room=32_768, told=told) for b in (1, 2) for told in (False, True)),

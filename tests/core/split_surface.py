@@ -142,6 +142,7 @@ def first_even_block(
 def _pieces(values: Any) -> list[Piece]:
     pieces = []
     for i in range(0, len(values), _VALUES):
-        part, b, head, m, n_begin, n_end, n_step, whole, *others = values[i : i + _VALUES]
-        pieces.append(Piece(part, b, head, m, n_begin, n_end, n_step, bool(whole), *others[:4], Entry(*others[4:])))
+        part, b, head, m, n_begin, n_end, n_step, whole, number, first, queries, keys, *entry = values[i : i + _VALUES]
+        blocks = n_begin, n_end, n_step
+        pieces.append(Piece(part, b, head, m, *blocks, bool(whole), number, first, queries, keys, Entry(*entry)))
     return pieces

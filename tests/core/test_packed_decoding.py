@@ -40,7 +40,9 @@ def seen(piece: Piece, row: int, causal: bool) -> list[int]:
 
 
 @given(
-    of=st.lists(st.tuples(st.sampled_from([0, 1, 1, 1, 2, 3, 7, 40]), st.integers(0, CAPACITY)), min_size=1, max_size=8),
+    of=st.lists(
+        st.tuples(st.sampled_from([0, 1, 1, 1, 2, 3, 7, 40]), st.integers(0, CAPACITY)), min_size=1, max_size=8
+    ),
     layout=layouts,
     more=st.integers(0, 2),
     causal=st.booleans(),
@@ -138,11 +140,13 @@ def prompts_beside(singles: int, prompts: int, longest: int, **changes: int) -> 
 @pytest.mark.parametrize(
     ("singles", "prompts", "longest", "taken"),
     [
-        (32, 1, 512, True),
-        (8, 1, 512, True),
-        (7, 1, 512, False),  # few
-        (128, 4, 4096, True),
-        (8, 9, 512, False),
+        (128, 1, 512, True),
+        (32, 1, 480, True),
+        (32, 1, 500, False),  # more than 16 queries on average, which are the forward kernel's
+        (8, 1, 100, True),
+        (7, 1, 100, False),  # few
+        (1000, 4, 2048, True),
+        (20, 21, 30, False),
         (64, 1, 16, False),  # all of them fit a tile
         (64, 1, 17, True),
     ],
@@ -153,7 +157,7 @@ def test_which_calls_are_computed_as_two(singles: int, prompts: int, longest: in
     size = two_steps(p)
     assert (size is not None) == taken
     if size is not None:
-        assert size[0] + size[1] + 4 * (singles + prompts) <= size[2] < size[0] + size[1] + 4 * (singles + prompts) + 256
+        assert 4 * (singles + prompts) <= size[2] - size[0] - size[1] < 4 * (singles + prompts) + 256
 
 
 @pytest.mark.parametrize(
@@ -162,7 +166,8 @@ def test_which_calls_are_computed_as_two(singles: int, prompts: int, longest: in
     ids=str,
 )
 def test_what_is_computed_at_once(change: dict[str, int]) -> None:
-    p = prompts_beside(32, 1, 512)
+    p = prompts_beside(128, 1, 512)
+    assert two_steps(p) is not None
     for name, value in change.items():
         setattr(p, name, value)
     assert two_steps(p) is None

@@ -134,14 +134,25 @@ CACHES: list[tuple[CacheCase, int]] = [
     (CacheCase(20, 90, 16, "bfloat16", batch=20, nheads=64, nheads_k=8, head_dim=128, causal=True), 0),
     (CacheCase(20, 90, None, "float16", batch=20, nheads=64, nheads_k=8, head_dim=192, causal=True, sinks=True), 0),
 ]
+# Packed queries, and how many the caller says that a sequence has: more than some have, fewer than others, and prompts
+# beside single ones.
+PACKED: list[tuple[CacheCase, int]] = [
+    (CacheCase(1, 300, 64, "bfloat16", batch=7, nheads=8, head_dim=128, queries=(1, 1, 0, 1, 2, 1, 1), causal=True), 1),
+    (CacheCase(1, 300, None, "float16", batch=40, nheads=8, nheads_k=8, queries=(*(1,) * 38, 0, 2), sinks=True), 1),
+    (CacheCase(1, 400, 16, "bfloat16", batch=6, nheads=32, nheads_k=1, head_dim=128, queries=(1, 0, 1, 1, 2, 1)), 1),
+    (CacheCase(3, 260, 64, "float16", batch=5, nheads=8, head_dim=96, queries=(3, 2, 0, 5, 1), causal=True), 3),
+    (CacheCase(1, 300, 1, "float16", batch=12, nheads=8, head_dim=256, queries=(*(1,) * 11, 30), causal=True), 30),
+    (CacheCase(1, 600, 64, "bfloat16", batch=30, nheads=16, nheads_k=8, head_dim=128, queries=(*(1,) * 28, 90, 60),
+               causal=True), 90),
+]
 # fmt: on
 
 
-def run_cache(case: CacheCase, num_splits: int) -> str | None:
+def run_cache(case: CacheCase, num_splits: int, most: int | None = None) -> str | None:
     """What is wrong with a call of flash_attn_with_kvcache, or None."""
     arguments = case.arguments()
     device = {name: cupy.asarray(x) if isinstance(x, np.ndarray) else x for name, x in arguments.items()}
-    out, lse = pyflash3.flash_attn_with_kvcache(**device, num_splits=num_splits, return_lse=True)
+    out, lse = pyflash3.flash_attn_with_kvcache(**device, num_splits=num_splits, max_seqlen_q=most, return_lse=True)
     ref, ref_lse, ref_k, ref_v = pyflash3.reference.attention_with_kvcache(**arguments)
     lowp = pyflash3.reference.attention_with_kvcache(**arguments, rounding=arguments["q"].dtype)[0]
     check_k_cache(cupy.asnumpy(device["k_cache"]), arguments["k_cache"], ref_k, case)
@@ -198,6 +209,10 @@ def main() -> int:
         text = run_cache(cache, num_splits)
         wrong += text is not None
         print(f"{cache}, {num_splits} splits: {text or 'right'}", flush=True)
+    for cache, most in PACKED:
+        text = run_cache(cache, 0, most)
+        wrong += text is not None
+        print(f"{cache}, told {most}: {text or 'right'}", flush=True)
     text = run_combine()
     wrong += text is not None
     print(f"combine: {text or 'right'}", flush=True)

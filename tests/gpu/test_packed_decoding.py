@@ -1,5 +1,5 @@
-"""Decoding with packed queries, as an engine has them that batches sequences continuously, and of which it says how many
-the longest sequence has. What it says may be wrong.
+"""Decoding with packed queries, as an engine has them that batches sequences continuously. It says how many queries the
+longest sequence has, and may be wrong.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ def test_several_queries(
     nheads: int, nheads_k: int, head_dim: int, page_size: int | None, causal: bool, hint: int | None
 ) -> None:
     """Of some sequences more than the caller says."""
+    queries = (4, 0, 3, 0, 1) if hint == 2 else (4, 1, 7, 0, 2)
     case = CacheCase(
         7, 1000, page_size, "bfloat16", batch=5, nheads=nheads, nheads_k=nheads_k, head_dim=head_dim,
-        filled=(1000, 70, 5, 999, 0), queries=(4, 0, 3, 0, 1) if hint == 2 else (4, 1, 7, 0, 2), causal=causal, sinks=page_size == 64,
+        filled=(1000, 70, 5, 999, 0), queries=queries, causal=causal, sinks=page_size == 64,
     )  # fmt: skip
     check(case, max_seqlen_q=hint)
 

@@ -77,9 +77,7 @@ class CacheCase:
             "cache_seqlens": filled.astype(np.int32),
             **({"v_cache": None, "d_v": self.head_dim_v} if self.latent else {}),
         }  # fmt: skip
-        lengths_q = rng.integers(0, self.seqlen_q + 1, self.batch) if self.packed_q else None
-        if self.queries:
-            lengths_q = np.array(self.queries)
+        lengths_q = self._packed_queries(rng)
         if lengths_q is None:
             arguments["q"] = normal(self.batch, self.seqlen_q, self.nheads, self.head_dim)
         else:
@@ -102,6 +100,10 @@ class CacheCase:
         if self.page_size is not None:
             self._make_pages(arguments, rng, filled + new, leftpad)
         return arguments
+
+    def _packed_queries(self, rng: Any) -> Any:
+        drawn = rng.integers(0, self.seqlen_q + 1, self.batch) if self.packed_q else None
+        return np.array(self.queries) if self.queries else drawn
 
     def _filled(self, rng: Any, most_new: int) -> Any:
         drawn = rng.integers(0, self.seqlen_k - most_new + 1, self.batch)
