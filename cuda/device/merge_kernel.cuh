@@ -135,21 +135,33 @@ __global__ void __launch_bounds__(kMergeThreads) merge_splits_kernel(const __gri
   }
 }
 
-// The sequence that a row of packed queries is in, if it is in any. By a warp, whose lanes look at one sequence each.
+// The sequence that a row of packed queries is in; -1: it is in none. By a warp, whose lanes look at one sequence each.
+// A wrong cu_seqlens_q may lead astray, and then all sequences are looked at: those whose own ends are right have their
+// rows.
 __device__ __forceinline__ int32_t sequence_of(const core::SplitSchedule &schedule, int64_t row) {
   const int lane = threadIdx.x % 32;
+  const int32_t *const begin = schedule.q.cu_seqlens;
   int32_t first = 0, left = schedule.batch;
   while (left > 1) {
     const int32_t step = core::ceil_div(left, 32);
-    const bool begins_before = lane * step < left && schedule.q.cu_seqlens[first + lane * step] <= row;
-    const int32_t last = max(__popc(__ballot_sync(0xffffffffu, begins_before)) - 1, 0) * step;
+    const bool begins_before = lane * step < left && begin[first + lane * step] <= row;
+    const uint32_t before = __ballot_sync(0xffffffffu, begins_before);
+    const int32_t last = before == 0 ? 0 : (31 - __clz(static_cast<int>(before))) * step;
     first += last;
     left = min(step, left - last);
   }
-  return first;
+  if (begin[first] <= row && row < begin[first + 1]) return first;
+  for (int32_t base = 0; base < schedule.batch; base += 32) {
+    const int32_t b = base + lane;
+    const bool holds = b < schedule.batch && begin[b] <= row && row < begin[b + 1];
+    const uint32_t holding = __ballot_sync(0xffffffffu, holds);
+    if (holding != 0) return base + __ffs(static_cast<int>(holding)) - 1;
+  }
+  return -1;
 }
 
-// The same of packed queries, whose sequences may be of very different lengths: row by row.
+// The same of packed queries in pieces of the forward kernel, whose sequences may be of very different lengths: row by
+// row.
 template <class Element, int kCols>
 __global__ void __launch_bounds__(kMergeThreads) merge_packed_kernel(const __grid_constant__ MergeArgs args) {
   __shared__ MergeShared<kCols> shared;
@@ -164,6 +176,7 @@ __global__ void __launch_bounds__(kMergeThreads) merge_packed_kernel(const __gri
        item += int64_t{units} * gridDim.x) {
     const int64_t row = item / nheads;
     const int32_t b = sequence_of(s, row);
+    if (b < 0) continue;
     const core::SeqSpan span = s.q.span(b);
     if (row < span.start || row >= span.start + span.len) continue;
     merger.merge(merger.packed_row(b, row, static_cast<int32_t>(item - row * nheads)));

@@ -15,24 +15,35 @@ struct MergeLaunch {
   dim3 blocks;
 };
 
-// These fill in the rest of `merge`. Of a fixed number of splits.
+constexpr int64_t kMostBlocks =
+    4096;  // each takes several rows, tiles or pairs of sequence and head, if there are more
+
+// Whether so many pieces of so few rows are to be merged that all warps of a block share a row.
+bool shares_rows(const device::SplitArgs &args) {
+  constexpr int64_t kManyPieces = 8;       // that a warp adds up at once
+  constexpr int64_t kRowsOfBlocks = 1024;  // so many that there is a warp for each do without whole blocks
+  return args.schedule.num_splits > kManyPieces && args.partials.rows_of_split < kRowsOfBlocks;
+}
+
+// These fill in the rest of `merge`. Of pieces of the forward kernel where queries are packed.
+MergeLaunch packed_launch(const SplitKernel &kernel, const device::SplitArgs &args, device::MergeArgs *merge) {
+  const int32_t warps = kernel.merge_threads / 32;
+  merge->warps_of_row = shares_rows(args) ? warps : 1;
+  const int64_t units = warps / merge->warps_of_row;
+  const int64_t blocks = std::min((args.partials.rows_of_split + units - 1) / units, kMostBlocks);
+  return {kernel.merge_packed, dim3(static_cast<unsigned>(blocks))};
+}
+
+// Of a fixed number of splits.
 MergeLaunch splits_launch(const flash3_params &p, const SplitKernel &kernel, const device::SplitArgs &args,
                           device::MergeArgs *merge) {
   const int64_t tiles = core::SplitBounds::of(p).tiles;
-  constexpr int64_t kManyPieces = 8;       // that a warp adds up at once
-  constexpr int64_t kMostBlocks = 4096;    // each takes several pairs, or tiles, if there are more
-  constexpr int64_t kMostRows = 8;         // that get a block
-  constexpr int64_t kRowsAtOnce = 256;     // or more, where whole blocks share rows and these are few
-  constexpr int64_t kRowsOfBlocks = 1024;  // so many that there is a warp for each do without whole blocks
+  constexpr int64_t kMostRows = 8;      // that get a block
+  constexpr int64_t kRowsAtOnce = 256;  // or more, where whole blocks share rows and these are few
   const int64_t pairs = std::min(int64_t{p.batch} * p.nheads_k, kMostBlocks);
   const int64_t tiles_of_pair = std::clamp(tiles / pairs, int64_t{1}, kMostBlocks / pairs);
-  const bool share_rows = args.schedule.num_splits > kManyPieces && args.partials.rows_of_split < kRowsOfBlocks;
+  const bool share_rows = shares_rows(args);
   merge->warps_of_row = share_rows ? kernel.merge_threads / 32 : 1;
-  if (args.packed_q) {
-    const int64_t units = kernel.merge_threads / 32 / merge->warps_of_row;
-    return {kernel.merge_packed,
-            dim3(static_cast<unsigned>(std::min((args.partials.rows_of_split + units - 1) / units, kMostBlocks)))};
-  }
   const int64_t most_rows = share_rows ? std::max(kMostRows, kRowsAtOnce / (pairs * tiles_of_pair)) : kMostRows;
   const dim3 blocks(static_cast<unsigned>(pairs), static_cast<unsigned>(tiles_of_pair),
                     static_cast<unsigned>(std::min(int64_t{args.partials.tile_rows}, most_rows)));
@@ -73,7 +84,7 @@ MergeLaunch parts_launch(const flash3_params &p, const SplitKernel &kernel, cons
 }  // namespace
 
 cudaError_t launch_merge(const flash3_params &p, const SplitKernel &kernel, const device::SplitArgs &args,
-                         cudaStream_t stream) {
+                         bool of_pieces, cudaStream_t stream) {
   device::MergeArgs merge = {};
   merge.schedule = args.schedule;
   merge.partials = args.partials;
@@ -86,7 +97,8 @@ cudaError_t launch_merge(const flash3_params &p, const SplitKernel &kernel, cons
   merge.head_dim_v = args.head_dim_v;
   merge.sinks = args.sinks;
   const auto launch_of = args.schedule.balanced() ? parts_launch : splits_launch;
-  const MergeLaunch launch = launch_of(p, kernel, args, &merge);
+  const bool by_row = of_pieces && args.packed_q;
+  const MergeLaunch launch = by_row ? packed_launch(kernel, args, &merge) : launch_of(p, kernel, args, &merge);
   Start how{launch.blocks, kernel.merge_threads};
   how.early = true;
   return start(launch.function, how, &merge, stream);

@@ -250,7 +250,7 @@ core::Status merge_pieces(const flash3_params &params, const SplitKernel &kernel
   args.schedule = make_schedule(split, kernel, how, device.multiprocessors);
   set_results(params, &args);
   args.partials = partials_of(params);
-  const cudaError_t error = launch_merge(split, kernel, args, stream);
+  const cudaError_t error = launch_merge(split, kernel, args, true, stream);
   if (error != cudaSuccess) return cuda_error("launching the merging of pieces", error);
   return {};
 }
@@ -292,7 +292,7 @@ core::Status split_forward(const flash3_params &params, const DeviceInfo &device
   if (error != cudaSuccess) return cuda_error("launching the split-KV kernel", error);
   const bool whole = args.schedule.num_splits == 1 || (args.schedule.balanced() && args.schedule.parts_of_line == 1);
   if (whole || args.schedule.all_in_clusters()) return {};
-  error = launch_merge(params, *kernel, args, stream);
+  error = launch_merge(params, *kernel, args, false, stream);
   if (error != cudaSuccess) return cuda_error("launching the merging of splits", error);
   return {};
 }

@@ -21,7 +21,8 @@ struct SplitKernel {
   const void *appends, *appends_by_warps;  // the same for those of the last two that core::appends_itself, or NULL
   // plain, sees_all_keys and by_warps for calls that are core::is_packed_decoding, or NULL.
   const void *packed, *packed_sees_all_keys, *packed_by_warps;
-  // __global__ void(device::MergeArgs), of a balanced schedule and of others; the last one where queries are packed.
+  // __global__ void(device::MergeArgs), of a balanced schedule and of others; the last one of pieces of
+  // packed queries.
   const void *merge_parts, *merge_splits, *merge_packed;
   SplitLaunch boxes, rows, dense_for_warps;
   int32_t threads, merge_threads;
