@@ -9,6 +9,7 @@ import pytest
 
 import pyflash3
 from pyflash3 import flash_attn_varlen_func, flash_attn_with_kvcache, plan_with_kvcache
+from pyflash3._prepared import prepared
 from tests.host.kvcache_cases import CacheCase, copied, equal
 
 F32 = np.float32
@@ -110,3 +111,15 @@ def test_lengths_are_checked_at_each_call_when_asked(monkeypatch: pytest.MonkeyP
     arguments["cache_seqlens"][1] = 40
     with pytest.raises(ValueError, match=r"cache_seqlens\[1\] is 40; it must be from 0 to 39, the rows"):
         step()
+
+
+def test_a_hint_that_grows_with_the_cache_prepares_nothing_anew() -> None:
+    """Three bits of it count."""
+    arguments = CacheCase(1, 40, None, "float32").arguments()
+    out = flash_attn_with_kvcache(**arguments, max_seqlen_k=1025)
+    kinds = prepared.cache_info().misses
+    for told in (1026, 1100, np.int64(1280)):
+        equal(flash_attn_with_kvcache(**arguments, max_seqlen_k=told), out)
+    assert prepared.cache_info().misses == kinds
+    equal(flash_attn_with_kvcache(**arguments, max_seqlen_k=1281), out)
+    assert prepared.cache_info().misses == kinds + 1
