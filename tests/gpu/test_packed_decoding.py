@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import pyflash3
-from tests.gpu.kvcache_problem import check, check_same_bits, on_device
-from tests.gpu.machine import get, wait
+from tests.gpu.kvcache_problem import call, check, check_same_bits, on_device
+from tests.gpu.machine import get, put, wait
+from tests.gpu.test_bad_lengths import WRONG
 from tests.host.kvcache_cases import CacheCase
 
 pytestmark = pytest.mark.usefixtures("cuda")  # the host engine has no kernels of its own for them
@@ -107,6 +108,40 @@ def test_no_single_query_where_most_should_be(told: int) -> None:
         filled=tuple(100 + n for n in queries),
     )  # fmt: skip
     check(case, max_seqlen_q=told)
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+@pytest.mark.parametrize(
+    ("queries", "keys"), [((1,) * 40, 300), ((1,) * 20 + (30, 1, 25, 1), 300), ((40, 30, 50, 20), 2300)],
+    ids=["decoding", "two steps", "pieces"],
+)  # fmt: skip
+def test_wrong_cu_seqlens_q(queries: tuple[int, ...], keys: int, place: str, wrong: str) -> None:
+    """Sequences whose own entries are right, and whose rows no wrong one claims, stay what they are."""
+    batch = len(queries)
+    case = CacheCase(
+        1, keys, 16, "bfloat16", batch=batch, nheads=8, nheads_k=2, head_dim=128, filled=(keys,) * batch,
+        queries=queries, causal=True,
+    )  # fmt: skip
+    arguments = on_device(case.arguments())
+    want = [get(x).astype(np.float32) for x in call(arguments, max_seqlen_q=max(queries))]
+    right = get(arguments["cu_seqlens_q"])
+    at = {"first": 0, "middle": batch // 2, "last": batch}[place]
+    found_in = right.copy()
+    found_in[at] = WRONG[wrong](int(right[at]))
+    arguments["cu_seqlens_q"] = put(found_in)
+    found = [get(x).astype(np.float32) for x in call(arguments, max_seqlen_q=max(queries))]
+    wait()
+    claimed = np.zeros(right[-1], bool)
+    wrong_ones = [b for b in (at - 1, at) if 0 <= b < batch]
+    for b in wrong_ones:
+        begin, end = np.clip(found_in[b : b + 2], 0, right[-1])
+        claimed[begin : max(begin, end)] = True
+    for b in set(range(batch)) - set(wrong_ones):
+        rows = slice(right[b], right[b + 1])
+        if not claimed[rows].any():
+            assert np.abs(found[0][rows] - want[0][rows]).max() < 4e-3, f"sequence {b} has changed"
+            assert np.abs(found[1][:, rows] - want[1][:, rows]).max() < 1e-4, f"lse of sequence {b} has changed"
 
 
 def test_nan_of_a_later_token_stays_there() -> None:
