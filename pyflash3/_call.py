@@ -17,7 +17,7 @@ from ._cache import CACHE_ARRAYS, argument_name
 from ._errors import NoDeviceError
 from ._prepared import Prepared, fill, prepared
 from ._problem import ARRAYS, AttnProblem
-from ._specs import HOST, Spec
+from ._specs import HOST, MAX_ROWS, Spec
 
 _DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
@@ -130,7 +130,7 @@ def prepare(
             if arrays[i] is not None or i < _NEEDED:
                 arrays[i] = native(argument_name(kvcache, name), arrays[i])
         specs = [None if x is None else spec(x) for x in arrays]
-    return prepared(tuple(specs), _numbers(options, lengths), of_cache), arrays
+    return prepared(tuple(specs), _numbers(options, lengths, cache is not None), of_cache), arrays
 
 
 def lengths_are_checked() -> bool:
@@ -196,9 +196,15 @@ def _check_lengths_given(lengths: Lengths, cache: Cache | None) -> None:
         raise ValueError("cu_seqlens_k is given; with page_table it must be None, and seqused_k has the lengths")
 
 
-def _numbers(o: Options, lengths: Lengths) -> tuple[Any, ...]:
-    """The fields of Request that are no arrays, from max_seqlen_q to d_v."""
-    numbers = o.causal, lengths[4], lengths[5], o.softmax_scale, o.softcap, o.num_splits, o.pack_gqa, o.sm_margin, o.d_v
+def _numbers(o: Options, lengths: Lengths, cached: bool) -> tuple[Any, ...]:
+    """The fields of Request that are no arrays, from max_seqlen_q to d_v.
+
+    Of a cache three bits of max_seqlen_k count: one that grows by a row would have every call prepared anew.
+    """
+    most_keys = lengths[5]
+    if cached and most_keys is not None:
+        most_keys = _values.rounded_up(_values.integer("max_seqlen_k", most_keys), bits=3, most=MAX_ROWS)
+    numbers = o.causal, lengths[4], most_keys, o.softmax_scale, o.softcap, o.num_splits, o.pack_gqa, o.sm_margin, o.d_v
     try:
         left, right = o.window_size
         return _checked_numbers(left, right, *numbers)

@@ -29,6 +29,12 @@ def integer(name: str, value: Any) -> int:
         raise TypeError(f"{name} is {value!r}; it must be an integer") from None
 
 
+def rounded_up(number: int, bits: int, most: int) -> int:
+    """The next number of so many bits and zeros, but no more than `most`; one that is not from 1 to `most` as it is."""
+    step = 1 << max(number.bit_length() - bits, 0)
+    return min(-(-number // step) * step, most) if 0 < number <= most else number
+
+
 def boolean(name: str, value: Any) -> bool:
     """value as a bool, for Python and NumPy booleans."""
     if not isinstance(value, (bool, np.bool_)):

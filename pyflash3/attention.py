@@ -127,7 +127,8 @@ def flash_attn_varlen_func(
         max_seqlen_q: longest sequence, a hint for tuning; a wrong one changes rounding at most. None or 0: unknown.
             With page_table it says whether this is a step of decoding, or of decoding and prompts together, and so
             which kernels are fast: worth giving. Of one that is too small every query that it leaves out takes longer.
-        max_seqlen_k: the same for k; with page_table it is worth giving where the table has room for many more keys.
+        max_seqlen_k: the same for k; with page_table it is worth giving where the table has room for many more keys,
+            and three bits of it count, as in flash_attn_with_kvcache.
         seqused_q: (batch,) int32: how many of its rows each sequence uses, from its start. Rows behind them are not
             written, so a newly allocated out holds arbitrary values there.
         seqused_k: the same for k and v.

@@ -114,21 +114,12 @@ def flash_attn_with_kvcache(
     options = Options(
         softmax_scale, causal, window_size, softcap, alibi_slopes, sinks, num_splits, pack_gqa, sm_margin, d_v
     )
-    lengths = (cu_seqlens_q, None, None, cache_seqlens, max_seqlen_q, coarse_hint(max_seqlen_k))
+    lengths = (cu_seqlens_q, None, None, cache_seqlens, max_seqlen_q, max_seqlen_k)
     cache = Cache(
         page_table, cache_batch_idx, cache_leftpad, k, v, cu_seqlens_k_new, rotary_cos, rotary_sin, rotary_seqlens,
         rotary_interleaved, kvcache=True,
     )  # fmt: skip
     return attend(q, k_cache, v_cache, options, out, return_lse, lengths, cache)
-
-
-def coarse_hint(keys: int | None) -> int | None:
-    """max_seqlen_k rounded up to a number of three bits and zeros."""
-    if keys is None:
-        return None
-    number = _values.integer("max_seqlen_k", keys)
-    step = 1 << max(number.bit_length() - 3, 0)
-    return min(-(-number // step) * step, MAX_ROWS) if 0 < number <= MAX_ROWS else number
 
 
 def same_for_all(value: int | np.integer[Any], q: Array, cu_seqlens_q: Array | None, wait: bool = False) -> Array:

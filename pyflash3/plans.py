@@ -8,7 +8,7 @@ import numpy as np
 
 from ._call import Cache, Options, prepare
 from ._planned import PlannedCall
-from .kvcache import coarse_hint, same_for_all
+from .kvcache import same_for_all
 
 Array = Any  # numpy.ndarray, cupy.ndarray, or a CUDA object with __dlpack__
 
@@ -239,6 +239,6 @@ def plan_with_kvcache(
         page_table, cache_batch_idx, cache_leftpad, k, v, cu_seqlens_k_new, rotary_cos, rotary_sin, rotary_seqlens,
         rotary_interleaved, kvcache=True,
     )  # fmt: skip
-    lengths = (cu_seqlens_q, None, None, cache_seqlens, max_seqlen_q, coarse_hint(max_seqlen_k))
+    lengths = (cu_seqlens_q, None, None, cache_seqlens, max_seqlen_q, max_seqlen_k)
     kind, arrays = prepare(q, k_cache, v_cache, options, out, lengths, cache)
     return KVCachePlan(kind, arrays, out, lse, return_lse)

@@ -28,15 +28,22 @@ inline int64_t most_keys(const flash3_params &p) {
   return p.max_seqlen_k > 0 ? std::min(p.max_seqlen_k, key_capacity(p)) : key_capacity(p);
 }
 
+// Of packed sequences, how many must have more than one query if none has more than max_seqlen_q, which is above 1; one
+// in any case.
+inline int64_t least_longer_sequences(const flash3_params &p) {
+  const int64_t more = p.total_q - p.batch;
+  return more > 0 ? (more - 1) / (p.max_seqlen_q - 1) + 1 : 1;
+}
+
 // How many sequences of how many queries a call is counted as where its kernel is chosen. Where not all rows of packed
-// sequences are in use, these are as many as there must be of the longest (core::TwoSteps).
+// sequences are in use, they are counted as the longer ones of single queries and longer sequences (core::TwoSteps).
 struct CountedQueries {
   int64_t sequences, queries;
 
   static CountedQueries of(const flash3_params &p) {
     const bool in_part = p.cu_seqlens_q != nullptr && p.seqused_q != nullptr;
     if (!in_part || p.max_seqlen_q <= mean_queries(p)) return {p.batch, mean_queries(p)};
-    return {std::max((p.total_q - p.batch) / p.max_seqlen_q, int64_t{1}), std::min(p.max_seqlen_q, p.total_q)};
+    return {least_longer_sequences(p), std::min(p.max_seqlen_q, p.total_q)};
   }
 };
 

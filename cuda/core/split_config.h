@@ -118,8 +118,7 @@ inline constexpr int64_t kSinglesAlone = -1;
 // is so.
 inline int64_t expected_queries(const flash3_params &p) {
   if (p.max_seqlen_q == kSinglesAlone) return 1;
-  const bool may_be = p.max_seqlen_q > 0 && p.total_q <= p.max_seqlen_q * p.batch;
-  if (may_be) return std::min(p.max_seqlen_q, p.total_q);
+  if (p.max_seqlen_q > 0 && mean_queries(p) <= p.max_seqlen_q) return std::min(p.max_seqlen_q, p.total_q);
   return p.total_q <= p.batch ? 1 : p.total_q;
 }
 

@@ -18,16 +18,13 @@ namespace flash3::core {
 inline bool takes_two_steps(const flash3_params &p) {
   constexpr int64_t kLeastSingles = 8;
   const int64_t group = p.nheads / p.nheads_k;
-  if (p.backend != FLASH3_BACKEND_CUDA || p.cu_seqlens_q == nullptr || p.seqused_q != nullptr) return false;
-  if (p.max_seqlen_q == kSinglesAlone) return false;
+  if (p.backend != FLASH3_BACKEND_CUDA || p.max_seqlen_q <= 1) return false;
   if (!has_kv_cache(p) || p.head_dim > kMostSplitDim || p.head_dim_v > kMostSplitDim) return false;
   flash3_params singles = p;
   singles.max_seqlen_q = kSinglesAlone;
   if (!is_packed_decoding(singles) || mean_queries(p) * group > SplitSchedule::kBlockM) return false;
   if (expected_queries(p) * group <= SplitSchedule::kBlockM) return false;
-  const int64_t most_more = p.max_seqlen_q - 1;  // of a sequence
-  if (most_more <= 0) return false;
-  const int64_t longer = std::max((p.total_q - p.batch + most_more - 1) / most_more, int64_t{1});  // at least
+  const int64_t longer = least_longer_sequences(p);
   return p.batch - longer >= std::max(kLeastSingles, longer);
 }
 
@@ -42,8 +39,7 @@ struct TwoSteps {
     steps.others.seqused_q = p.cu_seqlens_q;  // any, until it has a place
     const uint64_t of_singles = workspace_layout(steps.singles).bytes;
     const uint64_t of_both = of_singles + workspace_layout(steps.others).bytes;
-    steps.bytes = of_both + (static_cast<uint64_t>(p.batch) * sizeof(int32_t) + kWorkspaceAlignment - 1) /
-                                kWorkspaceAlignment * kWorkspaceAlignment;
+    steps.bytes = of_both + padded(static_cast<uint64_t>(p.batch) * sizeof(int32_t));
     char *const workspace = static_cast<char *>(p.workspace);
     if (workspace == nullptr) return steps;
     steps.others.workspace = workspace + of_singles;

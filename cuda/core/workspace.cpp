@@ -5,13 +5,6 @@
 #include "core/two_steps.h"
 
 namespace flash3::core {
-namespace {
-
-uint64_t padded(uint64_t bytes) {
-  return (bytes + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
-}
-
-}  // namespace
 
 WorkspaceLayout workspace_layout(const flash3_params &params) {
   WorkspaceLayout layout = {};

@@ -8,6 +8,9 @@
 namespace flash3::core {
 
 inline constexpr uint64_t kWorkspaceAlignment = 256;
+constexpr uint64_t padded(uint64_t bytes) {
+  return (bytes + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
+}
 
 // Byte offsets from params.workspace, each a multiple of kWorkspaceAlignment. A part that a call has no use for has
 // the offset of the part behind it.

@@ -136,8 +136,8 @@ __global__ void __launch_bounds__(kMergeThreads) merge_splits_kernel(const __gri
 }
 
 // The sequence that a row of packed queries is in; -1: it is in none. By a warp, whose lanes look at one sequence each.
-// A wrong cu_seqlens_q may lead astray, and then all sequences are looked at: those whose own ends are right have their
-// rows.
+// A wrong cu_seqlens_q may lead astray, and then all sequences are looked at: those whose own ends are right have the
+// rows that no wrong one claims.
 __device__ __forceinline__ int32_t sequence_of(const core::SplitSchedule &schedule, int64_t row) {
   const int lane = threadIdx.x % 32;
   const int32_t *const begin = schedule.q.cu_seqlens;

@@ -32,7 +32,7 @@ __device__ __forceinline__ core::SplitSchedule known_schedule(core::SplitSchedul
 
 // Which calls a kernel is for: all, those that core::is_plain_decoding, those of them that core::sees_all_keys, or
 // those of these that are core::computed_by_warps; those of the last two kinds that are core::appends_itself; and the
-// same as the second, third and fourth kind with packed queries.
+// same as the second, third (core::tiles_see_all_keys) and fourth kind with packed queries.
 enum class SplitCalls {
   kAll,
   kPlain,

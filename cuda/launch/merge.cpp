@@ -15,8 +15,7 @@ struct MergeLaunch {
   dim3 blocks;
 };
 
-constexpr int64_t kMostBlocks =
-    4096;  // each takes several rows, tiles or pairs of sequence and head, if there are more
+constexpr int64_t kMostBlocks = 4096;  // each takes several rows, tiles or sequences if there are more
 
 // Whether so many pieces of so few rows are to be merged that all warps of a block share a row.
 bool shares_rows(const device::SplitArgs &args) {

@@ -26,6 +26,7 @@ SplitKernel mla_kernel() {
   kernel.merge_splits = reinterpret_cast<const void *>(&device::merge_splits_kernel<Element, Traits::kHeadDimV / 32>);
   kernel.merge_packed = reinterpret_cast<const void *>(&device::merge_packed_kernel<Element, Traits::kHeadDimV / 32>);
   kernel.by_warps = kernel.appends = kernel.appends_by_warps = nullptr;
+  kernel.packed = kernel.packed_sees_all_keys = kernel.packed_by_warps = nullptr;
   kernel.boxes = kernel.rows = kernel.dense_for_warps = {{0, 1}, sizeof(typename Traits::SharedStorage)};
   kernel.threads = Traits::kThreads;
   kernel.merge_threads = device::kMergeThreads;

@@ -19,7 +19,8 @@ struct SplitKernel {
   const void *sees_all_keys;               // the same for those of them that core::sees_all_keys
   const void *by_warps;                    // the same for those that are core::computed_by_warps; NULL: there are none
   const void *appends, *appends_by_warps;  // the same for those of the last two that core::appends_itself, or NULL
-  // plain, sees_all_keys and by_warps for calls that are core::is_packed_decoding, or NULL.
+  // plain, sees_all_keys and by_warps for calls that are core::is_packed_decoding, the second for those of them that
+  // core::tiles_see_all_keys; or NULL.
   const void *packed, *packed_sees_all_keys, *packed_by_warps;
   // __global__ void(device::MergeArgs), of a balanced schedule and of others; the last one of pieces of
   // packed queries.

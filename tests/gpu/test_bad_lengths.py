@@ -87,20 +87,26 @@ def test_wrong_cu_seqlens_q(at: int, dim: int, mask: dict[str, Any], wrong: str)
 def _wrong_cu_seqlens_q(at: int, dim: int, mask: dict[str, Any], wrong: str, **options: Any) -> None:
     inputs = _guarded_inputs(dim, mask)
     want = _call_into_guarded(inputs, **options)
-    right = starts(LENGTHS, 0)
-    cu_seqlens = right.copy()
-    cu_seqlens[at] = WRONG[wrong](int(cu_seqlens[at]))
+    cu_seqlens, unclaimed = wrong_entry(starts(LENGTHS, 0), at, wrong)
     inputs.lengths["cu_seqlens_q"] = int32(cu_seqlens)
-    # A wrong sequence may write the rows that it claims, so those of others that it covers are lost.
-    total = int(right[-1])
+    _assert_right_sequences(inputs, want, unclaimed, **options)
+
+
+def wrong_entry(right: Any, at: int, wrong: str) -> tuple[Any, list[int]]:
+    """cu_seqlens_q with a wrong entry `at`, and the sequences that must stay what they are.
+
+    A wrong sequence may write the rows that it claims, so those of others that it covers are lost.
+    """
+    cu_seqlens = right.copy()
+    cu_seqlens[at] = WRONG[wrong](int(right[at]))
+    total, batch = int(right[-1]), len(right) - 1
     claimed = np.zeros(total, bool)
     for b in (at - 1, at):
-        if 0 <= b < len(LENGTHS):
+        if 0 <= b < batch:
             begin = min(max(int(cu_seqlens[b]), 0), total)
             claimed[begin : max(begin, min(int(cu_seqlens[b + 1]), total))] = True
-    others = [b for b in range(len(LENGTHS)) if b not in (at - 1, at)]
-    unclaimed = [b for b in others if not claimed[right[b] : right[b + 1]].any()]
-    _assert_right_sequences(inputs, want, unclaimed, **options)
+    others = [b for b in range(batch) if b not in (at - 1, at)]
+    return cu_seqlens, [b for b in others if not claimed[right[b] : right[b + 1]].any()]
 
 
 @pytest.mark.parametrize("side", ["q", "k"])

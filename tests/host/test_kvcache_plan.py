@@ -123,3 +123,19 @@ def test_a_hint_that_grows_with_the_cache_prepares_nothing_anew() -> None:
     assert prepared.cache_info().misses == kinds
     equal(flash_attn_with_kvcache(**arguments, max_seqlen_k=1281), out)
     assert prepared.cache_info().misses == kinds + 1
+
+
+def test_the_same_of_packed_queries() -> None:
+    arguments = CacheCase(3, 40, 4, "float32", packed_q=True).arguments()
+
+    def call(told: int) -> Any:
+        return flash_attn_varlen_func(
+            arguments["q"], arguments["k_cache"], arguments["v_cache"], arguments["cu_seqlens_q"], None, 3, told,
+            seqused_k=arguments["cache_seqlens"], page_table=arguments["page_table"],
+        )  # fmt: skip
+
+    out = call(1025)
+    kinds = prepared.cache_info().misses
+    for told in (1026, 1280):
+        equal(call(told), out)
+    assert prepared.cache_info().misses == kinds
