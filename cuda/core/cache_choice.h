@@ -64,7 +64,8 @@ struct CacheCosts {
 };
 
 // What the forward kernel works through: tiles, each of which takes `tile_clocks` beside the `key_clocks` of its
-// `blocks` key blocks, what reading K and V takes in any case, and rows of the result, with their bytes in float32.
+// `blocks` key blocks, what reading K and V takes in any case, rows of the result, and bytes of all partial results of
+// a piece, in float32.
 struct TileWork {
   int64_t tiles, tile_clocks, key_clocks, blocks, reading_clocks, rows, result_bytes;
 
@@ -124,14 +125,15 @@ inline CacheCosts cache_costs(const flash3_params &p, const TileConfig &config) 
   work.blocks = key_clocks / config.block_clocks;
   work.reading_clocks = reading_clocks(p, keys);
   work.rows = rows * batch * p.nheads;
-  work.result_bytes = work.rows * p.head_dim_v * int64_t{sizeof(float)};
+  // Partial results have a place for every row, also for those that are not counted.
+  const int64_t most_rows = p.cu_seqlens_q != nullptr ? p.total_q : rows;
+  work.result_bytes = std::max(work.rows, most_rows * p.nheads) * p.head_dim_v * int64_t{sizeof(float)};
   CacheCosts costs;
   costs.whole = work.clocks(1);
   costs.best = {1, 1, costs.whole};
   if (p.num_splits == 0 && !modifies_scores(p)) {
     work.improve(1, &costs.best);
     const int64_t packed_tiles = (rows * group + config.block_m - 1) / config.block_m * p.nheads_k * batch;
-    const int64_t most_rows = p.cu_seqlens_q != nullptr ? p.total_q : rows;
     if (may_pack(most_rows, group) && packed_tiles < work.tiles) {
       work.tiles = packed_tiles;
       work.improve(static_cast<int32_t>(group), &costs.best);

@@ -161,6 +161,19 @@ def test_which_calls_are_computed_as_two(singles: int, prompts: int, longest: in
 
 
 @pytest.mark.parametrize(
+    ("singles", "prompts", "longest", "nheads_k", "room"),
+    [(2048, 1, 3, 1, 131_072), (256, 1, 3, 1, 65_536), (1024, 1, 17, 8, 131_072), (256, 2, 64, 8, 65_536)],
+)
+def test_single_queries_do_not_multiply_the_workspace(
+    singles: int, prompts: int, longest: int, nheads_k: int, room: int
+) -> None:
+    """Of pieces of the prompts, whose partial results have places for all queries: few of them where these are many."""
+    size = two_steps(prompts_beside(singles, prompts, longest, nheads_k=nheads_k, max_pages=room // 64))
+    assert size is not None
+    assert size[2] < 64 << 20
+
+
+@pytest.mark.parametrize(
     "change",
     [{"seqused_q": ADDRESS}, {"num_splits": 1}, {"window_left": 9}, {"max_seqlen_q": 0}, {"softcap": 1.0}],
     ids=str,
